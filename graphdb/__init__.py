@@ -1,0 +1,1 @@
+"""The DuckDB graph store: schema, loading, windows, exports."""

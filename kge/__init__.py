@@ -1,0 +1,1 @@
+"""Knowledge graph embedding: the pretrainer on the heterogeneous graph."""

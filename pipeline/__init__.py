@@ -1,0 +1,1 @@
+"""The composition root: the `multifacet` command and whole runs."""

@@ -1,0 +1,1 @@
+"""TorchRec CTR/CVR models whose tables start from snapshots."""

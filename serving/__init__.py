@@ -1,0 +1,1 @@
+"""Releases, the CPU lookup server and the ranker."""

@@ -1,0 +1,1 @@
+"""What an embedding table is: artefacts, id maps, snapshots, codecs, row-wise optimisers."""
