@@ -1,0 +1,63 @@
+# `make demo` and `make test` ask for nothing but Python 3.11, make and Linux: each first installs what is missing.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+# Optional, on the command line: make demo PYTHON=/path/to/python3.11 TORCH_INDEX_URL=...
+export PYTHON
+export TORCH_INDEX_URL
+
+# More arguments for one run: make test PYTEST_ARGS="tests/setup -x", make demo DEMO_ARGS=--quick
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+# torch's CPU build, so that no CUDA library enters the lists.
+UV_COMPILE_FLAGS ?= --torch-backend=cpu
+
+BIN := .venv/bin
+UV_COMPILE := uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate $(UV_COMPILE_FLAGS)
+
+.PHONY: help demo test lint format doctor hooks requirements wheel clean distclean venv venv-dev
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv  ## install what is missing, then run the whole flow on real data (DEMO_ARGS=--quick for the short one)
+	$(BIN)/multifacet demo $(DEMO_ARGS)
+
+test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv-dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: venv  ## check the installation, and print the line that mends each fault
+	$(BIN)/multifacet doctor
+
+hooks: venv-dev  ## run the linters before every commit
+	$(BIN)/pre-commit install
+
+requirements:  ## pin the lists anew from pyproject.toml (needs uv)
+	$(UV_COMPILE) pyproject.toml --extra cpu --extra demo --no-emit-package torch -o requirements/cpu.txt
+	$(UV_COMPILE) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+
+wheel: venv  ## build dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:  ## remove build leftovers and caches (keeps .venv and runs/)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf .venv .venv.discarded
+
+venv:
+	@sh requirements/install.sh
+
+venv-dev:
+	@sh requirements/install.sh --dev
