@@ -1,0 +1,145 @@
+"""An immutable hash index from external ids to rows, laid out in flat arrays that can be memory-mapped.
+
+Ids are grouped by the leading bits of their hash; about two share a bucket::
+
+    starts  int32 [2**bits + 1]   bucket b holds the slots starts[b] .. starts[b + 1]
+    keys    int64 [n]             an id, or its string's XXH64
+    rows    int32 [n]
+    offsets int64 [n + 1], text uint8     strings only: slot s is text[offsets[s]:offsets[s + 1]]
+
+A lookup touches one place in `starts`, one in `keys` and, on a hit, one in `rows`; there are no empty slots and no
+probe chains, and the arrays depend on nothing but the ids and their order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numba
+import numpy as np
+
+from tables.hashing import mix64
+from tables.threads import run_ranges
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tables.idcolumn import IdColumn
+
+_IDS_PER_BUCKET: Final = 2
+_MIN_IDS_PER_THREAD: Final = 1 << 13
+
+
+class IdIndex:
+    """Finds the row of each id; see the module's text for the arrays."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self.arrays: dict[str, NDArray[Any]] = arrays
+        self._shift = 64 - (len(arrays["starts"]) - 1).bit_length() + 1
+
+    def __len__(self) -> int:
+        return len(self.arrays["keys"])
+
+    @classmethod
+    def build(cls, ids: IdColumn) -> Self:
+        """Indexes ids; position i gets row i.
+
+        Raises:
+            ValueError: An id occurs twice.
+        """
+        bits = max(1, (len(ids) // _IDS_PER_BUCKET).bit_length())
+        starts = np.zeros((1 << bits) + 1, np.int32)
+        slots = np.empty(len(ids), np.int32)
+        first, second = _fill(ids.keys, ids.offsets, ids.text, np.uint64(64 - bits), starts, slots)
+        if second >= 0:
+            raise ValueError(
+                f"The id {ids[second]!r} occurs twice, at positions {first} and {second}; each id has one row. "
+                "Remove the duplicates first."
+            )
+        arrays: dict[str, NDArray[Any]] = {"starts": starts, "keys": ids.keys[slots], "rows": slots}
+        if ids.id_type == "string":
+            lengths = (ids.offsets[1:] - ids.offsets[:-1])[slots]
+            offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            text = np.empty(int(offsets[-1]), np.uint8)
+            _gather_text(ids.offsets, ids.text, slots, offsets, text)
+            arrays |= {"offsets": offsets, "text": text}
+        return cls(arrays)
+
+    def lookup(self, ids: IdColumn, missing: int) -> NDArray[np.int32]:
+        """Gives the row of each id, or `missing`: int32 [n]."""
+        found = np.empty(len(ids), np.int32)
+        empty_offsets, empty_text = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+        table = (
+            self.arrays["starts"],
+            self.arrays["keys"],
+            self.arrays["rows"],
+            self.arrays.get("offsets", empty_offsets),
+            self.arrays.get("text", empty_text),
+        )
+        query = (ids.keys, ids.offsets, ids.text)
+        shift = np.uint64(self._shift)
+        run_ranges(
+            lambda start, stop: _lookup(table, query, shift, missing, found, start, stop),
+            len(ids),
+            min_size=_MIN_IDS_PER_THREAD,
+        )
+        return found
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _same_text(offsets: Any, text: Any, position: int, other_offsets: Any, other_text: Any, other: int) -> bool:
+    start, length = offsets[position], offsets[position + 1] - offsets[position]
+    other_start = other_offsets[other]
+    if other_offsets[other + 1] - other_start != length:
+        return False
+    for byte in range(length):  # noqa: SIM110  (numba has no any())
+        if text[start + byte] != other_text[other_start + byte]:
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(keys: Any, offsets: Any, text: Any, shift: Any, starts: Any, slots: Any) -> tuple[int, int]:
+    """Fills `starts` and `slots` (slot -> position); gives the first repeated id's two positions, or (-1, -1)."""
+    for key in keys:
+        starts[np.int64(mix64(np.uint64(key)) >> shift) + 1] += 1
+    for bucket in range(len(starts) - 1):
+        starts[bucket + 1] += starts[bucket]
+    used = np.zeros(len(starts) - 1, np.int32)
+    for position in range(len(keys)):
+        home = np.int64(mix64(np.uint64(keys[position])) >> shift)
+        end = starts[home] + used[home]
+        for slot in range(starts[home], end):
+            other = slots[slot]
+            if keys[other] == keys[position] and (
+                len(offsets) == 0 or _same_text(offsets, text, position, offsets, text, other)
+            ):
+                return other, position
+        slots[end] = position
+        used[home] += 1
+    return -1, -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _gather_text(offsets: Any, text: Any, slots: Any, new_offsets: Any, new_text: Any) -> None:
+    for slot in range(len(slots)):
+        start = offsets[slots[slot]]
+        for byte in range(new_offsets[slot + 1] - new_offsets[slot]):
+            new_text[new_offsets[slot] + byte] = text[start + byte]
+
+
+@numba.njit(nogil=True, cache=True)
+def _lookup(table: Any, query: Any, shift: Any, missing: int, found: Any, start: int, stop: int) -> None:
+    starts, keys, rows, offsets, text = table
+    query_keys, query_offsets, query_text = query
+    for position in range(start, stop):
+        key = query_keys[position]
+        bucket = np.int64(mix64(np.uint64(key)) >> shift)
+        row = missing
+        for slot in range(starts[bucket], starts[bucket + 1]):
+            if keys[slot] == key and (
+                len(offsets) == 0 or _same_text(offsets, text, slot, query_offsets, query_text, position)
+            ):
+                row = rows[slot]
+                break
+        found[position] = row

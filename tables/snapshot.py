@@ -1,0 +1,259 @@
+"""A snapshot: the vectors that one pretraining gave to the ids of a graph, as an artefact."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from tables.idcolumn import IdColumn
+from tables.idindex import IdIndex
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+KIND: Final = "snapshot"
+SnapshotPrecision = Literal["fp32", "fp16"]
+
+_DTYPES: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
+_NODE_TYPE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_CHUNK_VALUES: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SnapshotTable:
+    """One node type's part of a snapshot.
+
+    Attributes:
+        ids: External ids, int64 or string [rows]; position i is idx i of the graph.
+        vectors: float32 [rows, dim]; row i belongs to ids[i].
+    """
+
+    ids: pa.Array
+    vectors: Tensor
+
+
+class Snapshot:
+    """Vectors by node type, with the ids they belong to and where they came from.
+
+    On disk it is an `Artifact` of kind "snapshot"::
+
+        manifest.json               facet, tables, parents, window, metrics, config, and the files' sha256
+        vectors/<node type>.safetensors     key "vectors", [rows, dim], float32 or float16
+        ids/<node type>.parquet             column "id", int64 or string [rows]
+
+    Row i of both belongs to idx i of the graph that was trained on.
+
+    Example:
+        >>> import tempfile
+        >>> table = SnapshotTable(ids=pa.array([7, 9]), vectors=torch.eye(2))
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     Snapshot.write(f"{parent}/kge", facet="kge", tables={"user": table})
+        Snapshot(facet=kge, user=[2, 2], precision=fp32)
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name}=[{t['rows']}, {t['dim']}]" for name, t in self._tables.items())
+        precisions = "/".join(sorted({table["precision"] for table in self._tables.values()}))
+        return f"{type(self).__name__}(facet={self.facet}, {tables}, precision={precisions})"
+
+    @classmethod
+    def write(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        facet: str,
+        tables: Mapping[str, SnapshotTable],
+        parents: Sequence[str] = (),
+        window: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        config: Mapping[str, Any] | None = None,
+        precision: SnapshotPrecision = "fp32",
+        replace: bool = False,
+    ) -> Self:
+        """Writes a snapshot, whole or not at all, and opens it.
+
+        Args:
+            path: The directory to create.
+            facet: How the vectors were trained, e.g. "kge" or "contrastive".
+            tables: By node type.
+            parents: Fingerprints of what the training read: graph views, and the snapshot it started from.
+            window: The graph window, e.g. {"since": ..., "as_of": ...}; times are written in ISO 8601.
+            metrics: What the training measured.
+            config: The effective configuration.
+            precision: "fp32", or "fp16" for half the bytes.
+            replace: Whether a snapshot that is already there is replaced.
+
+        Raises:
+            ValueError: A table's ids and vectors differ in length, an id occurs twice or is null, a vector holds NaN
+                or Inf (or a value beyond FP16 for precision "fp16"); table and row are named.
+            ArtifactError: The path exists, or a field is not JSON.
+        """
+        if precision not in get_args(SnapshotPrecision):
+            raise ValueError(
+                f"precision is {precision!r}; expected one of {', '.join(get_args(SnapshotPrecision))}. "
+                "Serving's releases hold int8 and int4 rows."
+            )
+        if not facet or not tables:
+            raise ValueError(f"facet is {facet!r} with {len(tables)} tables; expected a name and at least one table.")
+        for name, table in tables.items():
+            _check_table(name, table, precision)
+        with ArtifactWriter(path, kind=KIND, replace=replace) as writer:
+            (writer.directory / "vectors").mkdir()
+            (writer.directory / "ids").mkdir()
+            described = {name: _write_table(writer.directory, name, table, precision) for name, table in tables.items()}
+            writer.manifest |= {
+                "facet": facet,
+                "tables": described,
+                "parents": list(parents),
+                "window": {key: _iso(value) for key, value in (window or {}).items()},
+                "metrics": dict(metrics or {}),
+                "config": dict(config or {}),
+            }
+        return cls.load(path, verify=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
+        """Opens a snapshot; vectors stay on disk until they are used.
+
+        Args:
+            path: The snapshot's directory.
+            verify: Whether to compare every file's sha256 first (sizes are compared in any case).
+
+        Raises:
+            ArtifactError: There is no snapshot, or it is not what its manifest says.
+        """
+        return cls(Artifact.open(path, kind=KIND, verify=verify))
+
+    @property
+    def path(self) -> Path:
+        """The snapshot's directory."""
+        return self._artifact.path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest's fields: facet, tables, parents, window, metrics, config, files, kind, schema_version."""
+        return self._artifact.manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of the manifest, which covers every file."""
+        return self._artifact.fingerprint
+
+    @property
+    def facet(self) -> str:
+        """How the vectors were trained."""
+        return str(self.manifest["facet"])
+
+    @property
+    def node_types(self) -> tuple[str, ...]:
+        """The node types that have a table, sorted."""
+        return tuple(sorted(self._tables))
+
+    @property
+    def _tables(self) -> dict[str, dict[str, Any]]:
+        tables: dict[str, dict[str, Any]] = self.manifest["tables"]
+        return tables
+
+    def num_rows(self, node_type: str) -> int:
+        """The rows of a table."""
+        return int(self._table(node_type)["rows"])
+
+    def dim(self, node_type: str) -> int:
+        """The dimension of a table's vectors."""
+        return int(self._table(node_type)["dim"])
+
+    def ids(self, node_type: str) -> pa.Array:
+        """Reads a table's external ids, int64 or string [rows]."""
+        table = self._table(node_type)
+        column = pq.read_table(self._artifact.file(table["ids"]), columns=["id"]).column("id")
+        ids = column.combine_chunks()
+        self._check_length(node_type, "ids", len(ids))
+        return ids
+
+    def vectors(self, node_type: str) -> Tensor:
+        """Maps a table's vectors into memory.
+
+        Returns:
+            float32 or float16 [rows, dim], as stored. Pages are read when they are touched. The mapping is private:
+            writing to the tensor never changes the snapshot, but copies the touched pages.
+        """
+        table = self._table(node_type)
+        with safe_open(self._artifact.file(table["vectors"]), framework="pt") as stored:
+            vectors: Tensor = stored.get_tensor("vectors")
+        self._artifact.check_unreplaced()
+        self._check_length(node_type, "vectors", len(vectors))
+        return vectors
+
+    def _table(self, node_type: str) -> dict[str, Any]:
+        if node_type not in self._tables:
+            raise KeyError(f"The snapshot has no table for {node_type!r}; it has {', '.join(self.node_types)}.")
+        return self._tables[node_type]
+
+    def _check_length(self, node_type: str, what: str, length: int) -> None:
+        if length != self.num_rows(node_type):
+            raise ArtifactError(
+                f"{self.path}: {what} of {node_type} have {length} rows, the manifest says {self.num_rows(node_type)}."
+            )
+
+
+def _check_table(name: str, table: SnapshotTable, precision: str) -> None:
+    if not _NODE_TYPE.fullmatch(name):
+        raise ValueError(f"The node type {name!r} is refused; use letters, digits, '_', '-' and '.' only.")
+    vectors = table.vectors
+    if vectors.dtype != torch.float32 or vectors.dim() != 2 or vectors.shape[1] == 0:
+        raise ValueError(f"Table {name}: vectors are {vectors.dtype} {list(vectors.shape)}; expected float32 [rows, dim].")
+    if len(table.ids) != len(vectors):
+        raise ValueError(f"Table {name} has {len(table.ids)} ids and {len(vectors)} vectors; they must match row by row.")
+    try:
+        IdIndex.build(IdColumn.of(table.ids))
+    except ValueError as error:
+        raise ValueError(f"Table {name}: {error}") from error
+    limit = torch.finfo(_DTYPES[precision]).max
+    chunk = max(1, _CHUNK_VALUES // vectors.shape[1])
+    for first in range(0, len(vectors), chunk):
+        part = vectors[first : first + chunk].detach()
+        good = (part.abs() <= limit).all(dim=1)
+        if not bool(good.all()):
+            bad = int((~good).nonzero()[0])
+            value = part[bad][~(part[bad].abs() <= limit)][0]
+            raise ValueError(
+                f"Table {name}, row {first + bad} (id {table.ids[first + bad]}) holds {float(value)}, which {precision} "
+                "cannot store as a finite number. The training diverged; lower its learning rate."
+            )
+
+
+def _write_table(directory: Path, name: str, table: SnapshotTable, precision: str) -> dict[str, Any]:
+    vectors_file, ids_file = f"vectors/{name}.safetensors", f"ids/{name}.parquet"
+    vectors = table.vectors.detach().to("cpu", _DTYPES[precision]).contiguous()
+    save_file({"vectors": vectors}, directory / vectors_file)
+    pq.write_table(pa.table({"id": table.ids}), directory / ids_file, compression="zstd")
+    return {
+        "rows": vectors.shape[0],
+        "dim": vectors.shape[1],
+        "precision": precision,
+        "id_type": IdColumn.of(table.ids[:0]).id_type,
+        "vectors": vectors_file,
+        "ids": ids_file,
+    }
+
+
+def _iso(value: object) -> object:
+    return value.isoformat() if isinstance(value, dt.date) else value
