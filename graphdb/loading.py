@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import duckdb
 
-from graphdb.schema import GraphError, GraphSchema, NodeType, Relation, quote, quote_text
+from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.source import Source, describe, scan
+from graphdb.sql import GraphError, changed, count, quote, quote_text, run
 
 logger = logging.getLogger(__name__)
 
@@ -106,28 +107,28 @@ def load_nodes(connection: duckdb.DuckDBPyConnection, node: NodeType, source: So
             for name, kind in node.properties.items()
         )
         identifier = _id_expression(id_column, types[id_column], node)
-        connection.execute(
+        run(
+            connection,
             f"CREATE OR REPLACE TEMP TABLE _staged AS SELECT row_number() OVER () - 1 AS row, {identifier} AS id{properties}, "
             f"CAST({quote(id_column)} AS VARCHAR) AS raw_id, "
-            f"CASE {_id_reasons(id_column, identifier, node)}{unparsed} END AS reason FROM {rows}"
+            f"CASE {_id_reasons(id_column, identifier, node)}{unparsed} END AS reason FROM {rows}",
         )
-    read = _count(connection, "_staged")
+    read = count(connection, "_staged")
     load_id = _next_load_id(connection)
     rejected = _set_aside(connection, load_id, node.name, "raw_id, NULL, NULL, NULL")
     names = "".join(f", {quote(name)}" for name in node.properties)
     # The last row of an id in the load wins, as it would if the rows came one by one.
-    connection.execute(
+    run(
+        connection,
         f"CREATE OR REPLACE TEMP TABLE _latest AS SELECT id{names}, row FROM _staged WHERE reason IS NULL "
-        "QUALIFY row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1"
+        "QUALIFY row_number() OVER (PARTITION BY id ORDER BY row DESC) = 1",
     )
     if node.properties:
         setters = ", ".join(f"{quote(name)} = given.{quote(name)}" for name in node.properties)
         differs = " OR ".join(f"kept.{quote(name)} IS DISTINCT FROM given.{quote(name)}" for name in node.properties)
-        connection.execute(
-            f"UPDATE {table} AS kept SET {setters} FROM _latest AS given WHERE kept.id = given.id AND ({differs})"
-        )
+        run(connection, f"UPDATE {table} AS kept SET {setters} FROM _latest AS given WHERE kept.id = given.id AND ({differs})")
     loaded = _insert_nodes(connection, node, f"SELECT id{names} FROM _latest", names)
-    connection.execute("DROP TABLE _staged; DROP TABLE _latest")
+    run(connection, "DROP TABLE _staged; DROP TABLE _latest")
     return _finish(connection, load_id, node.name, source, read, loaded, rejected, {}, started)
 
 
@@ -144,22 +145,23 @@ def load_edges(
     started = time.perf_counter()
     src_type, dst_type = schema.node(relation.src), schema.node(relation.dst)
     _stage_edges(connection, relation, source, columns, src_type, dst_type)
-    read = _count(connection, "_staged")
+    read = count(connection, "_staged")
     created: dict[str, int] = {}
     for end, node in (("src", src_type), ("dst", dst_type)):
         if missing_nodes == "create":
             ids = f"SELECT DISTINCT {end}_id AS id FROM _staged WHERE reason IS NULL"
-            if count := _insert_nodes(connection, node, ids, ""):
-                created[node.name] = created.get(node.name, 0) + count
+            if num_new := _insert_nodes(connection, node, ids, ""):
+                created[node.name] = created.get(node.name, 0) + num_new
         else:
-            connection.execute(
+            run(
+                connection,
                 f"UPDATE _staged SET reason = {quote_text(f'{end} is not a known {node.name}')} WHERE reason IS NULL "
-                f"AND {end}_id NOT IN (SELECT id FROM {node_table(node.name)})"
+                f"AND {end}_id NOT IN (SELECT id FROM {node_table(node.name)})",
             )
     load_id = _next_load_id(connection)
     rejected = _set_aside(connection, load_id, relation.name, "raw_src, raw_dst, raw_time, raw_weight")
     loaded = _insert_edges(connection, relation)
-    connection.execute("DROP TABLE _staged")
+    run(connection, "DROP TABLE _staged")
     return _finish(connection, load_id, relation.name, source, read, loaded, rejected, created, started)
 
 
@@ -207,9 +209,10 @@ def _stage_edges(
         reason = f"CASE {' '.join(reasons)} END"
         # The text of a row is kept only where the row is rejected: it is wide.
         kept = [f"CASE WHEN reason IS NOT NULL THEN raw_{name} END AS raw_{name}" for name in ("src", "dst", "time", "weight")]
-        connection.execute(
+        run(
+            connection,
             f"CREATE OR REPLACE TEMP TABLE _staged AS SELECT * REPLACE ({', '.join(kept)}) FROM ("
-            f"SELECT row_number() OVER () - 1 AS row, {', '.join(fields)}, {', '.join(raw)}, {reason} AS reason FROM {rows})"
+            f"SELECT row_number() OVER () - 1 AS row, {', '.join(fields)}, {', '.join(raw)}, {reason} AS reason FROM {rows})",
         )
 
 
@@ -220,44 +223,43 @@ def _insert_edges(connection: duckdb.DuckDBPyConnection, relation: Relation) -> 
     others = "".join(f", staged.{name}" for name in ("time", "weight") if name in names)
     first = f"DISTINCT {key}" if not relation.weighted else f"{key}, arg_min(weight, row) AS weight"
     group = f" GROUP BY {key}" if relation.weighted else ""
-    is_empty = _count(connection, base) == 0 and _count(connection, delta) == 0
+    is_empty = count(connection, base) == 0 and count(connection, delta) == 0
     unseen = "" if is_empty else f" ANTI JOIN {base} AS kept USING ({key}) ANTI JOIN {delta} AS recent USING ({key})"
     # A first load is clustered at once; later ones wait in the delta for a compaction.
     target = base if is_empty else delta
-    return _changed(
-        connection.execute(
-            f"INSERT INTO {target} SELECT {names} FROM (SELECT {first} FROM ("
-            f"SELECT src.idx AS src, dst.idx AS dst{others}, staged.row FROM _staged AS staged "
-            f"JOIN {node_table(relation.src)} AS src ON src.id = staged.src_id "
-            f"JOIN {node_table(relation.dst)} AS dst ON dst.id = staged.dst_id WHERE staged.reason IS NULL){group}) AS given"
-            f"{unseen} ORDER BY {order}"
-        )
+    return changed(
+        connection,
+        f"INSERT INTO {target} SELECT {names} FROM (SELECT {first} FROM ("
+        f"SELECT src.idx AS src, dst.idx AS dst{others}, staged.row FROM _staged AS staged "
+        f"JOIN {node_table(relation.src)} AS src ON src.id = staged.src_id "
+        f"JOIN {node_table(relation.dst)} AS dst ON dst.id = staged.dst_id WHERE staged.reason IS NULL){group}) AS given"
+        f"{unseen} ORDER BY {order}",
     )
 
 
 def _insert_nodes(connection: duckdb.DuckDBPyConnection, node: NodeType, ids: str, properties: str) -> int:
     table = node_table(node.name)
-    count = _changed(
-        connection.execute(
-            f"INSERT INTO {table} (idx, id{properties}) "
-            f"SELECT (SELECT coalesce(max(idx) + 1, 0) FROM {table}) + row_number() OVER (ORDER BY id) - 1, id{properties} "
-            f"FROM ({ids}) AS given ANTI JOIN {table} AS kept USING (id)"
-        )
+    num_new = changed(
+        connection,
+        f"INSERT INTO {table} (idx, id{properties}) "
+        f"SELECT (SELECT coalesce(max(idx) + 1, 0) FROM {table}) + row_number() OVER (ORDER BY id) - 1, id{properties} "
+        f"FROM ({ids}) AS given ANTI JOIN {table} AS kept USING (id)",
     )
-    if _count(connection, table) > _MAX_NODES:
+    if count(connection, table) > _MAX_NODES:
         msg = f"node type {node.name!r} would pass {_MAX_NODES:,} nodes, the most that an int32 idx can tell apart"
         raise GraphError(msg)
-    return count
+    return num_new
 
 
 def _set_aside(connection: duckdb.DuckDBPyConnection, load_id: int, target: str, raw: str) -> dict[str, int]:
-    connection.execute(
+    run(
+        connection,
         f"INSERT INTO _rejected SELECT ?, ?, row, reason, {raw} FROM _staged WHERE reason IS NOT NULL",
         [load_id, target],
     )
-    rows = connection.execute(
-        "SELECT reason, count(*) FROM _rejected WHERE load_id = ? GROUP BY reason ORDER BY reason", [load_id]
-    ).fetchall()
+    rows = run(
+        connection, "SELECT reason, count(*) FROM _rejected WHERE load_id = ? GROUP BY reason ORDER BY reason", [load_id]
+    )
     return dict(rows)
 
 
@@ -282,7 +284,8 @@ def _finish(
         created_nodes=created,
         seconds=time.perf_counter() - started,
     )
-    connection.execute(
+    run(
+        connection,
         "INSERT INTO _load VALUES (?, ?, ?, ?, ?, ?, ?, now()::TIMESTAMP)",
         [load_id, target, report.source, read, loaded, report.already_there, report.num_rejected],
     )
@@ -294,7 +297,7 @@ def _finish(
 
 
 def _column_types(connection: duckdb.DuckDBPyConnection, rows: str, wanted: list[str], *, where: str) -> dict[str, str]:
-    types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()}
+    types = {name: kind for name, kind, *_ in run(connection, f"DESCRIBE SELECT * FROM {rows}")}
     missing = [name for name in wanted if name not in types]
     if missing:
         msg = f"{where}: column {missing[0]!r} is missing, the source has {list(types)}; name it in the call or rename it"
@@ -323,21 +326,4 @@ def _id_reasons(column: str, identifier: str, node: NodeType, label: str = "id")
 
 
 def _next_load_id(connection: duckdb.DuckDBPyConnection) -> int:
-    return int(_scalar(connection, "SELECT coalesce(max(load_id) + 1, 0) FROM _load"))
-
-
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    return int(_scalar(connection, f"SELECT count(*) FROM {table}"))
-
-
-def _changed(connection: duckdb.DuckDBPyConnection) -> int:
-    row = connection.fetchone()
-    return int(row[0]) if row else 0
-
-
-def _scalar(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    if row is None:
-        msg = f"the query returned no row: {query}"
-        raise GraphError(msg)
-    return row[0]
+    return int(run(connection, "SELECT coalesce(max(load_id) + 1, 0) FROM _load")[0][0])

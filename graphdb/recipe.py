@@ -15,7 +15,8 @@ import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
 from graphdb.loading import LoadReport
-from graphdb.schema import GraphError, GraphSchema, NodeType, Relation, quote, quote_text
+from graphdb.schema import GraphSchema, NodeType, Relation
+from graphdb.sql import GraphError, quote, quote_text, run
 from graphdb.store import GraphStore
 
 logger = logging.getLogger(__name__)
@@ -172,9 +173,9 @@ class Recipe(_Section):
     def _open_raw(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect() as raw:
             for file in self.source.files:
-                raw.execute(f"CREATE VIEW {quote(Path(file).stem)} AS FROM read_parquet({quote_text(str(folder / file))})")
+                run(raw, f"CREATE VIEW {quote(Path(file).stem)} AS FROM read_parquet({quote_text(str(folder / file))})")
             for name, sql in self.steps.items():
-                raw.execute(f"CREATE TABLE {quote(name)} AS {sql}")
+                run(raw, f"CREATE TABLE {quote(name)} AS {sql}")
             yield raw
 
 

@@ -1,8 +1,7 @@
-"""The graph's schema: node types and relations, and the one place that quotes their names for SQL."""
+"""The graph's schema: node types and relations."""
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,39 +9,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from graphdb.sql import GraphError
+
 IdType = Literal["int64", "string"]
 Surface = Literal["onsite", "offsite"]
 
 _PROPERTY_TYPES = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP"})
 _RESERVED_PROPERTIES = frozenset({"idx", "id"})
-_NAME = re.compile(r"[^\x00]{1,200}")
-
-
-class GraphError(ValueError):
-    """A graph operation was given something that it cannot accept; the message says what and how to mend it."""
-
-
-def quote(name: str) -> str:
-    """Quotes `name` as a SQL identifier, whatever characters it holds.
-
-    Example:
-        >>> quote('a"b')
-        '"a""b"'
-    """
-    if not _NAME.fullmatch(name):
-        msg = f"a name must have 1 to 200 characters and no NUL, got {name!r}"
-        raise GraphError(msg)
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quote_text(text: str) -> str:
-    """Quotes `text` as a SQL string literal.
-
-    Example:
-        >>> quote_text("it's")
-        "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
 
 
 class _Declaration(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 
-from graphdb.schema import GraphError, quote, quote_text
+from graphdb.sql import GraphError, quote, quote_text
 
 _READERS = {".parquet": "read_parquet", ".pq": "read_parquet", ".csv": "read_csv", ".tsv": "read_csv"}
 _COMPRESSIONS = frozenset({".gz", ".zst"})

@@ -24,9 +24,10 @@ from graphdb.loading import (
     edge_table,
     node_table,
 )
-from graphdb.schema import GraphError, GraphSchema, Surface, quote
+from graphdb.schema import GraphSchema, Surface
 from graphdb.source import Source, scan
-from graphdb.view import GraphView, edges_query, read_only_sql
+from graphdb.sql import GraphError, changed, count, quote, run, select
+from graphdb.view import GraphView, edges_query
 
 logger = logging.getLogger(__name__)
 
@@ -75,37 +76,41 @@ class GraphStore:
         connection = duckdb.connect(str(path))
         store = cls(connection, path, schema, read_only=False)
         with store._transaction() as cursor:
-            cursor.execute("CREATE TABLE _meta (key VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)")
-            cursor.execute(
+            run(cursor, "CREATE TABLE _meta (key VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)")
+            run(
+                cursor,
                 "INSERT INTO _meta VALUES ('format_version', ?), ('schema', ?)",
                 [str(FORMAT_VERSION), schema.model_dump_json()],
             )
-            cursor.execute(
+            run(
+                cursor,
                 "CREATE TABLE _load (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, source VARCHAR NOT NULL, "
                 "read BIGINT NOT NULL, loaded BIGINT NOT NULL, already_there BIGINT NOT NULL, rejected BIGINT NOT NULL, "
-                "loaded_at TIMESTAMP NOT NULL)"
+                "loaded_at TIMESTAMP NOT NULL)",
             )
-            cursor.execute(
+            run(
+                cursor,
                 "CREATE TABLE _rejected (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, row BIGINT NOT NULL, "
-                "reason VARCHAR NOT NULL, src_or_id VARCHAR, dst VARCHAR, time VARCHAR, weight VARCHAR)"
+                "reason VARCHAR NOT NULL, src_or_id VARCHAR, dst VARCHAR, time VARCHAR, weight VARCHAR)",
             )
-            cursor.execute("CREATE VIEW loads AS SELECT * FROM _load")
-            cursor.execute("CREATE VIEW rejected_rows AS SELECT * FROM _rejected")
+            run(cursor, "CREATE VIEW loads AS SELECT * FROM _load")
+            run(cursor, "CREATE VIEW rejected_rows AS SELECT * FROM _rejected")
             for node in schema.nodes:
                 properties = "".join(f", {quote(name)} {kind}" for name, kind in node.properties.items())
-                cursor.execute(
-                    f"CREATE TABLE {node_table(node.name)} (idx INTEGER NOT NULL, id {node.sql_id_type} NOT NULL{properties})"
+                run(
+                    cursor,
+                    f"CREATE TABLE {node_table(node.name)} (idx INTEGER NOT NULL, id {node.sql_id_type} NOT NULL{properties})",
                 )
-                cursor.execute(f"CREATE VIEW {quote(f'nodes_{node.name}')} AS SELECT * FROM {node_table(node.name)}")
+                run(cursor, f"CREATE VIEW {quote(f'nodes_{node.name}')} AS SELECT * FROM {node_table(node.name)}")
             for relation in schema.relations:
                 columns = "src INTEGER NOT NULL, dst INTEGER NOT NULL"
                 columns += ", time TIMESTAMP NOT NULL" if relation.timed else ""
                 columns += ", weight FLOAT NOT NULL" if relation.weighted else ""
                 for table in (edge_table(relation.name), delta_table(relation.name)):
-                    cursor.execute(f"CREATE TABLE {table} ({columns})")
+                    run(cursor, f"CREATE TABLE {table} ({columns})")
                 name = quote(f"edges_{relation.name}")
                 rows = f"(FROM {edge_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
-                cursor.execute(f"CREATE VIEW {name} AS {edges_query(relation, rows)}")
+                run(cursor, f"CREATE VIEW {name} AS {edges_query(relation, rows)}")
         return store
 
     @classmethod
@@ -125,7 +130,7 @@ class GraphStore:
             msg = f"cannot open {path} as a graph store: {error}"
             raise GraphError(msg) from error
         try:
-            meta = dict(connection.execute("SELECT key, value FROM _meta").fetchall())
+            meta = dict(run(connection, "SELECT key, value FROM _meta"))
         except duckdb.CatalogException as error:
             connection.close()
             msg = f"{path} is a DuckDB file, but not a graph store"
@@ -210,8 +215,7 @@ class GraphStore:
             msg = f"table {name!r}: names that start with {', '.join(_OWN_PREFIXES)} belong to the store; choose another"
             raise GraphError(msg)
         with self._transaction() as cursor, scan(cursor, source) as rows:
-            row = cursor.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS SELECT * FROM {rows}").fetchone()
-            return int(row[0]) if row else 0
+            return changed(cursor, f"CREATE OR REPLACE TABLE {quote(name)} AS SELECT * FROM {rows}")
 
     def compact(self) -> dict[str, int]:
         """Merges the edges that came since the last compaction into the clustered tables.
@@ -223,18 +227,18 @@ class GraphStore:
         for relation in self.schema.relations:
             base, delta, names = edge_table(relation.name), delta_table(relation.name), edge_columns(relation)
             with self._transaction() as cursor:
-                row = cursor.execute(f"SELECT count(*) FROM {delta}").fetchone()
-                merged[relation.name] = int(row[0]) if row else 0
+                merged[relation.name] = count(cursor, delta)
                 if not merged[relation.name]:
                     continue
-                cursor.execute(
+                run(
+                    cursor,
                     f"CREATE TEMP TABLE _merged AS SELECT {names} FROM (FROM {base} UNION ALL FROM {delta}) "
-                    f"ORDER BY {edge_order(relation)}"
+                    f"ORDER BY {edge_order(relation)}",
                 )
-                cursor.execute(f"DELETE FROM {base}; DELETE FROM {delta}")
-                cursor.execute(f"INSERT INTO {base} FROM _merged; DROP TABLE _merged")
+                run(cursor, f"DELETE FROM {base}; DELETE FROM {delta}")
+                run(cursor, f"INSERT INTO {base} FROM _merged; DROP TABLE _merged")
         if any(merged.values()):
-            self._connection.execute("CHECKPOINT")
+            run(self._connection, "CHECKPOINT")
         return merged
 
     def view(
@@ -272,7 +276,7 @@ class GraphStore:
         Raises:
             GraphError: More than one statement, or one that is not a SELECT.
         """
-        return read_only_sql(self._connection.cursor(), query, params)
+        return select(self._connection.cursor(), query, params)
 
     def neighbors(
         self,
@@ -324,14 +328,10 @@ class GraphStore:
         """Nodes by type and edges by relation."""
         cursor = self._connection.cursor()
 
-        def count(table: str) -> int:
-            row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
-            return int(row[0]) if row else 0
-
         return {
-            "nodes": {node.name: count(node_table(node.name)) for node in self.schema.nodes},
+            "nodes": {node.name: count(cursor, node_table(node.name)) for node in self.schema.nodes},
             "edges": {
-                relation.name: count(edge_table(relation.name)) + count(delta_table(relation.name))
+                relation.name: count(cursor, edge_table(relation.name)) + count(cursor, delta_table(relation.name))
                 for relation in self.schema.relations
             },
         }
@@ -343,11 +343,12 @@ class GraphStore:
         for relation in self.schema.relations:
             times = "min(time), max(time)" if relation.timed else "NULL, NULL"
             base, delta = edge_table(relation.name), delta_table(relation.name)
-            row = cursor.execute(
+            row = run(
+                cursor,
                 f"SELECT count(*), count(DISTINCT src), count(DISTINCT dst), {times}, (SELECT count(*) FROM {delta}) "
-                f"FROM (FROM {base} UNION ALL FROM {delta})"
-            ).fetchone()
-            edges, sources, targets, first, last, waiting = row or (0, 0, 0, None, None, 0)
+                f"FROM (FROM {base} UNION ALL FROM {delta})",
+            )[0]
+            edges, sources, targets, first, last, waiting = row
             relations[relation.name] = {
                 "relation": str(relation),
                 "surface": relation.surface,

@@ -17,7 +17,8 @@ from torch_geometric.data import HeteroData
 
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.loading import delta_table, edge_columns, edge_table, node_table
-from graphdb.schema import GraphError, GraphSchema, Relation, quote, quote_text
+from graphdb.schema import GraphSchema, Relation
+from graphdb.sql import GraphError, count, quote, quote_text, run, select
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ class GraphView:
         self.since = since
         self.as_of = as_of
         cursor.begin()
-        self.num_nodes = {node.name: self._count(node_table(node.name)) for node in schema.nodes}
+        self.num_nodes = {node.name: count(cursor, node_table(node.name)) for node in schema.nodes}
         self._windows = {relation.name: self._window(relation) for relation in self.relations}
         if min_degree is not None:
             self._keep_min_degree(min_degree)
         self._create_sql_views()
-        self.num_edges = {relation.name: self._count(self._windows[relation.name]) for relation in self.relations}
+        self.num_edges = {relation.name: count(cursor, self._windows[relation.name]) for relation in self.relations}
 
     def __repr__(self) -> str:
         parts = [f"{name}={count}" for name, count in self.num_nodes.items()]
@@ -107,8 +108,8 @@ class GraphView:
     def to_hetero_data(self) -> HeteroData:
         """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any."""
         data = HeteroData()
-        for name, count in self.num_nodes.items():
-            data[name].num_nodes = count
+        for name, num_nodes in self.num_nodes.items():
+            data[name].num_nodes = num_nodes
         for relation in self.relations:
             edges = self.edges(relation.name)
             data[relation.triple].edge_index = torch.stack([edges.src, edges.dst]).long()
@@ -130,7 +131,7 @@ class GraphView:
         Raises:
             GraphError: More than one statement, or one that is not a SELECT.
         """
-        return read_only_sql(self._cursor, query, params)
+        return select(self._cursor, query, params)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -160,10 +161,6 @@ class GraphView:
             raise GraphError(msg)
         return relation
 
-    def _count(self, table: str) -> int:
-        row = self._cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
-        return int(row[0]) if row else 0
-
     def _window(self, relation: Relation) -> str:
         union = f"(FROM {edge_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
         bounds = []
@@ -188,11 +185,12 @@ class GraphView:
             ]
             if wanted <= 0 or not ends:
                 continue
-            self._cursor.execute(
+            run(
+                self._cursor,
                 f"CREATE TEMP TABLE {quote(f'_kept_{node.name}')} AS SELECT idx FROM ({' UNION ALL '.join(ends)}) "
-                f"GROUP BY idx HAVING count(*) >= {int(wanted)}"
+                f"GROUP BY idx HAVING count(*) >= {int(wanted)}",
             )
-        kept = {row[0] for row in self._cursor.execute("SELECT table_name FROM duckdb_tables() WHERE temporary").fetchall()}
+        kept = {row[0] for row in run(self._cursor, "SELECT table_name FROM duckdb_tables() WHERE temporary")}
         for relation in self.relations:
             conditions = [
                 f"{end} IN (SELECT idx FROM {quote(f'_kept_{name}')})"
@@ -207,7 +205,7 @@ class GraphView:
         # Temporary views hide the store's own of the same name, for this cursor only.
         for relation in self.schema.relations:
             window = self._windows.get(relation.name, f"(FROM {edge_table(relation.name)} WHERE false)")
-            self._cursor.execute(f"CREATE TEMP VIEW {quote(f'edges_{relation.name}')} AS {edges_query(relation, window)}")
+            run(self._cursor, f"CREATE TEMP VIEW {quote(f'edges_{relation.name}')} AS {edges_query(relation, window)}")
 
     def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
         query = f"SELECT md5_number_lower(CAST(id AS VARCHAR)) AS hash FROM {node_table(name)} ORDER BY idx"
@@ -223,22 +221,6 @@ def edges_query(relation: Relation, rows: str) -> str:
         f"JOIN {node_table(relation.src)} AS src ON src.idx = edge.src "
         f"JOIN {node_table(relation.dst)} AS dst ON dst.idx = edge.dst"
     )
-
-
-def read_only_sql(
-    cursor: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
-) -> pa.Table:
-    """Runs one SELECT; anything else is a `GraphError`."""
-    try:
-        statements = cursor.extract_statements(query)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-            msg = f"expected one SELECT, got {kinds}; load_nodes, load_edges and load_table change the store"
-            raise GraphError(msg)
-        return cursor.sql(query, params=params).to_arrow_table()
-    except duckdb.Error as error:
-        msg = f"the query failed: {error}"
-        raise GraphError(msg) from error
 
 
 def _column(table: pa.Table, name: str, dtype: Any) -> np.ndarray[Any, Any]:
