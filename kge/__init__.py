@@ -1,1 +1,27 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
+
+from kge.config import KgeConfig, KgeValidation
+from kge.edges import EdgeList
+from kge.evaluate import evaluate
+from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
+from kge.predictor import LinkPredictor
+from kge.result import KgeResult
+from kge.trainer import train
+
+__all__ = [
+    "ComplEx",
+    "DistMult",
+    "EdgeList",
+    "KgeConfig",
+    "KgeResult",
+    "KgeValidation",
+    "LinkPredictor",
+    "Model",
+    "RotatE",
+    "TransE",
+    "TransR",
+    "TransRA",
+    "build_model",
+    "evaluate",
+    "train",
+]

@@ -1,0 +1,77 @@
+"""What a knowledge graph embedding run is configured by."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["KgeConfig", "KgeValidation", "ModelName"]
+
+ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
+
+
+class KgeValidation(BaseModel):
+    """Which edges are held out of training, to rank them after each epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_edges: int = Field(
+        default=2000, ge=0, description="distinct edges held out over all chosen relations; 0 for no validation"
+    )
+    choose: Literal["random", "latest"] = Field(
+        default="random", description="hold out a random sample, or each timed relation's newest distinct edges"
+    )
+    relations: tuple[str, ...] | None = Field(
+        default=None, description="names of the relations to hold out from; None for all of the view's"
+    )
+    max_fraction: float = Field(
+        default=0.05, gt=0, lt=1, description="most of one relation's distinct edges that may be held out"
+    )
+    every: int = Field(default=1, ge=1, description="epochs between validations; the last epoch always has one")
+
+
+class KgeConfig(BaseModel):
+    """Configuration of `kge.train`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelName = Field(default="complex", description="scoring model")
+    dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
+    rank: int = Field(default=8, ge=1, description="transra: rank of a relation's projection beside the identity")
+    reciprocal: bool = Field(
+        default=False, description="give head queries relation parameters of their own (the relation's inverse)"
+    )
+
+    epochs: int = Field(default=8, ge=1, description="passes over the edges")
+    batch_size: int = Field(default=512, ge=2, description="edges a step, all of one relation, sharing negatives")
+    in_batch: bool = Field(default=True, description="use the batch's other positives as negatives")
+    num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch and side, of the side's type")
+    num_degree: int = Field(default=128, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
+    degree_power: float = Field(default=0.75, ge=0, description="power of the degree that those are drawn by")
+    mask_known: bool = Field(default=True, description="mask negatives that make a known edge, not only the example's own")
+    logq: bool = Field(default=True, description="correct scores for the chance of being drawn as a negative")
+
+    lr: float = Field(default=0.1, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
+    relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
+    init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
+    relation_weights: dict[str, float] = Field(
+        default_factory=dict, description="relation name -> weight of its loss; 1 where not named, 0 leaves it out"
+    )
+    max_edges_per_relation: int | None = Field(
+        default=None, ge=1, description="edges of one relation seen in an epoch, a fresh sample each time; None for all"
+    )
+    distinct_edges: bool = Field(default=True, description="count repeated edges between the same two nodes once")
+    validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
+    seed: int = Field(default=0, ge=0, description="seed of initial values, shuffling, negatives and held-out edges")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.model in {"complex", "rotate"} and self.dim % 2:
+            raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
+        if not self.in_batch and self.num_uniform + self.num_degree == 0:
+            raise ValueError("no source of negatives: set in_batch, num_uniform or num_degree")
+        for name, weight in self.relation_weights.items():
+            if weight < 0:
+                raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
+        return self

@@ -1,0 +1,239 @@
+"""Scoring models of (head, relation, tail), behind one interface.
+
+Every model is three maps and a similarity:
+
+    project(entity, relation)          into the space where the relation compares its two ends
+    translate(projected, relation)     a query for the other end, from the tail's or the head's side
+    similarity(query, projected)       dot product, or minus the squared Euclidean distance
+
+so a triple's score and a batch of queries against shared candidates (one matrix product) are the same formula. A squared
+distance is a product too: -|q - c|^2 = 2 q.c - |c|^2 - |q|^2, as TransE's and TransR's papers use it; it ranks like the
+distance itself.
+
+    model      parameters of a relation      project(e)            query for the tail    similarity
+    TransE     r [D]                         e                     h + r                 distance
+    TransR     M [D, D], r [D]               e M                   h M + r               distance
+    TransRA    U, V [D, k], r [D]            e + (e U) V^T         p(h) + r              distance
+    DistMult   r [D]                         e                     h * r                 dot
+    ComplEx    r [D/2] complex               e                     h * r (complex)       real part of dot
+    RotatE     angle [D/2]                   e                     h * exp(i angle)      distance
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kge.config import KgeConfig
+
+__all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model"]
+
+Side = Literal["head", "tail"]  # the side of a triple that is asked for
+
+
+class Model(ABC):
+    """A scoring model; holds no tables and no relation parameters, only their shapes.
+
+    Args:
+        dim: width D of an entity's vector.
+    """
+
+    is_distance: ClassVar[bool]
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    @abstractmethod
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw one relation's first parameters, close to those that change nothing."""
+
+    def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
+        """Map entities [n, D] into the relation's space [n, D]."""
+        del relation
+        return entities
+
+    @abstractmethod
+    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
+        """Turn the projected known ends [n, D] into queries for the end on `side`, [n, D]."""
+
+    def score(self, heads: Tensor, tails: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
+        """Score triples of one relation from their entities' vectors.
+
+        Args:
+            heads: float [n, D].
+            tails: float [n, D].
+            relation: the relation's parameters.
+
+        Returns:
+            float [n], larger is likelier.
+        """
+        queries = self.translate(self.project(heads, relation), relation, "tail")
+        tails = self.project(tails, relation)
+        if self.is_distance:
+            return -(queries - tails).square().sum(-1)
+        return (queries * tails).sum(-1)
+
+    def score_candidates(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Score translated queries [B, D] against projected candidates [N, D] in one matrix product, [B, N]."""
+        if self.is_distance:
+            return torch.addmm(
+                -candidates.square().sum(-1) - queries.square().sum(-1, keepdim=True),
+                queries,
+                candidates.t(),
+                alpha=2.0,
+            )
+        return queries @ candidates.t()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self.dim})"
+
+
+class TransE(Model):
+    """Translation: t is close to h + r (Bordes et al., NeurIPS 2013)."""
+
+    is_distance = True
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"translation": _noise(self.dim, generator=generator)}
+
+    @override
+    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
+        translation = relation["translation"]
+        return projected + translation if side == "tail" else projected - translation
+
+
+class TransR(TransE):
+    """Translation in a space of the relation's own: t M is close to h M + r (Lin et al., AAAI 2015)."""
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        projection = torch.eye(self.dim) + _noise(self.dim, self.dim, generator=generator)
+        return {"projection": projection, **super().initial_relation(generator)}
+
+    @override
+    def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
+        return entities @ relation["projection"]
+
+
+class TransRA(TransE):
+    """TransR whose projections are anchored at the identity: M_r = I + U_r V_r^T with U_r, V_r [D, k].
+
+    Entities of one type stay comparable across relations (their dot products mean something without a projection), and
+    a relation costs D (2 k + 1) numbers instead of D (D + 1). "TransR with Anchors" is named but not published as a
+    formula in arXiv 2508.02609; this is the project's own reading of it.
+
+    Args:
+        dim: width D of an entity's vector.
+        rank: k.
+    """
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__(dim)
+        self.rank = rank
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            "left": _noise(self.dim, self.rank, generator=generator) * 10.0,
+            "right": torch.zeros(self.dim, self.rank),  # M_r is I at first; `left` is not zero, so that `right` can learn
+            **super().initial_relation(generator),
+        }
+
+    @override
+    def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
+        return entities + (entities @ relation["left"]) @ relation["right"].t()
+
+
+class DistMult(Model):
+    """Bilinear with a diagonal: sum of h * r * t (Yang et al., ICLR 2015)."""
+
+    is_distance = False
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"diagonal": 1.0 + _noise(self.dim, generator=generator)}
+
+    @override
+    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
+        del side  # the score is symmetric in head and tail
+        return projected * relation["diagonal"]
+
+
+class ComplEx(Model):
+    """Complex bilinear: Re(sum of h * r * conj(t)) (Trouillon et al., ICML 2016).
+
+    A vector's first half holds the real parts, its second half the imaginary parts.
+    """
+
+    is_distance = False
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        half = self.dim // 2
+        return {
+            "real": 1.0 + _noise(half, generator=generator),
+            "imaginary": _noise(half, generator=generator),
+        }
+
+    @override
+    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
+        return _multiply(projected, relation["real"], relation["imaginary"], conjugate=side == "head")
+
+
+class RotatE(Model):
+    """Rotation: t is close to h * exp(i angle), elementwise in the complex plane (Sun et al., ICLR 2019).
+
+    A vector's first half holds the real parts, its second half the imaginary parts. A rotation keeps distances, so the
+    head's query is the tail turned back.
+    """
+
+    is_distance = True
+
+    @override
+    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"angle": _noise(self.dim // 2, generator=generator) * 10.0}
+
+    @override
+    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
+        angle = relation["angle"]
+        return _multiply(projected, angle.cos(), angle.sin(), conjugate=side == "head")
+
+
+def build_model(config: KgeConfig) -> Model:
+    """Build the model that a configuration names."""
+    if config.model == "transra":
+        return TransRA(config.dim, config.rank)
+    models: dict[str, type[Model]] = {
+        "transe": TransE,
+        "transr": TransR,
+        "distmult": DistMult,
+        "complex": ComplEx,
+        "rotate": RotatE,
+    }
+    return models[config.model](config.dim)
+
+
+def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
+    """Multiply complex entities [n, D] by one complex vector [D/2], or by its conjugate."""
+    if conjugate:
+        imaginary = -imaginary
+    entity_real, entity_imaginary = entities.chunk(2, dim=-1)
+    return torch.cat(
+        [
+            entity_real * real - entity_imaginary * imaginary,
+            entity_real * imaginary + entity_imaginary * real,
+        ],
+        dim=-1,
+    )
+
+
+def _noise(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator) * 0.01
