@@ -1,8 +1,8 @@
 """Cuts the small sample of The Complete Journey that comes with the project: `python -m pipeline.sample data/sample`.
 
-The sample keeps whole households: those that did most of their shopping in the busiest stores that have promotion data. Their purchases
-elsewhere are left out, since without the promotions of those stores every such purchase would look unpromoted. Promotions are kept of
-products that the sample bought.
+The sample keeps whole households: those that did most of their shopping in the busiest stores that have promotion data.
+Their purchases elsewhere are left out, since without the promotions of those stores every such purchase would look
+unpromoted. Promotions are kept of products that the sample bought.
 """
 
 from __future__ import annotations
