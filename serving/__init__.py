@@ -1,1 +1,82 @@
-"""Releases, the CPU lookup server and the ranker."""
+"""Releases and the servers that score with them.
+
+Names are imported at their first use: a lookup server and a client need neither torch nor the publisher.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.answers import LookupAnswer, RankAnswer, TableRows
+    from serving.client import LookupClient, RankerClient
+    from serving.config import LookupConfig, RankerConfig
+    from serving.errors import (
+        BrokenAnswerError,
+        DeadlineExceededError,
+        InvalidRequestError,
+        OverloadedError,
+        ServingError,
+        UnavailableError,
+        VersionNotLoadedError,
+    )
+    from serving.local import LocalDeployment, ServerProcess
+    from serving.lookup import LookupServer
+    from serving.process import serve_lookup, serve_ranker
+    from serving.publisher import publish
+    from serving.ranker import RankerServer
+    from serving.release import Release
+
+_HOMES = {
+    "answers": ("LookupAnswer", "RankAnswer", "TableRows"),
+    "client": ("LookupClient", "RankerClient"),
+    "config": ("LookupConfig", "RankerConfig"),
+    "errors": (
+        "BrokenAnswerError",
+        "DeadlineExceededError",
+        "InvalidRequestError",
+        "OverloadedError",
+        "ServingError",
+        "UnavailableError",
+        "VersionNotLoadedError",
+    ),
+    "local": ("LocalDeployment", "ServerProcess"),
+    "lookup": ("LookupServer",),
+    "process": ("serve_lookup", "serve_ranker"),
+    "publisher": ("publish",),
+    "ranker": ("RankerServer",),
+    "release": ("Release",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BrokenAnswerError",
+    "DeadlineExceededError",
+    "InvalidRequestError",
+    "LocalDeployment",
+    "LookupAnswer",
+    "LookupClient",
+    "LookupConfig",
+    "LookupServer",
+    "OverloadedError",
+    "RankAnswer",
+    "RankerClient",
+    "RankerConfig",
+    "RankerServer",
+    "Release",
+    "ServerProcess",
+    "ServingError",
+    "TableRows",
+    "UnavailableError",
+    "VersionNotLoadedError",
+    "publish",
+    "serve_lookup",
+    "serve_ranker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,107 @@
+"""What the clients give back, read from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import BrokenAnswerError
+from serving.protocol import lookup_pb2, ranker_pb2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRows:
+    """Rows of one table, as stored.
+
+    Attributes:
+        rows: uint8 [num_ids, row_bytes], in the order of the ids; ``tables.decode(rows, dim, precision)`` reads them.
+        dim: Dimension of a decoded row.
+        precision: fp32, fp16, int8 or int4.
+        num_unknown_ids: How many of the ids got the out-of-vocabulary row.
+    """
+
+    rows: npt.NDArray[np.uint8]
+    dim: int
+    precision: str
+    num_unknown_ids: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupAnswer:
+    """Rows of one version.
+
+    Attributes:
+        version: The release's version.
+        tables: Rows by table, in the release's order of tables.
+        server_us: Time inside the lookup server's handler, in microseconds.
+    """
+
+    version: str
+    tables: Mapping[str, TableRows]
+    server_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankAnswer:
+    """Scores of one request's candidates.
+
+    Attributes:
+        version: The version that scored all of them.
+        request_id: As in the request.
+        ctr: float32 [num_candidates], probability of a response.
+        cvr: float32 [num_candidates], probability of a conversion.
+        phases: Microseconds by phase: lookup_us, lookup_wait_us, lookup_server_us, assemble_us, decode_us, upper_us,
+            total_us; see ``serving/protocol/ranker.proto``.
+        num_unknown_ids: Distinct (table, id) pairs that got an out-of-vocabulary row.
+    """
+
+    version: str
+    request_id: str
+    ctr: npt.NDArray[np.float32]
+    cvr: npt.NDArray[np.float32]
+    phases: Mapping[str, int]
+    num_unknown_ids: int
+
+
+def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
+    """A lookup server's answer from its message.
+
+    Raises:
+        BrokenAnswerError: A table's bytes are not a whole number of rows.
+    """
+    tables = {}
+    for table in answer.tables:
+        if not table.row_bytes or len(table.rows) % table.row_bytes:
+            raise BrokenAnswerError(
+                f"{server}: table {table.table!r} came with {len(table.rows)} bytes of rows of {table.row_bytes} bytes"
+            )
+        tables[table.table] = TableRows(
+            rows=np.frombuffer(table.rows, dtype=np.uint8).reshape(-1, table.row_bytes),
+            dim=table.dim,
+            precision=table.precision,
+            num_unknown_ids=table.num_unknown_ids,
+        )
+    return LookupAnswer(version=answer.version, tables=tables, server_us=answer.server_us)
+
+
+def read_rank(answer: ranker_pb2.RankAnswer, num_candidates: int, server: str) -> RankAnswer:
+    """A ranker's answer from its message.
+
+    Raises:
+        BrokenAnswerError: It does not have a score a candidate and task.
+    """
+    if not len(answer.ctr) == len(answer.cvr) == num_candidates:
+        raise BrokenAnswerError(
+            f"{server}: {len(answer.ctr)} ctr and {len(answer.cvr)} cvr scores for {num_candidates} candidates"
+        )
+    return RankAnswer(
+        version=answer.version,
+        request_id=answer.request_id,
+        ctr=np.array(answer.ctr, dtype=np.float32),
+        cvr=np.array(answer.cvr, dtype=np.float32),
+        phases={field.name: getattr(answer.phases, field.name) for field in answer.phases.DESCRIPTOR.fields},
+        num_unknown_ids=answer.num_unknown_ids,
+    )

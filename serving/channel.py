@@ -1,0 +1,43 @@
+"""A client's connection: one gRPC channel, kept open and used by all of its requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from serving.address import Address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # gRPC sends even loopback traffic through http_proxy if the environment has one.
+    ("grpc.enable_http_proxy", 0),
+    # By default a server that comes back is tried after 1 s, then ever later, up to 2 minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Two clients in one process share no connection, so that closing or losing one never disturbs the other.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def open_channel(address: str, *, tls_ca: Path | None, max_answer_bytes: int) -> grpc.Channel:
+    """A channel to a server; it connects at the first request and connects again when the server comes back.
+
+    Args:
+        address: ``host:port`` or ``unix:/path``.
+        tls_ca: PEM file of the authority that signed the server's certificate; None connects in plain text.
+        max_answer_bytes: Longest answer accepted, in bytes.
+
+    Raises:
+        ValueError: The address is not understood.
+        OSError: The PEM file cannot be read.
+    """
+    target = Address.parse(address).text
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
+    if tls_ca is None:
+        return grpc.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(root_certificates=tls_ca.read_bytes())
+    return grpc.secure_channel(target, credentials, options=options)

@@ -1,0 +1,116 @@
+"""Configuration of the two servers: every field is validated, and carries the text of its ``--help``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from serving.address import Address
+
+
+class ListenConfig(BaseModel):
+    """Where and how a server listens; the same for the lookup server and the ranker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = Field(
+        default="127.0.0.1:0",
+        description="Address to listen on: HOST:PORT, [IPV6]:PORT or unix:/PATH; port 0 lets the system choose.",
+    )
+    tls_certificate: Path | None = Field(default=None, description="PEM file of the server's certificate chain.")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authority that must have signed a client's certificate."
+    )
+    insecure_public: bool = Field(
+        default=False,
+        description="Listen in plain text on an address that other machines can reach. Anyone there can then read "
+        "every row and score.",
+    )
+    workers: PositiveInt = Field(
+        default=4,
+        description="Threads that answer requests. A few are enough: the interpreter runs one at a time, the others "
+        "wait for the network or compute outside its lock.",
+    )
+    max_queued_requests: Annotated[int, Field(ge=0)] = Field(
+        default=256, description="Requests that may wait for a free worker; more are refused at once."
+    )
+    max_message_bytes: PositiveInt = Field(default=4 * 1024 * 1024, description="Largest request message accepted, in bytes.")
+    drain_timeout_s: PositiveFloat = Field(
+        default=10.0, description="On SIGTERM: seconds that requests in flight may take to end before they are cut."
+    )
+    ready_file: Path | None = Field(
+        default=None,
+        description="File to write, in one step, once requests are accepted: JSON with address, pid and versions.",
+    )
+    metrics_listen: str | None = Field(
+        default=None, description="HOST:PORT for Prometheus to scrape over HTTP; without it no metrics are served."
+    )
+    verify: bool = Field(
+        default=True, description="Read every file of a release once and compare its checksum before serving it."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_open_doors(self) -> Self:
+        address = Address.parse(self.listen)
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both, or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if not address.is_local and self.tls_certificate is None and not self.insecure_public:
+            raise ValueError(
+                f"{self.listen} can be reached from other machines: give tls_certificate and tls_key, listen on "
+                "127.0.0.1 or unix:/PATH, or say insecure_public=True to serve in plain text all the same"
+            )
+        if self.metrics_listen is not None:
+            metrics = Address.parse(self.metrics_listen)
+            if metrics.unix_path is not None:
+                raise ValueError(f"metrics_listen {self.metrics_listen} must be HOST:PORT: Prometheus scrapes TCP")
+            if not metrics.is_local and not self.insecure_public:
+                raise ValueError(
+                    f"metrics_listen {self.metrics_listen} can be reached from other machines and has no TLS: "
+                    "use 127.0.0.1, or say insecure_public=True"
+                )
+        return self
+
+
+class LookupConfig(ListenConfig):
+    """Configuration of a lookup server."""
+
+    releases: tuple[Path, ...] = Field(
+        min_length=1, description="Release directories to serve; each is asked for by its version."
+    )
+    max_ids_per_request: PositiveInt = Field(default=16384, description="Most ids in one request, all features together.")
+    populate: bool = Field(
+        default=True,
+        description="Map the pages of the tables into memory before serving, so that no first request waits for the "
+        "disk. Turn it off for tables larger than memory.",
+    )
+
+
+class RankerConfig(ListenConfig):
+    """Configuration of a ranker."""
+
+    releases: tuple[Path, ...] = Field(
+        min_length=1,
+        description="Release directories to serve. A request that names no version gets the last one.",
+    )
+    lookup: str = Field(description="Address of the lookup server.")
+    lookup_tls_ca: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the lookup server's certificate; turns TLS on."
+    )
+    lookup_timeout_s: PositiveFloat = Field(default=0.5, description="Longest wait for one lookup, in seconds.")
+    startup_timeout_s: PositiveFloat = Field(
+        default=60.0,
+        description="Longest wait, in seconds, for the lookup server to come up with the same versions.",
+    )
+    max_candidates: PositiveInt = Field(default=4096, description="Most candidates in one request.")
+    intra_op_threads: PositiveInt = Field(
+        default=1,
+        description="torch's threads within one operator. More than one makes concurrent requests wait for each other.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the upper model runs: cuda, cpu, or cuda if there is one."
+    )

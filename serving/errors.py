@@ -1,0 +1,92 @@
+"""What can go wrong between a caller, a ranker and a lookup server: one class a kind, the same on both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import grpc
+
+LOADED_VERSIONS_TRAILER = "loaded-versions"
+"""Key of the trailing metadata that lists the loaded versions beside a FAILED_PRECONDITION, comma-separated."""
+
+
+class ServingError(RuntimeError):
+    """A request failed; its message says what was given, what was expected and the way out."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class InvalidRequestError(ServingError):
+    """The request itself is wrong, and would be wrong on every server and at every time."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class VersionNotLoadedError(ServingError):
+    """The wanted version is not loaded; another one is never put in its place.
+
+    Attributes:
+        loaded: The versions that are loaded, the oldest first.
+    """
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, message: str, loaded: Sequence[str] = ()):
+        super().__init__(message)
+        self.loaded = tuple(loaded)
+
+
+class UnavailableError(ServingError):
+    """The server cannot be reached, or is draining: the same request may succeed later or elsewhere."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineExceededError(ServingError):
+    """The answer did not come within the time that the caller allowed."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class OverloadedError(ServingError):
+    """The server has as many requests in hand as it accepts, or a message is larger than it accepts."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class BrokenAnswerError(ServingError):
+    """An answer contradicts the release: wrong version, tables, lengths, or a score that is not finite."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+_KINDS: dict[grpc.StatusCode, type[ServingError]] = {
+    kind.code: kind
+    for kind in (
+        ServingError,
+        InvalidRequestError,
+        VersionNotLoadedError,
+        UnavailableError,
+        DeadlineExceededError,
+        OverloadedError,
+    )
+}
+
+
+def from_rpc_error(error: grpc.RpcError, server: str) -> ServingError:
+    """The error that a server answered, as the class that the server raised.
+
+    Args:
+        error: What gRPC raised on the client's side.
+        server: What to call the other end in the message, such as ``lookup server 127.0.0.1:7000``.
+    """
+    code, details = error.code(), error.details()
+    message = f"{server}: {details}"
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        trailers = dict(error.trailing_metadata() or ())
+        listed = str(trailers.get(LOADED_VERSIONS_TRAILER, ""))
+        return VersionNotLoadedError(message, loaded=[version for version in listed.split(",") if version])
+    if code in _KINDS:
+        return _KINDS[code](message)
+    return ServingError(f"{server}: {code.name}: {details}")

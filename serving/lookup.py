@@ -1,0 +1,247 @@
+"""The lookup server: the CPU half of releases, rows by id."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from serving.config import LookupConfig
+from serving.errors import InvalidRequestError
+from serving.listener import Listener
+from serving.metrics import ServerMetrics
+from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
+from serving.protocol import lookup_pb2, lookup_pb2_grpc
+from serving.release import Release, ReleaseTable
+from serving.versions import LoadedVersions
+from tables.idmap import IdMap
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "multifacet.serving.v1.Lookup"
+
+
+class LookupHalf:
+    """The lookup half of one release, mapped into memory.
+
+    Args:
+        release: An open release.
+        populate: Whether to map all pages of the tables now.
+    """
+
+    def __init__(self, release: Release, *, populate: bool = True):
+        self.release = release
+        self._rows: dict[str, npt.NDArray[np.uint8]] = {
+            table.name: release.map_rows(table, populate=populate) for table in release.tables
+        }
+        self._id_maps: dict[str, IdMap] = {
+            name: release.id_map(name) for name in sorted({table.id_map for table in release.tables})
+        }
+        for table in release.tables:
+            id_map = self._id_maps[table.id_map]
+            if id_map.num_rows != table.rows or id_map.num_hashes != 1:
+                raise ValueError(
+                    f"{release.path}: table {table.name!r} has {table.rows} rows, its id map maps to {id_map.num_rows} "
+                    f"by {id_map.num_hashes} hashes; publish the model again"
+                )
+        for id_map in self._id_maps.values():  # compiles the look-up kernels, or reads their cache, before serving
+            id_map.rows(np.zeros(1, np.int64) if id_map.id_type == "int64" else [""])
+
+    def gather(self, ids: Mapping[str, IdArray]) -> list[lookup_pb2.TableRows]:
+        """Rows of every table that the features feed.
+
+        Args:
+            ids: External ids [n] by feature; each feature one of the release's.
+
+        Returns:
+            One message a table, in the release's order of tables.
+        """
+        found: dict[tuple[str, str], tuple[npt.NDArray[np.int32], int]] = {}
+        answers = []
+        for table in self.release.tables:
+            if table.feature not in ids:
+                continue
+            key = (table.feature, table.id_map)
+            if key not in found:
+                found[key] = self._find(table, ids[table.feature])
+            rows, num_unknown_ids = found[key]
+            answers.append(
+                lookup_pb2.TableRows(
+                    table=table.name,
+                    rows=np.take(self._rows[table.name], rows, axis=0).tobytes(),
+                    row_bytes=table.row_bytes,
+                    dim=table.dim,
+                    precision=table.precision,
+                    num_unknown_ids=num_unknown_ids,
+                )
+            )
+        return answers
+
+    def _find(self, table: ReleaseTable, ids: IdArray) -> tuple[npt.NDArray[np.int32], int]:
+        if not len(ids):
+            return np.empty(0, np.int32), 0
+        id_map = self._id_maps[table.id_map]
+        rows = id_map.rows(ids)
+        if id_map.oov_row is None:  # hashed: every id has a row
+            return rows, 0
+        return rows, int(np.count_nonzero(rows == id_map.oov_row))
+
+
+class LookupServer:
+    """Serves the rows of one or several releases.
+
+    Args:
+        config: Releases, address and limits.
+
+    Raises:
+        ArtifactError: A release is damaged; the file is named.
+        OSError: From `start`: the address cannot be bound.
+
+    Example:
+        ``with LookupServer(LookupConfig(releases=("release",))) as server: LookupClient(server.address)``
+    """
+
+    def __init__(self, config: LookupConfig):
+        self.config = config
+        self._loaded: LoadedVersions[LookupHalf] = LoadedVersions("lookup server")
+        self.metrics = ServerMetrics("lookup", ("total",))
+        for path in config.releases:
+            self.load(path)
+        self._listener = Listener(
+            config,
+            role="lookup",
+            service=SERVICE,
+            register=lambda server: lookup_pb2_grpc.add_LookupServicer_to_server(  # type: ignore[no-untyped-call]
+                _Servicer(self), server
+            ),
+            metrics=self.metrics,
+        )
+
+    @property
+    def address(self) -> str:
+        """The bound address; empty before `start`."""
+        return self._listener.address
+
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus may scrape; empty if nowhere."""
+        return self._listener.metrics_address
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The loaded versions, the oldest first."""
+        return self._loaded.versions
+
+    def load(self, path: str | os.PathLike[str]) -> str:
+        """Load a release beside those that are there; while it fails or runs, the others are served as before.
+
+        Returns:
+            Its version.
+
+        Raises:
+            ArtifactError: The release is damaged; the file is named.
+        """
+        release = Release.open(path, verify=self.config.verify, half="lookup")
+        half = LookupHalf(release, populate=self.config.populate)
+        self._loaded.add(release.version, half)
+        logger.info("loaded %r", release)
+        return release.version
+
+    def retire(self, version: str) -> None:
+        """Forget a version; requests under way still get their rows from it.
+
+        Raises:
+            VersionNotLoadedError: It is not loaded.
+            ValueError: It was loaded last: load its successor first.
+        """
+        self._loaded.retire(version)
+        logger.info("retired version %s", version)
+
+    def start(self) -> str:
+        """Accept requests.
+
+        Returns:
+            The bound address.
+        """
+        return self._listener.start({"versions": list(self.versions)})
+
+    def stop(self, drain_timeout_s: float | None = None) -> None:
+        """Drain and stop; see `Listener.stop`."""
+        self._listener.stop(drain_timeout_s)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
+        started_ns = time.perf_counter_ns()
+        if not request.version:
+            raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
+        half = self._loaded.get(request.version)
+        id_types = half.release.manifest.id_types
+        where = f"version {request.version}"
+        check_features([message.feature for message in request.features], list(id_types), where, every=False)
+        num_ids = sum(count_ids(message) for message in request.features)
+        if num_ids > self.config.max_ids_per_request:
+            raise InvalidRequestError(
+                f"{num_ids} ids in one request: at most {self.config.max_ids_per_request} are accepted; split it"
+            )
+        ids = {message.feature: unpack_ids(message) for message in request.features}
+        for feature, given in ids.items():
+            check_id_type(feature, given, id_types[feature], where)
+        tables = half.gather(ids)
+        for table in tables:
+            self.metrics.count_rows(table.table, len(table.rows) // table.row_bytes, table.num_unknown_ids)
+        total_us = (time.perf_counter_ns() - started_ns) // 1000
+        self.metrics.observe_us({"total": total_us})
+        return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=total_us)
+
+    def _describe(self) -> lookup_pb2.LookupDescription:
+        return lookup_pb2.LookupDescription(
+            versions=[
+                lookup_pb2.LookupVersion(
+                    version=version,
+                    tables=[
+                        lookup_pb2.TableDescription(
+                            table=table.name,
+                            feature=table.feature,
+                            id_type=half.release.manifest.id_types[table.feature],
+                            num_rows=table.rows,
+                            dim=table.dim,
+                            row_bytes=table.row_bytes,
+                            precision=table.precision,
+                        )
+                        for table in half.release.tables
+                    ],
+                )
+                for version, half in self._loaded.items()
+            ],
+            max_ids_per_request=self.config.max_ids_per_request,
+        )
+
+
+class _Servicer(lookup_pb2_grpc.LookupServicer):
+    def __init__(self, server: LookupServer):
+        self._server = server
+
+    def Lookup(  # noqa: N802
+        self, request: lookup_pb2.LookupRequest, context: grpc.ServicerContext
+    ) -> lookup_pb2.LookupAnswer:
+        return self._server._listener.answer(lambda: self._server._lookup(request), context, request.request_id)
+
+    def Describe(  # noqa: N802
+        self,
+        request: lookup_pb2.LookupDescribeRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,
+    ) -> lookup_pb2.LookupDescription:
+        return self._server._listener.answer(self._server._describe, context)

@@ -1,0 +1,102 @@
+"""External ids between arrays and the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InvalidRequestError
+from serving.protocol import ids_pb2
+
+IdArray = npt.NDArray[np.int64] | npt.NDArray[np.object_]
+"""External ids of one feature: int64 [n], or Python strings [n] (numpy's own strings drop trailing zeros)."""
+
+
+def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
+    """Ids of one feature as a message.
+
+    Args:
+        feature: Name of the id feature.
+        ids: [n] integers or strings.
+
+    Raises:
+        InvalidRequestError: Not one-dimensional, neither integers nor strings, or an integer beyond int64.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise InvalidRequestError(f"ids of feature {feature!r} have shape {array.shape}: expected [n]")
+    if array.size == 0:
+        return ids_pb2.FeatureIds(feature=feature, int64_ids=b"")
+    if array.dtype.kind in "iu":
+        if array.dtype.kind == "u" and int(array.max()) > np.iinfo(np.int64).max:
+            raise InvalidRequestError(f"ids of feature {feature!r} go beyond int64: {int(array.max())}")
+        return ids_pb2.FeatureIds(feature=feature, int64_ids=array.astype("<i8", copy=False).tobytes())
+    values = array.tolist()
+    if not all(isinstance(value, str) for value in values):
+        raise InvalidRequestError(f"ids of feature {feature!r} have dtype {array.dtype}: expected integers or strings")
+    return ids_pb2.FeatureIds(feature=feature, string_ids=ids_pb2.StringIds(values=values))
+
+
+def unpack_ids(message: ids_pb2.FeatureIds) -> IdArray:
+    """Ids of one feature from a message.
+
+    Returns:
+        int64 [n], or object [n] of str.
+
+    Raises:
+        InvalidRequestError: The packed block is not a whole number of ids.
+    """
+    kind = message.WhichOneof("ids")
+    if kind == "string_ids":
+        return np.array(message.string_ids.values, dtype=np.object_)
+    packed = message.int64_ids
+    if len(packed) % 8:
+        raise InvalidRequestError(
+            f"int64_ids of feature {message.feature!r} has {len(packed)} bytes: expected 8 an id, little-endian"
+        )
+    return np.frombuffer(packed, dtype="<i8")
+
+
+def count_ids(message: ids_pb2.FeatureIds) -> int:
+    """Number of ids in a message, without unpacking them."""
+    if message.WhichOneof("ids") == "string_ids":
+        return len(message.string_ids.values)
+    return len(message.int64_ids) // 8
+
+
+def check_id_type(feature: str, ids: IdArray, id_type: str, where: str) -> None:
+    """Refuse ids of another type than the id map has.
+
+    Args:
+        feature: Name of the id feature.
+        ids: The unpacked ids; an empty array fits every type.
+        id_type: ``int64`` or ``string``.
+        where: What asks for this type, for the message.
+
+    Raises:
+        InvalidRequestError: The types differ.
+    """
+    given = "int64" if ids.dtype.kind == "i" else "string"
+    if ids.size and given != id_type:
+        raise InvalidRequestError(f"ids of feature {feature!r} are {given}, but {where} has {id_type} ids")
+
+
+def check_features(given: Sequence[str], expected: Sequence[str], where: str, *, every: bool) -> None:
+    """Refuse unknown, repeated and (with ``every``) missing features.
+
+    Raises:
+        InvalidRequestError: With both lists in its message.
+    """
+    repeated = sorted({name for name in given if given.count(name) > 1})
+    unknown = sorted(set(given) - set(expected))
+    missing = sorted(set(expected) - set(given)) if every else []
+    faults: list[Any] = [
+        *([f"unknown {unknown}"] if unknown else []),
+        *([f"repeated {repeated}"] if repeated else []),
+        *([f"missing {missing}"] if missing else []),
+    ]
+    if faults:
+        raise InvalidRequestError(f"id features: {'; '.join(faults)}; {where} has {sorted(expected)}")

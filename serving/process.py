@@ -1,0 +1,75 @@
+"""A server as a whole process: runs until SIGTERM or SIGINT, then drains."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from serving.config import LookupConfig, RankerConfig
+from serving.lookup import LookupServer
+
+logger = logging.getLogger(__name__)
+
+
+def serve_lookup(config: LookupConfig) -> None:
+    """Serve rows until SIGTERM or SIGINT; then let requests in flight end, and return.
+
+    Call it in the main thread: it installs signal handlers for its duration.
+
+    Raises:
+        ArtifactError: A release is damaged; the file is named.
+        OSError: The address cannot be bound.
+    """
+    with _until_signalled() as stop:
+        server = LookupServer(config)
+        try:
+            if not stop.is_set():
+                server.start()
+            stop.wait()
+        finally:
+            server.stop()
+
+
+def serve_ranker(config: RankerConfig) -> None:
+    """Serve scores until SIGTERM or SIGINT; then let requests in flight end, and return.
+
+    Call it in the main thread: it installs signal handlers for its duration. It waits for the lookup server, and sets
+    torch's number of threads for the whole process.
+
+    Raises:
+        ArtifactError: A release is damaged; the file is named.
+        UnavailableError: The lookup server is not up in time, or lacks a version.
+        OSError: The address cannot be bound.
+    """
+    with _until_signalled() as stop:
+        # Seconds of imports, which a lookup server does without.
+        import torch  # noqa: PLC0415
+
+        from serving.ranker import RankerServer  # noqa: PLC0415
+
+        torch.set_num_threads(config.intra_op_threads)
+        server = RankerServer(config)
+        try:
+            server.start(stopped=stop.is_set)
+            stop.wait()
+        finally:
+            server.stop()
+
+
+@contextmanager
+def _until_signalled() -> Iterator[threading.Event]:
+    stop = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,162 @@
+"""Cuts a trained model into a release: quantised rows for the lookup servers, the upper model for the rankers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import safe_open
+
+from serving.release import ID_MAPS, KIND, TASKS, UPPER, Name, Precision, Release, ReleaseTable
+from serving.upper import UpperModel, load_program
+from tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from tables.codec import encode, row_bytes
+from tables.idmap import IdMap
+
+logger = logging.getLogger(__name__)
+
+MODEL_KIND = "ranking-model"
+_CHUNK_BYTES = 64 << 20  # of float32 rows in memory at a time
+
+
+class ModelTable(BaseModel):
+    """One trained embedding table of a model artefact."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: Name = Field(description="Unique name of the table.")
+    feature: str = Field(description="Id feature whose ids choose the rows.")
+    node_type: str = Field(description="Node type of the ids.")
+    facet: str | None = Field(default=None, description="Pretraining that the table started from, if any.")
+    rows: PositiveInt = Field(description="Number of rows, the out-of-vocabulary row included.")
+    dim: PositiveInt = Field(description="Dimension.")
+    vectors: str = Field(description="safetensors file with the key `weights`, float32 [rows, dim].")
+    id_map: Name = Field(description="Name of the id map under `id_maps/`.")
+
+
+class ModelManifest(BaseModel):
+    """What serving reads of a trained model's manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="Name of the arm.")
+    dense_features: tuple[str, ...] = Field(description="Dense features, in the order of the columns.")
+    dim: PositiveInt = Field(description="Dimension of every table.")
+    tables: tuple[ModelTable, ...] = Field(min_length=1, description="Tables in the order of the upper's slots.")
+    upper: str = Field(description="The exported upper model.")
+    tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks in the order of the logits' columns.")
+
+
+def publish(
+    model_path: str | os.PathLike[str],
+    release_path: str | os.PathLike[str],
+    *,
+    precision: Precision = "int4",
+    replace: bool = False,
+) -> Release:
+    """Write a release from a trained model.
+
+    Tables are encoded and written in chunks, so that memory does not grow with them. The same model and precision
+    give the same version wherever and whenever they are published.
+
+    Args:
+        model_path: Directory of a trained model (artefact of kind "ranking-model").
+        release_path: Directory to write; it appears whole or not at all.
+        precision: Format of the rows: int4, int8, fp16 or fp32.
+        replace: Whether a release that is there already may be replaced.
+
+    Returns:
+        The release, opened; its files were written and hashed just now.
+
+    Raises:
+        ArtifactError: The model is damaged, its parts contradict each other, or the release exists already.
+        ValueError: A table cannot be encoded (a value that is not finite, or leaves the format's range).
+    """
+    artifact = Artifact.open(model_path, kind=MODEL_KIND)
+    try:
+        model = ModelManifest.model_validate(artifact.manifest)
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
+
+    # Sample inputs are the one pickle in a plain program: see serving.upper. Without them, saving is deterministic.
+    program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
+    program.example_inputs = None
+    UpperModel(program, num_dense=len(model.dense_features), num_tables=len(model.tables), dim=model.dim)
+    id_maps = _load_id_maps(artifact, model)
+
+    with ArtifactWriter(release_path, kind=KIND, replace=replace) as writer:
+        for folder in ("lookup", "ranker", ID_MAPS):
+            (writer.directory / folder).mkdir(parents=True, exist_ok=True)
+        torch.export.save(program, writer.directory / UPPER)
+        for name, id_map in id_maps.items():
+            id_map.save(writer.directory / ID_MAPS, name)
+        tables = [_write_table(artifact, table, precision, writer.directory) for table in model.tables]
+        writer.manifest.update(
+            name=model.name,
+            parents=[artifact.fingerprint],
+            precision=precision,
+            dim=model.dim,
+            dense_features=list(model.dense_features),
+            tasks=list(TASKS),
+            tables=[table.model_dump() for table in tables],
+            id_types={table.feature: id_maps[table.id_map].id_type for table in model.tables},
+        )
+    release = Release.open(release_path, verify=False)
+    logger.info("published %s at %s", release, release.path)
+    return release
+
+
+def _load_id_maps(artifact: Artifact, model: ModelManifest) -> dict[str, IdMap]:
+    id_maps = {table.id_map: IdMap.load(artifact.path / "id_maps", table.id_map) for table in model.tables}
+    feature_types: dict[str, str] = {}
+    for table in model.tables:
+        id_map = id_maps[table.id_map]
+        where = f"{artifact.path}: table {table.name!r}"
+        if id_map.num_hashes != 1:
+            raise ArtifactError(
+                f"{where} uses an id map of {id_map.num_hashes} hashes: a release holds one row an id; train with one"
+            )
+        if id_map.num_rows != table.rows:
+            raise ArtifactError(f"{where} has {table.rows} rows, but its id map {table.id_map!r} maps to {id_map.num_rows}")
+        if feature_types.setdefault(table.feature, id_map.id_type) != id_map.id_type:
+            raise ArtifactError(f"{where}: feature {table.feature!r} has id maps of both id types")
+        if table.dim != model.dim:
+            raise ArtifactError(f"{where} has dim {table.dim}, the model {model.dim}")
+    return id_maps
+
+
+def _write_table(artifact: Artifact, table: ModelTable, precision: Precision, directory: Path) -> ReleaseTable:
+    written = ReleaseTable(
+        name=table.name,
+        feature=table.feature,
+        node_type=table.node_type,
+        facet=table.facet,
+        rows=table.rows,
+        dim=table.dim,
+        precision=precision,
+        row_bytes=row_bytes(table.dim, precision),
+        id_map=table.id_map,
+    )
+    chunk_rows = max(1, _CHUNK_BYTES // (4 * table.dim))
+    with (
+        safe_open(artifact.file(table.vectors), framework="pt") as stored,
+        (directory / written.file).open("wb") as stream,
+    ):
+        weights = stored.get_slice("weights")
+        shape = tuple(weights.get_shape())
+        if shape != (table.rows, table.dim) or weights.get_dtype() != "F32":
+            raise ArtifactError(
+                f"{artifact.path}: {table.vectors} holds {weights.get_dtype()} {list(shape)}, the manifest says "
+                f"F32 {[table.rows, table.dim]}"
+            )
+        for start in range(0, table.rows, chunk_rows):
+            try:
+                rows = encode(weights[start : start + chunk_rows], precision)
+            except ValueError as error:
+                raise ValueError(f"table {table.name!r}, chunk from row {start}: {error}") from error
+            stream.write(rows.numpy().data)
+    return written

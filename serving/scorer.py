@@ -1,0 +1,149 @@
+"""The ranker half of one release: from fetched rows and dense features to scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from serving.answers import LookupAnswer
+from serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
+from serving.release import Release, ReleaseTable
+from serving.upper import UpperModel, load_program
+from tables.codec import decode
+
+Positions = Mapping[str, npt.NDArray[np.intp]]
+"""By feature, the position [num_candidates] of each candidate's id among the ids that were looked up."""
+
+
+class Scorer:
+    """Scores candidates with one version.
+
+    Args:
+        release: An open release.
+        device: Where the upper model runs; ``auto`` takes CUDA if there is one.
+
+    Raises:
+        ArtifactError: The upper model cannot be loaded, or does not fit the release's features and tables.
+    """
+
+    def __init__(self, release: Release, *, device: Literal["auto", "cpu", "cuda"] = "auto"):
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.version = release.version
+        self.id_types: dict[str, Literal["int64", "string"]] = release.manifest.id_types
+        self.dense_features = release.manifest.dense_features
+        self.tables: tuple[ReleaseTable, ...] = release.tables
+        self.dim = release.manifest.dim
+        # Tables of one precision are decoded together: one operator call instead of one a table.
+        self._precisions = sorted({table.precision for table in self.tables})
+        self._upper = UpperModel(
+            load_program(release.upper_path),
+            num_dense=len(self.dense_features),
+            num_tables=len(self.tables),
+            dim=self.dim,
+            device=device,
+        )
+
+    def read_dense(self, packed: bytes, num_candidates: int) -> torch.Tensor:
+        """Dense features from their packed form.
+
+        Args:
+            packed: Little-endian float32, rows back to back.
+            num_candidates: Rows.
+
+        Returns:
+            float32 [num_candidates, num_dense].
+
+        Raises:
+            InvalidRequestError: Another length, or a value that is not finite; the first one is named.
+        """
+        num_dense = len(self.dense_features)
+        if len(packed) != 4 * num_candidates * num_dense:
+            raise InvalidRequestError(
+                f"dense has {len(packed)} bytes: {num_candidates} candidates of {num_dense} float32 features "
+                f"({', '.join(self.dense_features)}) take {4 * num_candidates * num_dense}"
+            )
+        dense = np.frombuffer(packed, dtype="<f4").reshape(num_candidates, num_dense).astype(np.float32)
+        if not np.isfinite(dense).all():
+            candidate, column = (int(place) for place in np.argwhere(~np.isfinite(dense))[0])
+            raise InvalidRequestError(
+                f"dense feature {self.dense_features[column]!r} of candidate {candidate} is {dense[candidate, column]}: "
+                "expected finite numbers; put a default where a value is missing"
+            )
+        return torch.from_numpy(dense)
+
+    def embeddings(self, answer: LookupAnswer, positions: Positions, num_ids: Mapping[str, int]) -> torch.Tensor:
+        """The upper model's input from fetched rows.
+
+        Args:
+            answer: What the lookup server sent.
+            positions: By feature, where each candidate's id is among those looked up.
+            num_ids: By feature, how many ids were looked up.
+
+        Returns:
+            float32 [num_candidates, num_tables, dim].
+
+        Raises:
+            VersionNotLoadedError: The rows are of another version than this scorer: a mixture is never scored.
+            BrokenAnswerError: Tables or lengths are not the release's.
+        """
+        if answer.version != self.version:
+            raise VersionNotLoadedError(
+                f"the lookup server answered with rows of version {answer.version}, the upper model is of version "
+                f"{self.version}: not scored",
+                loaded=(answer.version,),
+            )
+        offsets: dict[str, int] = {}
+        decoded = []
+        num_decoded = 0
+        for precision in self._precisions:
+            group = [table for table in self.tables if table.precision == precision]
+            blocks = []
+            for table in group:
+                blocks.append(self._checked_rows(answer, table, num_ids[table.feature]))
+                offsets[table.name] = num_decoded
+                num_decoded += len(blocks[-1])
+            decoded.append(decode(torch.from_numpy(np.concatenate(blocks)), self.dim, precision))
+        vectors = torch.cat(decoded) if len(decoded) > 1 else decoded[0]
+        slots = np.stack([positions[table.feature] + offsets[table.name] for table in self.tables], axis=1)
+        return vectors.index_select(0, torch.from_numpy(slots.ravel())).view(len(slots), len(self.tables), self.dim)
+
+    def score(self, dense: torch.Tensor, embeddings: torch.Tensor) -> tuple[npt.NDArray[np.float32], int]:
+        """Probabilities of ctr and cvr.
+
+        Args:
+            dense: float32 [num_candidates, num_dense].
+            embeddings: float32 [num_candidates, num_tables, dim].
+
+        Returns:
+            float32 [num_candidates, 2], and the microseconds that it took.
+
+        Raises:
+            BrokenAnswerError: The model's answer is not finite.
+        """
+        started_ns = time.perf_counter_ns()
+        scores: npt.NDArray[np.float32] = self._upper.logits(dense, embeddings).sigmoid_().numpy()
+        if not np.isfinite(scores).all():
+            candidate = int(np.argwhere(~np.isfinite(scores))[0, 0])
+            raise BrokenAnswerError(
+                f"the upper model of version {self.version} scores candidate {candidate} as {scores[candidate]}: "
+                "its dense features are beyond what the model can take, or its training diverged"
+            )
+        return scores, (time.perf_counter_ns() - started_ns) // 1000
+
+    def _checked_rows(self, answer: LookupAnswer, table: ReleaseTable, num_ids: int) -> npt.NDArray[np.uint8]:
+        fetched = answer.tables.get(table.name)
+        if fetched is None:
+            raise BrokenAnswerError(f"the lookup server sent no rows of table {table.name!r}")
+        given = (*fetched.rows.shape, fetched.dim, fetched.precision)
+        expected = (num_ids, table.row_bytes, table.dim, table.precision)
+        if given != expected:
+            raise BrokenAnswerError(
+                f"the lookup server sent table {table.name!r} as (rows, row_bytes, dim, precision) {given}: expected {expected}"
+            )
+        return fetched.rows

@@ -1,0 +1,149 @@
+"""The upper model of a release: an exported program that runs without the code that trained it.
+
+What ``torch.export.save`` writes (torch 2.13) is a zip archive: each weight as raw bytes with its dtype and shape in
+``data/weights/model_weights_config.json``, the graph as JSON in ``models/model.json``. Three places may hold pickles,
+though, and ``torch.export.load`` unpickles them with ``weights_only=False``, which runs any code that they name:
+weights and constants of a tensor subclass (``use_pickle``), custom and opaque object constants, and the sample inputs
+(tried with ``weights_only=True`` first, then without). Plain models have only the last. `publish` therefore drops the
+sample inputs, and every archive is looked through here before torch may load it.
+
+Even so, the graph's JSON is code in effect: serve only releases whose version you know.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.export.passes import move_to_device_pass
+
+from tables.artifact import ArtifactError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_PICKLE_FREE_PREFIXES = ("weight_", "tensor_")
+
+
+def check_archive(path: Path, *, allow_sample_inputs: bool = False) -> None:
+    """Refuse a program whose loading would unpickle anything but plain tensors.
+
+    Args:
+        path: The ``.pt2`` file.
+        allow_sample_inputs: Whether it may hold sample inputs, provided that they are plain tensors.
+
+    Raises:
+        ArtifactError: It is not such an archive, or has a pickled member; the member is named.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):
+                raise ArtifactError(f"{path}: the archive has two members of one name")
+            if not any("/models/" in name for name in names):
+                raise ArtifactError(f"{path}: no program inside; write it with torch.export.save")
+            for name in names:
+                _check_member(path, archive, name, allow_sample_inputs=allow_sample_inputs)
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"{path} is not a torch.export archive: {error}") from error
+
+
+def _check_member(path: Path, archive: zipfile.ZipFile, name: str, *, allow_sample_inputs: bool) -> None:
+    _, _, inner = name.partition("/")  # the first folder is the file's stem
+    if inner.startswith("data/sample_inputs/"):
+        content = archive.read(name)
+        if not content:
+            return
+        if not allow_sample_inputs:
+            raise ArtifactError(f"{path}: {name} is a pickle; publish the model again, which drops it")
+        try:
+            torch.load(io.BytesIO(content), weights_only=True)
+        except Exception as error:
+            raise ArtifactError(f"{path}: {name} holds more than plain tensors: {error}") from error
+    elif inner.startswith(("data/weights/", "data/constants/")) and inner.endswith("_config.json"):
+        _check_payloads(path, name, json.loads(archive.read(name))["config"])
+    elif inner.startswith(("data/weights/", "data/constants/")):
+        if not inner.rpartition("/")[2].startswith(_PICKLE_FREE_PREFIXES):
+            raise ArtifactError(f"{path}: {name} is a pickle of an older format: export the model again")
+    elif not (
+        inner.startswith("models/")
+        or inner in {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
+    ):
+        raise ArtifactError(f"{path}: unexpected member {name}; only a plain exported program is accepted")
+
+
+def _check_payloads(path: Path, name: str, payloads: Mapping[str, Mapping[str, object]]) -> None:
+    for key, payload in payloads.items():
+        plain = str(payload["path_name"]).startswith(_PICKLE_FREE_PREFIXES)
+        if payload["use_pickle"] or not plain:
+            raise ArtifactError(f"{path}: {key!r} in {name} is stored as a pickle: export a model of plain tensors")
+
+
+def load_program(path: Path, *, allow_sample_inputs: bool = False) -> ExportedProgram:
+    """Check and load an exported program.
+
+    Raises:
+        ArtifactError: See `check_archive`; or torch refuses it.
+    """
+    check_archive(path, allow_sample_inputs=allow_sample_inputs)
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # a dozen kinds, none documented
+        raise ArtifactError(f"{path} cannot be loaded by torch {torch.__version__}: {error}") from error
+
+
+class UpperModel:
+    """Scores from dense features and embeddings.
+
+    Args:
+        program: Call ``(dense f32 [B, num_dense], embeddings f32 [B, num_tables, dim]) -> logits f32 [B, 2]``.
+        num_dense: Columns of ``dense``.
+        num_tables: Slots of ``embeddings``.
+        dim: Dimension of each slot.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ArtifactError: The program does not take these shapes, or any batch size, or answers in another shape.
+    """
+
+    def __init__(self, program: ExportedProgram, *, num_dense: int, num_tables: int, dim: int, device: str = "cpu"):
+        self.device = torch.device(device)
+        if self.device.type != "cpu":
+            program = move_to_device_pass(program, self.device)
+        # Shapes are checked here once and by the server at every request: the guards would only repeat that.
+        self._module = program.module(check_guards=False)
+        for num_candidates in (1, 2, 50):  # also warms up the allocator and the kernels
+            dense = torch.zeros(num_candidates, num_dense)
+            embeddings = torch.zeros(num_candidates, num_tables, dim)
+            try:
+                shape = tuple(self.logits(dense, embeddings).shape)
+            except Exception as error:  # whatever the program's operators raise
+                raise ArtifactError(
+                    f"the upper model fails on dense {list(dense.shape)} and embeddings {list(embeddings.shape)}: "
+                    f"{error}. Export it with a dynamic batch, for these features and tables."
+                ) from error
+            if shape != (num_candidates, 2):
+                raise ArtifactError(
+                    f"the upper model answers {list(shape)} to {num_candidates} candidates: expected "
+                    f"[{num_candidates}, 2], the logits of ctr and cvr"
+                )
+
+    def logits(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits of ctr and cvr.
+
+        Args:
+            dense: float32 [B, num_dense], raw.
+            embeddings: float32 [B, num_tables, dim].
+
+        Returns:
+            float32 [B, 2] on the CPU.
+        """
+        with torch.inference_mode():
+            logits: Tensor = self._module(dense.to(self.device), embeddings.to(self.device))
+            return logits.float().cpu()

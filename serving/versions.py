@@ -1,0 +1,109 @@
+"""The versions that a server holds at one time, and which of them is the current one."""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, TypeVar
+
+from serving.errors import VersionNotLoadedError
+
+T = TypeVar("T")
+
+
+class LoadedVersions(Generic[T]):
+    """Loaded releases by version, safe to read while another thread adds or retires one.
+
+    Readers take one reference and keep it for their whole request, so that retiring a version never changes an
+    answer under way: its memory goes when the last reader is done. The dict is replaced, never changed in place.
+
+    Args:
+        server: What to call the holder in messages, such as ``lookup server``.
+    """
+
+    def __init__(self, server: str):
+        self._server = server
+        self._write_lock = threading.Lock()
+        self._state: tuple[dict[str, T], str] = ({}, "")
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The loaded versions, the oldest first."""
+        return tuple(self._state[0])
+
+    @property
+    def current(self) -> str:
+        """The version that a request without one gets: the last that was added or chosen; empty if none is loaded."""
+        return self._state[1]
+
+    def add(self, version: str, loaded: T, *, current: bool = True) -> None:
+        """Add a version; adding one that is loaded already keeps what is there.
+
+        Args:
+            version: The release's version.
+            loaded: What requests for this version are to be answered with.
+            current: Whether it becomes the current version. The first one always does.
+        """
+        with self._write_lock:
+            held, before = self._state
+            self._state = (
+                {**held, version: held.get(version, loaded)},
+                version if current or not before else before,
+            )
+
+    def choose(self, version: str) -> None:
+        """Make a loaded version the current one.
+
+        Raises:
+            VersionNotLoadedError: It is not loaded; the current version stays.
+        """
+        with self._write_lock:
+            self.get(version)
+            self._state = (self._state[0], version)
+
+    def retire(self, version: str) -> None:
+        """Forget a version; requests under way keep it until they end.
+
+        Raises:
+            VersionNotLoadedError: It is not loaded.
+            ValueError: It is the current version: choose another first, so that one is always served.
+        """
+        with self._write_lock:
+            self.get(version)
+            held, current = self._state
+            if version == current:
+                raise ValueError(
+                    f"version {version} is the current one of this {self._server}: load or choose another version "
+                    f"before retiring it (loaded: {', '.join(held)})"
+                )
+            self._state = ({known: loaded for known, loaded in held.items() if known != version}, current)
+
+    def get(self, version: str) -> T:
+        """What was loaded under a version.
+
+        Raises:
+            VersionNotLoadedError: It is not loaded; the error lists the versions that are.
+        """
+        held, _ = self._state
+        if version not in held:
+            listed = ", ".join(held) or "none"
+            raise VersionNotLoadedError(
+                f"version {version} is not loaded by this {self._server}; loaded: {listed}", loaded=tuple(held)
+            )
+        return held[version]
+
+    def resolve(self, wanted: str) -> tuple[str, T]:
+        """The version to answer with, and what was loaded under it.
+
+        Args:
+            wanted: A version, or empty for the current one.
+
+        Raises:
+            VersionNotLoadedError: The wanted version is not loaded, or none is.
+        """
+        held, current = self._state
+        version = wanted or current
+        return version, self.get(version) if version not in held else held[version]
+
+    def items(self) -> tuple[tuple[str, T], ...]:
+        """Pairs of version and what was loaded, the oldest first, all of one moment."""
+        return tuple(self._state[0].items())
