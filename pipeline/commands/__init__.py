@@ -1,0 +1,1 @@
+"""The groups of the `multifacet` command, one a file."""

@@ -1,0 +1,86 @@
+"""How commands answer: one JSON document on standard output, or a table for a reader."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.table import Table
+
+stdout = Console()
+
+#: The flag that every command takes.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; logs go to stderr.")]
+
+
+def emit_json(document: Any) -> None:
+    """Prints one JSON document; NaN and infinities, which JSON lacks, become null."""
+    typer.echo(json.dumps(_plain(document), indent=2, default=str, allow_nan=False))
+
+
+def emit_rows(rows: Iterable[Mapping[str, Any]], *, title: str | None = None, columns: Sequence[str] | None = None) -> None:
+    """Prints rows as a table: numbers to the right, thousands grouped."""
+    rows = list(rows)
+    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in names:
+        numeric = any(isinstance(row.get(name), int | float) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(show(row.get(name)) for name in names))
+    stdout.print(table)
+
+
+def emit_arrow(table: pa.Table, *, as_json: bool, title: str | None = None) -> None:
+    """Prints an Arrow table: as a list of objects, or for a reader."""
+    if as_json:
+        emit_json(table.to_pylist())
+    else:
+        emit_rows(table.to_pylist(), title=title, columns=table.column_names)
+
+
+def show(value: Any) -> str:
+    """A value as a reader likes it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if isinstance(value, dt.datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show(item)}" for key, item in value.items())
+    return str(value)
+
+
+def show_bytes(count: float) -> str:
+    """A number of bytes in the unit that fits.
+
+    Example:
+        >>> show_bytes(1536)
+        '1.5 KiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
