@@ -2,7 +2,8 @@
 
 from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
 from tables.codec import Precision, decode, encode, row_bytes
-from tables.idmap import CollisionReport, IdMap
+from tables.collisions import CollisionReport
+from tables.idmap import IdMap
 from tables.rowwise import RowwiseAdagrad, accumulate_rows
 from tables.snapshot import Snapshot, SnapshotTable
 

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import hashlib
-import json
 import logging
-import math
 import os
-import re
 import secrets
-import shutil
-import stat
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from tables.filetree import exchange, hash_file, list_files, rename_new, sync_directories, sync_directory
+from tables.manifest import (
+    MANIFEST_NAME,
+    RESERVED_FIELDS,
+    SCHEMA_VERSION,
+    ArtifactError,
+    canonical_bytes,
+    check_file_name,
+    check_json,
+    read_manifest,
+)
+from tables.temporaries import lock, remove_stale_temporaries, remove_tree, temporary_sibling
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
+
+__all__ = ["SCHEMA_VERSION", "Artifact", "ArtifactError", "ArtifactWriter", "remove_stale_temporaries"]
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Final = 1
-MANIFEST_NAME: Final = "manifest.json"
-
-_RESERVED_FIELDS: Final = frozenset({"schema_version", "kind", "files"})
-_READ_BYTES: Final = 4 << 20
-_TEMPORARY_NAME: Final = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>[0-9]+)-[0-9a-f]+", re.DOTALL)
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_AT_FDCWD: Final = -100
-_RENAME_NOREPLACE: Final = 1
-_RENAME_EXCHANGE: Final = 2
-# A file system without these flags (some network ones), or a kernel without the call.
-_RENAME_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
-
-
-class ArtifactError(ValueError):
-    """An artefact that cannot be written, or that is not what its manifest says."""
+_MAX_HASHERS: Final = 8
+_OPEN_ATTEMPTS: Final = 8
 
 
 class ArtifactWriter:
@@ -77,7 +70,7 @@ class ArtifactWriter:
         self.kind: str = kind
         self.replace: bool = replace
         self.manifest: dict[str, Any] = {}
-        self.directory: Path = self.path.parent / (f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(6)}")
+        self.directory: Path = temporary_sibling(self.path)
         self._lock: int | None = None
 
     def __repr__(self) -> str:
@@ -86,12 +79,9 @@ class ArtifactWriter:
     def __enter__(self) -> Self:
         self._refuse_destination()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(self.path.parent, name=self.path.name)
+        remove_stale_temporaries(self.path.parent, name=self.path.name)
         self.directory.mkdir()
-        # The kernel drops this lock with the process: a held one tells `remove_stale_temporaries` that the writer
-        # lives, even when its process id means nothing here (another container on the same volume).
-        self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = lock(self.directory)
         return self
 
     def __exit__(
@@ -105,7 +95,7 @@ class ArtifactWriter:
                 self._commit()
         finally:
             # After an exchange this name holds the replaced artefact; after a plain rename, nothing.
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_tree(self.directory)
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
@@ -121,45 +111,49 @@ class ArtifactWriter:
                 )
 
     def _commit(self) -> None:
-        taken = sorted(_RESERVED_FIELDS & self.manifest.keys())
+        taken = sorted(RESERVED_FIELDS & self.manifest.keys())
         if taken:
             raise ArtifactError(f"The manifest's fields {taken} are written by ArtifactWriter; remove them.")
-        _check_json(self.manifest, "manifest")
-        sizes = _list_files(self.directory)
-        if MANIFEST_NAME in sizes:
+        check_json(self.manifest, "manifest")
+        names = list_files(self.directory).keys()
+        if MANIFEST_NAME in names:
             raise ArtifactError(f"{MANIFEST_NAME} is written by ArtifactWriter; name the file otherwise.")
-        for name in sizes:
-            _check_name(name, self.path)
-        with ThreadPoolExecutor(_num_readers(len(sizes))) as pool:
-            digests = pool.map(lambda name: _hash_file(self.directory / name, sync=True), sizes)
-            files = {name: {"sha256": digest, "bytes": size} for name, (digest, size) in zip(sizes, digests, strict=True)}
+        for name in names:
+            check_file_name(name, self.path)
+        files = {
+            name: {"sha256": digest, "bytes": num_bytes}
+            for name, (digest, num_bytes) in _hash_files(self.directory, names, sync=True)
+        }
         document = {**self.manifest, "schema_version": SCHEMA_VERSION, "kind": self.kind, "files": files}
         with (self.directory / MANIFEST_NAME).open("xb") as stream:
-            stream.write(_canonical(document))
+            stream.write(canonical_bytes(document))
             stream.flush()
             os.fsync(stream.fileno())
-        for directory, _, _ in os.walk(self.directory):
-            _sync_directory(Path(directory))
+        sync_directories(self.directory)
         self._move()
-        _sync_directory(self.path.parent)
-        logger.info("Wrote %s %s (%d files, %d bytes).", self.kind, self.path, len(files), sum(sizes.values()))
+        sync_directory(self.path.parent)
+        logger.info("Wrote %s %s (%d files).", self.kind, self.path, len(files))
 
     def _move(self) -> None:
-        try:
-            if not _rename(self.directory, self.path, _RENAME_NOREPLACE):
-                # An artefact is never an empty directory, so a plain rename cannot replace one either.
-                self.directory.rename(self.path)
-        except OSError as error:
-            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
-        else:
+        while not rename_new(self.directory, self.path):
+            self._refuse_destination()
+            try:
+                if not exchange(self.directory, self.path):
+                    self._replace_in_two_steps()
+            except FileNotFoundError:
+                continue  # another process removed the old artefact in between, so the name is free
             return
-        self._refuse_destination()
-        if not _rename(self.directory, self.path, _RENAME_EXCHANGE):
-            aside = self.path.parent / f".{self.path.name}.tmp-{os.getpid()}-{secrets.token_hex(6)}"
-            self.path.rename(aside)
+
+    def _replace_in_two_steps(self) -> None:
+        # The old artefact's name is not a temporary's: if this process dies in between, nobody may sweep it away.
+        aside = self.path.parent / f".{self.path.name}.replaced-{secrets.token_hex(6)}"
+        self.path.rename(aside)
+        try:
             self.directory.rename(self.path)
-            shutil.rmtree(aside, ignore_errors=True)
+        except BaseException:
+            aside.rename(self.path)
+            raise
+        remove_tree(aside)
 
 
 class Artifact:
@@ -172,11 +166,11 @@ class Artifact:
             no path: equal content has an equal fingerprint.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], fingerprint: str) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], fingerprint: str, identity: tuple[int, ...]) -> None:
         self.path: Path = path
         self.manifest: dict[str, Any] = manifest
         self.fingerprint: str = fingerprint
-        self._identity: tuple[int, int] = _identity(path)
+        self._identity = identity
 
     def __repr__(self) -> str:
         files = self.manifest["files"]
@@ -204,13 +198,29 @@ class Artifact:
             ArtifactError: There is no artefact, its manifest is not canonical, of an unknown ``schema_version`` or
                 of another kind, or a file is missing, extra, truncated or changed (named in the message).
         """
-        root = Path(path).resolve()
-        raw, manifest = _read_manifest(root)
+        for _ in range(_OPEN_ATTEMPTS):
+            root = Path(path).resolve()
+            identity = _identity(root)
+            try:
+                artifact = cls._open_once(root, identity, kind=kind, verify=verify)
+                artifact.check_unreplaced()
+            except (ArtifactError, FileNotFoundError) as error:
+                if identity == _identity(Path(path).resolve()):
+                    if isinstance(error, ArtifactError):
+                        raise
+                    raise ArtifactError(f"{root}: {error.filename} disappeared while it was read.") from error
+                logger.debug("%s was replaced while it was opened; opening it again.", root)
+            else:
+                return artifact
+        raise ArtifactError(f"{path} was replaced {_OPEN_ATTEMPTS} times while it was opened; open it when that is over.")
+
+    @classmethod
+    def _open_once(cls, root: Path, identity: tuple[int, ...], *, kind: str | None, verify: bool) -> Self:
+        raw, manifest = read_manifest(root)
         if kind is not None and manifest["kind"] != kind:
             raise ArtifactError(f"{root} is an artefact of kind {manifest['kind']!r}; expected {kind!r}.")
-        artifact = cls(root, manifest, hashlib.sha256(raw).hexdigest())
+        artifact = cls(root, manifest, hashlib.sha256(raw).hexdigest(), identity)
         artifact._check_files(verify=verify)
-        artifact.check_unreplaced()
         return artifact
 
     def file(self, name: str) -> Path:
@@ -232,16 +242,12 @@ class Artifact:
 
         Call it after opening (or mapping) several files, to know that all of them belong to this artefact.
         """
-        try:
-            unreplaced = _identity(self.path) == self._identity
-        except FileNotFoundError:
-            unreplaced = False
-        if not unreplaced:
-            raise ArtifactError(f"{self.path} was replaced or removed after it was opened; open it again.")
+        if _identity(self.path) != self._identity:
+            raise ArtifactError(f"{self.path} was replaced, changed or removed after it was opened; open it again.")
 
     def _check_files(self, *, verify: bool) -> None:
         files: dict[str, dict[str, Any]] = self.manifest["files"]
-        found = _list_files(self.path)
+        found = list_files(self.path)
         found.pop(MANIFEST_NAME, None)
         faults = [f"{name}: missing" for name in sorted(files.keys() - found.keys())]
         faults += [f"{name}: not in the manifest" for name in sorted(found.keys() - files.keys())]
@@ -251,13 +257,11 @@ class Artifact:
             if name in found and found[name] != entry["bytes"]
         ]
         if not faults and verify:
-            with ThreadPoolExecutor(_num_readers(len(files))) as pool:
-                digests = pool.map(lambda name: _hash_file(self.path / name, sync=False), files)
-                faults = [
-                    f"{name}: sha256 {digest}, expected {entry['sha256']}"
-                    for (name, entry), (digest, _) in zip(files.items(), digests, strict=True)
-                    if digest != entry["sha256"]
-                ]
+            faults = [
+                f"{name}: sha256 {digest}, expected {files[name]['sha256']}"
+                for name, (digest, _) in _hash_files(self.path, files.keys(), sync=False)
+                if digest != files[name]["sha256"]
+            ]
         if faults:
             shown = "; ".join(faults[:10]) + ("; ..." if len(faults) > 10 else "")
             raise ArtifactError(
@@ -266,192 +270,18 @@ class Artifact:
             )
 
 
-def remove_stale_temporaries(parent: str | os.PathLike[str]) -> list[Path]:
-    """Removes what killed `ArtifactWriter`s left in a directory.
-
-    Only directories named as a writer's temporary are touched, and of those only the ones whose process no longer
-    exists and whose lock nobody holds.
-
-    Args:
-        parent: The directory in which artefacts are written.
-
-    Returns:
-        The removed directories, sorted.
-    """
-    return _remove_stale(Path(parent), name=None)
+def _hash_files(root: Path, names: Iterable[str], *, sync: bool) -> list[tuple[str, tuple[str, int]]]:
+    """Hashes files in parallel: (name, (sha256, bytes)) in the order of the names."""
+    ordered = list(names)
+    num_threads = max(1, min(len(ordered), len(os.sched_getaffinity(0)), _MAX_HASHERS))
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(zip(ordered, pool.map(lambda name: hash_file(root / name, sync=sync), ordered), strict=True))
 
 
-def _remove_stale(parent: Path, name: str | None) -> list[Path]:
-    removed = []
-    for entry in sorted(os.scandir(parent), key=lambda entry: entry.name):
-        match = _TEMPORARY_NAME.fullmatch(entry.name)
-        if match is None or (name is not None and match["name"] != name):
-            continue
-        if entry.is_dir(follow_symlinks=False) and not _has_writer(Path(entry.path), int(match["pid"])):
-            shutil.rmtree(entry.path, ignore_errors=True)
-            logger.info("Removed %s, left by a killed writer.", entry.path)
-            removed.append(Path(entry.path))
-    return removed
-
-
-def _has_writer(directory: Path, pid: int) -> bool:
-    if pid == os.getpid() or Path(f"/proc/{pid}").exists():
-        return True
+def _identity(path: Path) -> tuple[int, ...]:
+    """Tells one directory from another that takes its place; the time guards against a reused inode."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    text = json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
-
-
-def _check_json(value: object, where: str) -> None:
-    """Refuses what JSON cannot hold exactly, naming its place."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ArtifactError(f"{where} has the key {key!r}; JSON takes strings only.")
-            _check_json(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            _check_json(item, f"{where}[{position}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ArtifactError(f"{where} is {value}, which JSON cannot hold; leave it out or write None.")
-    elif value is not None and not isinstance(value, str | int):
-        raise ArtifactError(
-            f"{where} is a {type(value).__qualname__}, which JSON cannot hold; convert it to a plain number, string, "
-            "list or dict."
-        )
-
-
-def _read_manifest(root: Path) -> tuple[bytes, dict[str, Any]]:
-    path = root / MANIFEST_NAME
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        raise ArtifactError(f"There is no artefact at {root}: {MANIFEST_NAME} is missing.") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be opened as a plain file: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        raw = stream.read()
-    try:
-        manifest = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(manifest, dict):
-        raise ArtifactError(f"{path} holds a {type(manifest).__name__}; expected an object.")
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise ArtifactError(
-            f"{path} has schema_version {version!r}; this version of multifacet reads {SCHEMA_VERSION}. "
-            "Use the version that wrote it, or write it again."
-        )
-    if not isinstance(manifest.get("kind"), str):
-        raise ArtifactError(f"{path}: the field 'kind' must be a string.")
-    _check_file_entries(manifest.get("files"), path)
-    try:
-        canonical = _canonical(manifest)
-    except ValueError as error:
-        raise ArtifactError(f"{path} holds a value that JSON does not have: {error}.") from error
-    if canonical != raw:
-        raise ArtifactError(f"{path} is not in canonical form, so it was edited after it was written.")
-    return raw, manifest
-
-
-def _check_file_entries(files: object, manifest_path: Path) -> None:
-    if not isinstance(files, dict):
-        raise ArtifactError(f"{manifest_path}: the field 'files' must be an object.")
-    for name, entry in files.items():
-        _check_name(name, manifest_path)
-        if not (
-            isinstance(entry, dict)
-            and entry.keys() == {"sha256", "bytes"}
-            and isinstance(entry["sha256"], str)
-            and _SHA256.fullmatch(entry["sha256"])
-            and type(entry["bytes"]) is int
-            and entry["bytes"] >= 0
-        ):
-            raise ArtifactError(f"{manifest_path}: files[{name!r}] must be {{'sha256': hex, 'bytes': count}}.")
-
-
-def _check_name(name: str, where: Path) -> None:
-    plain = bool(name) and name.isprintable() and "\\" not in name and name != MANIFEST_NAME
-    if not plain or any(part in {"", ".", ".."} for part in name.split("/")) or PurePosixPath(name).is_absolute():
-        raise ArtifactError(
-            f"{where}: the file name {name!r} is refused; names are relative, with '/', and stay inside the artefact."
-        )
-
-
-def _list_files(root: Path) -> dict[str, int]:
-    """Lists the plain files below a directory: relative name -> bytes, sorted by name."""
-    sizes: dict[str, int] = {}
-    pending = [root]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                name = Path(entry.path).relative_to(root).as_posix()
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(Path(entry.path))
-                elif stat.S_ISREG(status.st_mode):
-                    sizes[name] = status.st_size
-                else:
-                    raise ArtifactError(f"{root}: {name} is a link or a special file; an artefact has plain files only.")
-    return dict(sorted(sizes.items()))
-
-
-def _hash_file(path: Path, *, sync: bool) -> tuple[str, int]:
-    """Gives a file's sha256 (hex) and bytes, reading with a large buffer; fsyncs it first if asked."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_READ_BYTES)
-    view = memoryview(buffer)
-    total = 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        if sync:
-            os.fsync(descriptor)
-        while count := stream.readinto(buffer):
-            digest.update(view[:count])
-            total += count
-    return digest.hexdigest(), total
-
-
-def _num_readers(num_files: int) -> int:
-    return max(1, min(num_files, len(os.sched_getaffinity(0)), 8))
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rename(source: Path, target: Path, flags: int) -> bool:
-    """Renames by Linux's renameat2; False if the system or the file system does not offer it."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _RENAME_UNSUPPORTED:
-        return False
-    raise OSError(code, os.strerror(code), str(source), None, str(target))
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -17,15 +17,22 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numba
 import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tables.hashing import mix64
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from tables.idcolumn import IdColumn
+    from tables.idcolumn import IdColumn, IdType
 
+_DTYPES: Final = {"starts": np.dtype(np.int32), "keys": np.dtype(np.int64), "rows": np.dtype(np.int32)}
+_TEXT_DTYPES: Final = {"offsets": np.dtype(np.int64), "text": np.dtype(np.uint8)}
 _IDS_PER_BUCKET: Final = 2
 _MIN_IDS_PER_THREAD: Final = 1 << 13
 
@@ -63,6 +70,37 @@ class IdIndex:
             text = np.empty(int(offsets[-1]), np.uint8)
             _gather_text(ids.offsets, ids.text, slots, offsets, text)
             arrays |= {"offsets": offsets, "text": text}
+        return cls(arrays)
+
+    def save(self, path: Path) -> None:
+        """Writes the arrays as one safetensors file; equal ids in equal order give equal bytes."""
+        save_file({name: torch.from_numpy(array) for name, array in self.arrays.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path, id_type: IdType) -> Self:
+        """Maps saved arrays into memory; pages are read when a lookup touches them.
+
+        Only shapes and dtypes are checked here: what guards the content is the sha256 of the artefact around it.
+
+        Raises:
+            ValueError: The file does not hold an index of this id type.
+        """
+        dtypes = _DTYPES | (_TEXT_DTYPES if id_type == "string" else {})
+        try:
+            with safe_open(path, framework="pt") as stored:
+                arrays = {name: stored.get_tensor(name).numpy() for name in sorted(stored.keys())}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}.") from error
+        found = {name: array.dtype for name, array in arrays.items() if array.ndim == 1}
+        if found != dtypes:
+            raise ValueError(f"{path} holds {found}; an index of {id_type} ids holds {dtypes}.")
+        num_ids, num_buckets = len(arrays["keys"]), len(arrays["starts"]) - 1
+        fits = len(arrays["rows"]) == num_ids and num_buckets >= 2 and num_buckets.bit_count() == 1
+        if fits and id_type == "string":
+            offsets = arrays["offsets"]
+            fits = len(offsets) == num_ids + 1 and offsets[-1] == len(arrays["text"])
+        if not fits or arrays["starts"][-1] != num_ids:
+            raise ValueError(f"{path}: the lengths of the arrays do not belong together.")
         return cls(arrays)
 
     def lookup(self, ids: IdColumn, missing: int) -> NDArray[np.int32]:

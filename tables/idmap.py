@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Final, Literal, Self, get_args
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tables.collisions import CollisionReport
 from tables.hashing import hash_rows, seed_stream
 from tables.idcolumn import IdColumn, Ids, IdType, to_arrow
 from tables.idindex import IdIndex
@@ -23,36 +19,23 @@ from tables.threads import run_ranges
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FORMAT: Final = "multifacet-idmap"
-_VERSION: Final = 1
 _MAX_ROWS: Final = (1 << 31) - 1
 _MIN_IDS_PER_THREAD: Final = 1 << 14
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CollisionReport:
-    """How many ids of a list share their place in a table.
+class _Document(BaseModel):
+    """What ``<name>.json`` holds."""
 
-    Attributes:
-        num_ids: Distinct ids in the list.
-        num_rows: The table's rows.
-        rows_used: Rows that at least one of the ids reads.
-        colliding_ids: Ids whose rows (all of them, when several hashes are used) are also another id's.
-        collision_rate: colliding_ids / num_ids.
-        expected_collision_rate: The same under a uniform random hash; 0 for an exact map.
-        max_ids_per_row: The ids that read the fullest row.
-        oov_ids: Ids that an exact map does not know; they all read its out-of-vocabulary row.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    num_ids: int
+    format: Literal["multifacet-idmap"] = "multifacet-idmap"
+    version: Literal[1] = 1
+    kind: Literal["exact", "hashed"]
+    id_type: IdType
     num_rows: int
-    rows_used: int
-    colliding_ids: int
-    collision_rate: float
-    expected_collision_rate: float
-    max_ids_per_row: int
-    oov_ids: int
+    num_hashes: int
+    seed: int
 
 
 class IdMap:
@@ -89,13 +72,11 @@ class IdMap:
         self.seed: int = seed
         self.oov_row: int | None = None if index is None else num_rows - 1
         self._index = index
-        self._seeds = seed_stream(seed, num_hashes)
+        self._seeds = seed_stream(seed, num_hashes if index is None else 0)
 
     def __repr__(self) -> str:
-        rows = f"{self.kind}, id_type={self.id_type}, num_rows={self.num_rows}"
-        return (
-            f"{type(self).__name__}({rows})" if self._index else f"{type(self).__name__}({rows}, num_hashes={self.num_hashes})"
-        )
+        hashes = "" if self._index is not None else f", num_hashes={self.num_hashes}"
+        return f"{type(self).__name__}({self.kind}, id_type={self.id_type}, num_rows={self.num_rows}{hashes})"
 
     @property
     def kind(self) -> Literal["exact", "hashed"]:
@@ -162,30 +143,9 @@ class IdMap:
         Args:
             ids: As for `rows`; an id that occurs twice counts once.
         """
-        distinct = IdColumn.of(pc.unique(to_arrow(ids)), self.id_type)
+        distinct = IdColumn.of(pc.unique(to_arrow(ids, self.id_type)), self.id_type)
         rows = self._rows(distinct).reshape(len(distinct), self.num_hashes)
-        _, sharing = np.unique(rows, axis=0, return_counts=True)
-        # An id with two equal rows reads that row once.
-        _, loads = np.unique(_distinct_in_row(rows), return_counts=True)
-        num_ids, places = len(distinct), float(self.num_rows) ** self.num_hashes
-        colliding = int(sharing[sharing > 1].sum())
-        expected = (
-            0.0
-            if self._index is not None
-            else -math.expm1((num_ids - 1) * math.log1p(-1 / places))
-            if places > 1
-            else float(num_ids > 1)
-        )
-        return CollisionReport(
-            num_ids=num_ids,
-            num_rows=self.num_rows,
-            rows_used=len(loads),
-            colliding_ids=colliding,
-            collision_rate=colliding / num_ids if num_ids else 0.0,
-            expected_collision_rate=expected if num_ids else 0.0,
-            max_ids_per_row=int(loads.max(initial=0)),
-            oov_ids=int((rows == self.oov_row).sum()) if self.oov_row is not None else 0,
-        )
+        return CollisionReport.of(rows, num_rows=self.num_rows, oov_row=self.oov_row)
 
     def save(self, directory: str | Path, name: str) -> None:
         """Writes ``<name>.json`` and, for an exact map, ``<name>.safetensors``; equal maps give equal bytes.
@@ -195,20 +155,16 @@ class IdMap:
             name: The files' name without a suffix.
         """
         _check_name(name)
-        document = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "kind": self.kind,
-            "id_type": self.id_type,
-            "num_rows": self.num_rows,
-            "num_hashes": self.num_hashes,
-            "seed": self.seed,
-        }
+        document = _Document(
+            kind=self.kind,
+            id_type=self.id_type,
+            num_rows=self.num_rows,
+            num_hashes=self.num_hashes,
+            seed=self.seed,
+        )
         if self._index is not None:
-            tensors = {key: torch.from_numpy(np.array(array)) for key, array in self._index.arrays.items()}
-            save_file(tensors, Path(directory) / f"{name}.safetensors")
-        text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-        (Path(directory) / f"{name}.json").write_text(text, encoding="utf-8")
+            self._index.save(Path(directory) / f"{name}.safetensors")
+        (Path(directory) / f"{name}.json").write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path, name: str) -> Self:
@@ -224,32 +180,22 @@ class IdMap:
         """
         _check_name(name)
         path = Path(directory) / f"{name}.json"
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document.get("format") != _FORMAT or document.get("version") != _VERSION:
-            raise ValueError(
-                f"{path} is {document.get('format')!r} version {document.get('version')!r}; "
-                f"expected {_FORMAT!r} version {_VERSION}."
-            )
+        try:
+            document = _Document.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{path} is not an id map that this version of multifacet reads: {error}") from error
         index = None
-        if document["kind"] == "exact":
-            with safe_open(path.with_name(f"{name}.safetensors"), framework="pt") as stored:
-                index = IdIndex({key: stored.get_tensor(key).numpy() for key in stored.keys()})  # noqa: SIM118
-            if len(index) != document["num_rows"] - 1:
-                raise ValueError(f"{path} has {document['num_rows']} rows, its index {len(index)} ids; they do not match.")
+        if document.kind == "exact":
+            index = IdIndex.load(path.with_name(f"{name}.safetensors"), document.id_type)
+            if len(index) != document.num_rows - 1:
+                raise ValueError(f"{path} has {document.num_rows} rows, its index {len(index)} ids; they do not match.")
         return cls(
-            document["id_type"],
-            document["num_rows"],
-            num_hashes=document["num_hashes"],
-            seed=document["seed"],
+            document.id_type,
+            document.num_rows,
+            num_hashes=document.num_hashes,
+            seed=document.seed,
             index=index,
         )
-
-
-def _distinct_in_row(rows: NDArray[np.int32]) -> NDArray[np.int32]:
-    ordered = np.sort(rows, axis=1)
-    keep = np.ones(ordered.shape, dtype=bool)
-    keep[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    return ordered[keep]
 
 
 def _check_name(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numba
@@ -27,7 +28,7 @@ class RowwiseAdagrad:
         state[r] += mean(g ** 2)
         table[r] -= lr / (sqrt(state[r]) + eps) * g
 
-    All other rows, and their state, keep their bits. Each row is updated by one thread with a fixed order of
+    A row whose state and eps are both 0 is left as it is. All other rows, and their state, keep their bits. Each row is updated by one thread with a fixed order of
     operations, so the result does not depend on the number of threads, which is ``torch.get_num_threads()``.
 
     Args:
@@ -35,12 +36,21 @@ class RowwiseAdagrad:
         lr: Learning rate; may be changed between steps by assigning `lr`.
         eps: Added to the root of the state.
         initial: The state's first value.
+
+    Attributes:
+        state: float32 [N], the accumulated mean squares; what a checkpoint has to keep.
+
+    Example:
+        >>> table, optimizer = torch.zeros(3, 2), RowwiseAdagrad(num_rows=3, lr=0.5)
+        >>> optimizer.step(table, torch.tensor([1], dtype=torch.int32), torch.tensor([[2.0, 2.0]]))
+        >>> table.tolist(), optimizer.state.tolist()
+        ([[0.0, 0.0], [-0.5, -0.5], [0.0, 0.0]], [0.0, 4.0, 0.0])
     """
 
     def __init__(self, num_rows: int, lr: float, eps: float = 1e-10, initial: float = 0.0) -> None:
-        if num_rows < 0 or not lr >= 0 or not eps >= 0 or not initial >= 0:
+        if num_rows < 0 or not all(0 <= value < math.inf for value in (lr, eps, initial)):
             raise ValueError(
-                f"num_rows={num_rows}, lr={lr}, eps={eps}, initial={initial}: none of them may be negative or NaN."
+                f"num_rows={num_rows}, lr={lr}, eps={eps}, initial={initial}: expected finite numbers that are not negative."
             )
         self.lr: float = lr
         self.eps: float = eps
@@ -64,6 +74,7 @@ class RowwiseAdagrad:
                 or a gradient with NaN or Inf, or so large that its square overflows (that row is left as it was).
         """
         num_rows = len(self.state)
+        _check(self.state, "state", torch.float32, (None,))
         _check(table, "table", torch.float32, (num_rows, None))
         _check(rows, "rows", torch.int32, (None,))
         _check(gradients, "gradients", torch.float32, (len(rows), table.shape[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.idcolumn import IdColumn
+from tables.codec import check_encodable
+from tables.idcolumn import IdColumn, IdType, to_arrow
 from tables.idindex import IdIndex
 
 if TYPE_CHECKING:
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-logger = logging.getLogger(__name__)
-
 KIND: Final = "snapshot"
 SnapshotPrecision = Literal["fp32", "fp16"]
 
 _DTYPES: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
 _NODE_TYPE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_CHUNK_VALUES: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,8 +45,41 @@ class SnapshotTable:
     vectors: Tensor
 
 
+class _Entry(BaseModel):
+    """What the manifest says of one table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rows: int = Field(ge=0, description="Rows of ids and vectors.")
+    dim: int = Field(ge=1, description="The vectors' dimension.")
+    precision: SnapshotPrecision = Field(description="How the vectors are stored.")
+    id_type: IdType = Field(description="The external ids' type.")
+    vectors: str = Field(description="The safetensors file.")
+    ids: str = Field(description="The Parquet file.")
+
+
+class _Contents(BaseModel):
+    """The manifest's own fields; those of every artefact are checked by `Artifact`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    facet: str = Field(min_length=1, description="How the vectors were trained.")
+    tables: dict[str, _Entry] = Field(min_length=1, description="By node type.")
+    parents: list[str] = Field(description="Fingerprints of what the training read.")
+    window: dict[str, Any] = Field(description="The graph window.")
+    metrics: dict[str, Any] = Field(description="What the training measured.")
+    config: dict[str, Any] = Field(description="The effective configuration.")
+
+
 class Snapshot:
     """Vectors by node type, with the ids they belong to and where they came from.
+
+    Attributes:
+        facet: How the vectors were trained, e.g. "kge".
+        parents: Fingerprints of what the training read.
+        window: The graph window.
+        metrics: What the training measured.
+        config: The effective configuration.
 
     On disk it is an `Artifact` of kind "snapshot"::
 
@@ -68,10 +99,20 @@ class Snapshot:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
+        try:
+            contents = _Contents.model_validate(artifact.manifest)
+        except ValidationError as error:
+            raise ArtifactError(f"{artifact.path} is not a snapshot that this version reads: {error}") from error
+        self.facet: str = contents.facet
+        self.parents: tuple[str, ...] = tuple(contents.parents)
+        self.window: Mapping[str, Any] = contents.window
+        self.metrics: Mapping[str, Any] = contents.metrics
+        self.config: Mapping[str, Any] = contents.config
+        self._tables: Mapping[str, _Entry] = contents.tables
 
     def __repr__(self) -> str:
-        tables = ", ".join(f"{name}=[{t['rows']}, {t['dim']}]" for name, t in self._tables.items())
-        precisions = "/".join(sorted({table["precision"] for table in self._tables.values()}))
+        tables = ", ".join(f"{name}=[{entry.rows}, {entry.dim}]" for name, entry in self._tables.items())
+        precisions = "/".join(sorted({entry.precision for entry in self._tables.values()}))
         return f"{type(self).__name__}(facet={self.facet}, {tables}, precision={precisions})"
 
     @classmethod
@@ -83,7 +124,7 @@ class Snapshot:
         tables: Mapping[str, SnapshotTable],
         parents: Sequence[str] = (),
         window: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         precision: SnapshotPrecision = "fp32",
         replace: bool = False,
@@ -149,7 +190,7 @@ class Snapshot:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest's fields: facet, tables, parents, window, metrics, config, files, kind, schema_version."""
+        """All fields of the manifest."""
         return self._artifact.manifest
 
     @property
@@ -158,34 +199,38 @@ class Snapshot:
         return self._artifact.fingerprint
 
     @property
-    def facet(self) -> str:
-        """How the vectors were trained."""
-        return str(self.manifest["facet"])
-
-    @property
     def node_types(self) -> tuple[str, ...]:
         """The node types that have a table, sorted."""
         return tuple(sorted(self._tables))
 
-    @property
-    def _tables(self) -> dict[str, dict[str, Any]]:
-        tables: dict[str, dict[str, Any]] = self.manifest["tables"]
-        return tables
-
     def num_rows(self, node_type: str) -> int:
         """The rows of a table."""
-        return int(self._table(node_type)["rows"])
+        return self._entry(node_type).rows
 
     def dim(self, node_type: str) -> int:
         """The dimension of a table's vectors."""
-        return int(self._table(node_type)["dim"])
+        return self._entry(node_type).dim
 
     def ids(self, node_type: str) -> pa.Array:
-        """Reads a table's external ids, int64 or string [rows]."""
-        table = self._table(node_type)
-        column = pq.read_table(self._artifact.file(table["ids"]), columns=["id"]).column("id")
-        ids = column.combine_chunks()
-        self._check_length(node_type, "ids", len(ids))
+        """Reads a table's external ids.
+
+        Returns:
+            int64 or string [rows]; position i belongs to row i of `vectors`.
+
+        Raises:
+            KeyError: There is no table for this node type.
+            ArtifactError: The file does not hold what the manifest says, or was replaced.
+        """
+        entry = self._entry(node_type)
+        path = self._artifact.file(entry.ids)
+        try:
+            ids = to_arrow(pq.read_table(path, columns=["id"]).column("id"))
+            found = IdColumn.of(ids[:0]).id_type
+        except (pa.ArrowException, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is not a Parquet file with a column 'id' of ids: {error}.") from error
+        self._artifact.check_unreplaced()
+        if (len(ids), found) != (entry.rows, entry.id_type):
+            raise ArtifactError(f"{path} holds {len(ids)} {found} ids; the manifest says {entry.rows} {entry.id_type} ids.")
         return ids
 
     def vectors(self, node_type: str) -> Tensor:
@@ -194,62 +239,55 @@ class Snapshot:
         Returns:
             float32 or float16 [rows, dim], as stored. Pages are read when they are touched. The mapping is private:
             writing to the tensor never changes the snapshot, but copies the touched pages.
+
+        Raises:
+            KeyError: There is no table for this node type.
+            ArtifactError: The file does not hold what the manifest says, or was replaced.
         """
-        table = self._table(node_type)
-        with safe_open(self._artifact.file(table["vectors"]), framework="pt") as stored:
-            vectors: Tensor = stored.get_tensor("vectors")
+        entry = self._entry(node_type)
+        path = self._artifact.file(entry.vectors)
+        try:
+            with safe_open(path, framework="pt") as stored:
+                vectors: Tensor = stored.get_tensor("vectors")
+        except SafetensorError as error:
+            raise ArtifactError(f"{path} is not a safetensors file with the key 'vectors': {error}.") from error
         self._artifact.check_unreplaced()
-        self._check_length(node_type, "vectors", len(vectors))
+        if vectors.shape != (entry.rows, entry.dim) or vectors.dtype != _DTYPES[entry.precision]:
+            raise ArtifactError(
+                f"{path} holds {vectors.dtype} {list(vectors.shape)}; the manifest says {entry.precision} "
+                f"[{entry.rows}, {entry.dim}]."
+            )
         return vectors
 
-    def _table(self, node_type: str) -> dict[str, Any]:
+    def _entry(self, node_type: str) -> _Entry:
         if node_type not in self._tables:
             raise KeyError(f"The snapshot has no table for {node_type!r}; it has {', '.join(self.node_types)}.")
         return self._tables[node_type]
 
-    def _check_length(self, node_type: str, what: str, length: int) -> None:
-        if length != self.num_rows(node_type):
-            raise ArtifactError(
-                f"{self.path}: {what} of {node_type} have {length} rows, the manifest says {self.num_rows(node_type)}."
-            )
 
-
-def _check_table(name: str, table: SnapshotTable, precision: str) -> None:
+def _check_table(name: str, table: SnapshotTable, precision: SnapshotPrecision) -> None:
     if not _NODE_TYPE.fullmatch(name):
         raise ValueError(f"The node type {name!r} is refused; use letters, digits, '_', '-' and '.' only.")
-    vectors = table.vectors
-    if vectors.dtype != torch.float32 or vectors.dim() != 2 or vectors.shape[1] == 0:
-        raise ValueError(f"Table {name}: vectors are {vectors.dtype} {list(vectors.shape)}; expected float32 [rows, dim].")
-    if len(table.ids) != len(vectors):
-        raise ValueError(f"Table {name} has {len(table.ids)} ids and {len(vectors)} vectors; they must match row by row.")
+    if len(table.ids) != len(table.vectors):
+        raise ValueError(f"Table {name} has {len(table.ids)} ids and {len(table.vectors)} vectors; they must match row by row.")
     try:
+        check_encodable(table.vectors, precision)
         IdIndex.build(IdColumn.of(table.ids))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"Table {name}: {error}") from error
-    limit = torch.finfo(_DTYPES[precision]).max
-    chunk = max(1, _CHUNK_VALUES // vectors.shape[1])
-    for first in range(0, len(vectors), chunk):
-        part = vectors[first : first + chunk].detach()
-        good = (part.abs() <= limit).all(dim=1)
-        if not bool(good.all()):
-            bad = int((~good).nonzero()[0])
-            value = part[bad][~(part[bad].abs() <= limit)][0]
-            raise ValueError(
-                f"Table {name}, row {first + bad} (id {table.ids[first + bad]}) holds {float(value)}, which {precision} "
-                "cannot store as a finite number. The training diverged; lower its learning rate."
-            )
 
 
-def _write_table(directory: Path, name: str, table: SnapshotTable, precision: str) -> dict[str, Any]:
+def _write_table(directory: Path, name: str, table: SnapshotTable, precision: SnapshotPrecision) -> dict[str, Any]:
     vectors_file, ids_file = f"vectors/{name}.safetensors", f"ids/{name}.parquet"
-    vectors = table.vectors.detach().to("cpu", _DTYPES[precision]).contiguous()
+    vectors = table.vectors.detach().to(_DTYPES[precision]).contiguous()
+    ids = to_arrow(table.ids)
     save_file({"vectors": vectors}, directory / vectors_file)
-    pq.write_table(pa.table({"id": table.ids}), directory / ids_file, compression="zstd")
+    pq.write_table(pa.table({"id": ids}), directory / ids_file, compression="zstd")
     return {
         "rows": vectors.shape[0],
         "dim": vectors.shape[1],
         "precision": precision,
-        "id_type": IdColumn.of(table.ids[:0]).id_type,
+        "id_type": IdColumn.of(ids[:0]).id_type,
         "vectors": vectors_file,
         "ids": ids_file,
     }
