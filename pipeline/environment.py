@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +36,11 @@ DISTRIBUTIONS = (
 )
 _PROBE_TIMEOUT_S = 120
 
-# Runs in a child process: a library that crashes or exits while it loads takes only the child with it.
+# Runs in a child process: a library that crashes or exits while it loads takes only the child with it. The reports
+# go to a file, as a library may print anything while it loads.
 _PROBE = """
 import importlib, json, sys
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     try:
         module = importlib.import_module(name)
         facts = {}
@@ -50,7 +53,8 @@ for name in sys.argv[1:]:
         report = {"name": name, "loads": True, "error": "", "facts": facts}
     except BaseException as error:
         report = {"name": name, "loads": False, "error": f"{type(error).__name__}: {error}", "facts": {}}
-    print("\\n@probe " + json.dumps(report), flush=True)
+    with open(sys.argv[1], "a") as reports:
+        reports.write(json.dumps(report) + "\\n")
 """
 
 
@@ -138,29 +142,37 @@ def probe_modules(names: Sequence[str], *, environ: Mapping[str, str] | None = N
     """
     probes: dict[str, Probe] = {}
     remaining = list(names)
-    while remaining:
-        try:
-            child = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", _PROBE, *remaining],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_PROBE_TIMEOUT_S,
-                env=environ,
-                check=False,
-            )
-            output, ending = child.stdout, _describe_exit(child.returncode)
-        except subprocess.TimeoutExpired as expired:
-            output = (expired.stdout or b"").decode(errors="replace")
-            ending = f"importing it took more than {_PROBE_TIMEOUT_S} s"
-        for report in re.findall(r"^@probe (.*)$", output, flags=re.MULTILINE):
-            fields = json.loads(report)
-            error = " ".join(fields["error"].split())[:300]
-            probes[fields["name"]] = Probe(loads=fields["loads"], error=error, facts=fields["facts"])
-        remaining = [name for name in remaining if name not in probes]
-        if remaining:
-            probes[remaining.pop(0)] = Probe(loads=False, error=ending)
+    with tempfile.TemporaryDirectory() as folder:
+        reports = Path(folder) / "reports.jsonl"
+        while remaining:
+            ending = _run_probe([str(reports), *remaining], environ)
+            for line in reports.read_text().splitlines() if reports.exists() else []:
+                report = json.loads(line)
+                error = " ".join(report["error"].split())[:300]
+                probes[report["name"]] = Probe(loads=report["loads"], error=error, facts=report["facts"])
+            remaining = [name for name in remaining if name not in probes]
+            if remaining:
+                probes[remaining.pop(0)] = Probe(loads=False, error=ending)
     return probes
+
+
+def _run_probe(arguments: Sequence[str], environ: Mapping[str, str] | None) -> str:
+    """Run one child to its end, and say how it ended."""
+    try:
+        child = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _PROBE, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PROBE_TIMEOUT_S,
+            env=environ,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"importing it took more than {_PROBE_TIMEOUT_S} s"
+    if child.returncode < 0:
+        return f"importing it killed the process with signal {-child.returncode}"
+    return f"importing it ended the process with exit code {child.returncode}"
 
 
 def unmet_requirements(distribution: str) -> list[tuple[str, str]]:
@@ -197,7 +209,7 @@ def _installed_versions(names: Sequence[str]) -> dict[str, str]:
 def _python_command() -> str:
     executable = Path(sys.executable)
     here = Path.cwd()
-    return str(executable.relative_to(here)) if executable.is_relative_to(here) else str(executable)
+    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
 
 
 def _fbgemm_variant() -> str | None:
@@ -239,9 +251,3 @@ def _huge_pages(path: Path) -> str | None:
     except OSError:
         return None
     return match.group(1) if match else None
-
-
-def _describe_exit(returncode: int) -> str:
-    if returncode < 0:
-        return f"importing it killed the process with signal {-returncode}"
-    return f"importing it ended the process with exit code {returncode}"

@@ -1,0 +1,33 @@
+"""What every room's tests share: limits on threads, hypothesis' profiles, and where the data is."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Set before torch and numba are imported: tests run small kernels, which many threads make slower, not faster.
+_NUM_THREADS = str(min(4, os.cpu_count() or 1))
+for _variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_variable, _NUM_THREADS)
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# No deadline: an example's first run may compile a numba kernel. In CI the same examples every time, so that a
+# failure is the change's and not the dice's; elsewhere new ones, so that the search goes on.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def sample_path(repository: Path) -> Path:
+    """The folder of the small sample of The Complete Journey that comes with the source."""
+    path = repository / "data" / "sample"
+    assert path.is_dir(), f"{path} is missing: it comes with the source, so the checkout is incomplete"
+    return path
