@@ -32,7 +32,7 @@ class KgeResult:
         relations: parameters of the relations.
         ends: relation name -> (node type of the heads, node type of the tails).
         history: one row an epoch: epoch, loss, seconds, edges_per_s and the validation's metrics.
-        metrics: the last row's figures, and the number of held-out edges.
+        metrics: the last row's figures without the timings, and the number of held-out edges.
     """
 
     config: KgeConfig
