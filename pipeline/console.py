@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.status import Status
 
-from pipeline.workspace import Stage
+if TYPE_CHECKING:
+    from pipeline.workspace import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,10 +26,12 @@ def emit_json(document: Any) -> None:
 
 
 def emit_rows(rows: Iterable[Mapping[str, Any]], *, title: str | None = None, columns: Sequence[str] | None = None) -> None:
-    """Prints rows as a table: numbers to the right, thousands grouped."""
+    """Prints rows as a table, numbers to the right."""
     rows = list(rows)
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for name in names:
         numeric = any(isinstance(row.get(name), int | float) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
@@ -37,12 +40,15 @@ def emit_rows(rows: Iterable[Mapping[str, Any]], *, title: str | None = None, co
     stdout.print(table)
 
 
-def emit_arrow(table: pa.Table, *, as_json: bool, title: str | None = None) -> None:
+def emit_arrow(table: pa.Table, *, as_json: bool) -> None:
     """Prints an Arrow table: as a list of objects, or for a reader."""
+    rows = table.to_pylist()
     if as_json:
-        emit_json(table.to_pylist())
-    else:
-        emit_rows(table.to_pylist(), title=title, columns=table.column_names)
+        emit_json(rows)
+        return
+    # An integer in a query's result may be an id, which no reader wants grouped.
+    plain = [{name: str(value) if isinstance(value, int) else value for name, value in row.items()} for row in rows]
+    emit_rows(plain, columns=table.column_names)
 
 
 def show(value: Any) -> str:

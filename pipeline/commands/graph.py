@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from graphdb import GraphSchema, GraphStore, LoadReport, Recipe
 from pipeline.console import stderr
 from pipeline.output import AsJson, emit_arrow, emit_json, emit_rows, show_bytes, stdout
+
+if TYPE_CHECKING:
+    from graphdb import LoadReport
 
 app = typer.Typer(no_args_is_help=True, help="Create, load, query and export a graph store.")
 
@@ -30,6 +32,8 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Creates a store, empty from a schema, or whole from a recipe."""
+    from graphdb import GraphSchema, GraphStore, Recipe
+
     if (schema is None) == (recipe is None):
         msg = "give either --schema or --recipe"
         raise typer.BadParameter(msg)
@@ -64,6 +68,8 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Loads nodes or edges; the same rows a second time add nothing."""
+    from graphdb import GraphStore
+
     if (nodes is None) == (relation is None):
         msg = "give either --nodes or --relation"
         raise typer.BadParameter(msg)
@@ -83,19 +89,35 @@ def load(
 @app.command()
 def stats(store: Store, as_json: AsJson = False) -> None:
     """Shows counts, time ranges and size."""
+    from graphdb import GraphStore
+
     with GraphStore.open(store, read_only=True) as graph:
         document = graph.stats()
     if as_json:
         emit_json(document)
         return
     emit_rows([{"node type": name, "nodes": count} for name, count in document["nodes"].items()])
-    emit_rows(document["relations"].values())
+    emit_rows(
+        {
+            "relation": row["relation"],
+            "surface": row["surface"],
+            "edges": row["edges"],
+            "sources": row["distinct_src"],
+            "targets": row["distinct_dst"],
+            "first": (row["first"] or "")[:10],
+            "last": (row["last"] or "")[:10],
+            **({"not compacted": row["not_compacted"]} if row["not_compacted"] else {}),
+        }
+        for row in document["relations"].values()
+    )
     stdout.print(f"{store}: {show_bytes(document['bytes'])}")
 
 
 @app.command()
 def query(store: Store, sql: Annotated[str, typer.Argument(help="One SELECT.")], as_json: AsJson = False) -> None:
     """Runs one SELECT over the views nodes_* and edges_* and the plain tables."""
+    from graphdb import GraphStore
+
     with GraphStore.open(store, read_only=True) as graph:
         emit_arrow(graph.sql(sql), as_json=as_json)
 
@@ -112,6 +134,8 @@ def neighbors(
     as_json: AsJson = False,
 ) -> None:
     """Lists the neighbours of one node, latest first."""
+    from graphdb import GraphStore
+
     with GraphStore.open(store, read_only=True) as graph:
         key: int | str = int(id) if graph.schema.node(type).id_type == "int64" else id
         rows = graph.neighbors(type, key, relation=relation, since=since, as_of=as_of, limit=limit)
@@ -128,6 +152,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes a window as Parquet: `nodes_<type>` (idx, id) and `edges_<relation>` (src, dst, time, weight; idx, clustered)."""
+    from graphdb import GraphStore
+
     output.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"folder": str(output), "files": {}}
     with GraphStore.open(store, read_only=True) as graph:
@@ -153,6 +179,8 @@ def export(
 @app.command()
 def compact(store: Store, as_json: AsJson = False) -> None:
     """Merges recent loads into the clustered tables."""
+    from graphdb import GraphStore
+
     with GraphStore.open(store) as graph, stderr.status("compacting"):
         merged = graph.compact()
     if as_json:

@@ -1,0 +1,120 @@
+"""The `multifacet` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+
+from pipeline.commands import data, graph, pretrain, ranking, serve, snapshot
+from pipeline.console import ConsoleWatcher, stderr
+from pipeline.output import AsJson, emit_json, stdout
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A graph-centric embedding engine: interaction logs to pretrained tables to rankers served in INT4.",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(graph.app, name="graph")
+app.add_typer(pretrain.app, name="pretrain")
+app.add_typer(snapshot.app, name="snapshot")
+ranking.register(app)
+app.add_typer(serve.app, name="serve")
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+) -> None:
+    """Sets up logging: to stderr, quiet on a terminal, where live lines tell the progress."""
+    level = logging.INFO if verbose or not stderr.is_terminal else logging.WARNING
+    if stderr.is_terminal:
+        handler: logging.Handler = RichHandler(console=stderr, show_path=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], format="%(message)s" if stderr.is_terminal else None)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Run on the sample that comes with the project.")] = False,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the stages and the report; runs/demo or runs/demo-quick by default.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="Folder of the raw files, if not the installed package's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs the main job on real data: graph, pretraining, ranking, INT4 release, serving, report."""
+    from pipeline.demo import DemoConfig, run_demo
+
+    config = DemoConfig.quick() if quick else DemoConfig()
+    if source is not None:
+        config = config.model_copy(update={"source": source})
+    watcher = ConsoleWatcher()
+    try:
+        folder = work_dir or Path("runs") / ("demo-quick" if quick else "demo")
+        document = run_demo(config, folder, watcher, quick=quick)
+    finally:
+        watcher.stop()
+    if as_json:
+        emit_json(document)
+    else:
+        from pipeline.summary import print_summary
+
+        print_summary(document)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Checks the environment and prints, for each fault, the line that fixes it."""
+    from pipeline.doctor import doctor_command
+
+    raise typer.Exit(doctor_command(as_json=as_json))
+
+
+@app.command()
+def report(
+    work_dir: Annotated[Path, typer.Argument(help="Folder of a run, with its results.json.")] = Path("runs/demo"),
+    output: Annotated[Path | None, typer.Option(help="Page to write; report.html in the folder by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes the page of a run again, from its results."""
+    import json
+
+    from pipeline.report import render
+
+    results = work_dir / "results.json"
+    if not results.is_file():
+        msg = f"{results} is missing; run `multifacet demo` first, or name the folder of a finished run"
+        raise FileNotFoundError(msg)
+    page = output or work_dir / "report.html"
+    page.write_text(render(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
+    if as_json:
+        emit_json({"report": str(page)})
+    else:
+        stdout.print(str(page), soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Runs the command; exit codes are 0 for success, 1 for failure and 2 for wrong usage."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        stderr.print("interrupted; run the same command again to go on", highlight=False)
+        sys.exit(130)
+    except (OSError, RuntimeError, ValueError) as error:
+        # What a user can mend is said in a line; anything else is a defect and shows its traceback.
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        stderr.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`multifacet train`, `evaluate`, `publish` and `verify`: from snapshots to a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.commands.pretrain import Settings, parse_settings
+from pipeline.console import stderr
+from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+
+Store = Annotated[Path, typer.Argument(help="Graph store with the ranking tables (periods, placements, responses, ...).")]
+Model = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
+Release = Annotated[Path, typer.Argument(help="Folder of a release.")]
+Span = Annotated[tuple[int, int], typer.Option(metavar="FIRST LAST", help="First and last period.")]
+WeightingOption = Annotated[Literal["demand", "uniform"], typer.Option(help="How negatives are drawn.")]
+Seed = Annotated[int, typer.Option(help="Seed of the negatives.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the root."""
+    app.command()(train)
+    app.command()(evaluate)
+    app.command()(publish)
+    app.command()(verify)
+
+
+def train(
+    store: Store,
+    output: Annotated[Path, typer.Argument(help="Model to write: a folder that does not exist yet.")],
+    snapshot: Annotated[list[Path] | None, typer.Option(help="Snapshot to start tables from, one a facet.")] = None,
+    arm: Annotated[
+        Literal["no_ids", "scratch", "pretrained"], typer.Option(help="What the id tables start from.")
+    ] = "pretrained",
+    training: Span = (37, 46),
+    validation: Span = (47, 48),
+    labels_known_before: Annotated[
+        int | None, typer.Option(help="Leave out training conversions that are known only after this period begins.")
+    ] = 49,
+    weighting: WeightingOption = "demand",
+    seed: Seed = 0,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a CTR/CVR model whose tables start from snapshots."""
+    import ranking
+    from graphdb import GraphStore
+    from pipeline.stages import period_start
+    from tables import Snapshot
+
+    if output.exists():
+        msg = f"{output} exists; name a folder that does not"
+        raise typer.BadParameter(msg)
+    if arm == "pretrained" and not snapshot:
+        msg = "the pretrained arm needs a --snapshot for each facet; or choose --arm scratch"
+        raise typer.BadParameter(msg)
+    with GraphStore.open(store, read_only=True) as graph, stderr.status("drawing examples") as status:
+        known = period_start(graph, labels_known_before) if labels_known_before is not None else None
+        examples = [
+            ranking.build_examples(
+                graph,
+                range(first, last + 1),
+                weighting=weighting,
+                seed=seed + number,
+                labels_known_before=before,
+            )
+            for number, ((first, last), before) in enumerate(((training, known), (validation, None)))
+        ]
+        status.update("training")
+        snapshots = [Snapshot.load(path) for path in snapshot or []]
+        facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
+        if arm == "pretrained":
+            facets["pretrained_facets"] = facets["facets"]
+        config = ranking.arm_config(arm, **{**facets, **parse_settings(settings)})
+        result = ranking.train(examples[0], examples[1], config, snapshots=snapshots if arm == "pretrained" else [])
+        ranking.export_model(output, result)
+    if as_json:
+        emit_json({"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")})
+    else:
+        emit_rows([result.metrics], title="validation")
+
+
+def evaluate(
+    store: Store,
+    model: Model,
+    periods: Span = (49, 53),
+    weighting: WeightingOption = "demand",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Precision that the tables' rows go through.")
+    ] = "fp32",
+    seed: Seed = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Scores the exposures of some periods and prints metrics with intervals over users."""
+    import ranking
+    from graphdb import GraphStore
+
+    with GraphStore.open(store, read_only=True) as graph, stderr.status("scoring"):
+        examples = ranking.build_examples(graph, range(periods[0], periods[1] + 1), weighting=weighting, seed=seed)
+        scores, num_bytes = ranking.quantized_scores(model, precision, examples)
+        metrics = ranking.evaluate(scores, examples)
+    if as_json:
+        emit_json({"model": str(model), "precision": precision, "bytes": num_bytes, "metrics": metrics})
+    else:
+        emit_rows(({"task": task, **row} for task, row in metrics.items()), title=f"{model}, tables {show_bytes(num_bytes)}")
+
+
+def publish(
+    model: Model,
+    output: Annotated[Path, typer.Argument(help="Release to write: a folder that does not exist yet.")],
+    precision: Annotated[Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="Precision of the tables' rows.")] = "int4",
+    as_json: AsJson = False,
+) -> None:
+    """Cuts a model into its lookup half and its ranker half, under one version."""
+    import serving
+
+    release = serving.publish(model, output, precision=precision)
+    if as_json:
+        emit_json({"release": str(output), "version": release.version, "precision": release.precision})
+    else:
+        stdout.print(release)
+
+
+def verify(release: Release, as_json: AsJson = False) -> None:
+    """Reads every file of a release and compares its checksum; fails by the file's name."""
+    import serving
+
+    opened = serving.Release.open(release, verify=True)
+    if as_json:
+        emit_json({"release": str(release), "version": opened.version, "precision": opened.precision})
+    else:
+        stdout.print(f"{release}: version {opened.version}, whole and unchanged", soft_wrap=True)

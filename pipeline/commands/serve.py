@@ -1,0 +1,51 @@
+"""`multifacet serve`: the lookup server and the ranker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.pretrain import Settings, parse_settings
+
+app = typer.Typer(no_args_is_help=True, help="Serve a release: rows from CPU memory, scores from the upper model.")
+
+Releases = Annotated[list[Path], typer.Option("--release", help="Folder of a release; give several to serve several versions.")]
+Listen = Annotated[str, typer.Option(help="HOST:PORT or unix:/PATH; port 0 lets the system choose.")]
+Certificate = Annotated[Path | None, typer.Option(help="PEM file of the server's certificate chain.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")]
+
+
+@app.command()
+def lookup(
+    release: Releases,
+    listen: Listen = "127.0.0.1:7401",
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    settings: Settings = None,
+) -> None:
+    """Answers requests for rows until SIGTERM, then drains."""
+    import serving
+
+    serving.serve_lookup(serving.LookupConfig(**_fields(release, listen, tls_certificate, tls_key), **parse_settings(settings)))
+
+
+@app.command()
+def ranker(
+    release: Releases,
+    lookup: Annotated[str, typer.Option(help="Address of the lookup server.")] = "127.0.0.1:7401",
+    listen: Listen = "127.0.0.1:7402",
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    settings: Settings = None,
+) -> None:
+    """Answers ranking requests until SIGTERM, then drains."""
+    import serving
+
+    fields = _fields(release, listen, tls_certificate, tls_key)
+    serving.serve_ranker(serving.RankerConfig(**fields, lookup=lookup, **parse_settings(settings)))
+
+
+def _fields(releases: list[Path], listen: str, certificate: Path | None, key: Path | None) -> dict[str, Any]:
+    return {"releases": tuple(releases), "listen": listen, "tls_certificate": certificate, "tls_key": key}

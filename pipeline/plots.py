@@ -1,0 +1,110 @@
+"""The figures of a report, as SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
+COLORS = {"no_ids": "#8a949e", "scratch": "#c9872b", "pretrained": "#1f6f8b", "kge": "#1f6f8b", "contrastive": "#8c4a6b"}
+_WIDTH_INCHES = 7.2
+
+
+def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Training loss by epoch, a panel for each run.
+
+    Args:
+        histories: Run's name -> rows with epoch and loss.
+    """
+    figure = Figure(figsize=(_WIDTH_INCHES, 2.6), layout="constrained")
+    for axes, (name, rows) in zip(_row(figure, len(histories)), histories.items(), strict=True):
+        _style(axes, x="epoch", y="loss")
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, [row["loss"] for row in rows], color=COLORS.get(name, INK), marker="o", markersize=3)
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        axes.set_xticks(epochs if len(epochs) < 12 else epochs[:: len(epochs) // 8])
+    return _svg(figure)
+
+
+def intervals(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], tasks: Mapping[str, str]) -> str:
+    """ROC-AUC of each arm with its interval, a panel for each task.
+
+    Args:
+        metrics: Arm -> task -> roc_auc, roc_auc_low, roc_auc_high.
+        tasks: Task -> its title; tasks that an arm lacks are left out.
+    """
+    figure = Figure(figsize=(_WIDTH_INCHES, 0.9 + 0.42 * len(metrics)), layout="constrained")
+    for axes, (task, title) in zip(_row(figure, len(tasks)), tasks.items(), strict=True):
+        _style(axes, x="ROC-AUC (95% interval over users)")
+        arms = [arm for arm in metrics if task in metrics[arm]]
+        for height, arm in enumerate(reversed(arms)):
+            row = metrics[arm][task]
+            color = COLORS.get(arm, INK)
+            axes.plot([row["roc_auc_low"], row["roc_auc_high"]], [height, height], color=color, linewidth=2)
+            axes.plot(row["roc_auc"], height, "o", color=color, markersize=6)
+            axes.annotate(
+                f"{row['roc_auc']:.4f}", (row["roc_auc"], height), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+        axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in reversed(arms)])
+        axes.set_ylim(-0.5, len(arms) - 0.3)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    return _svg(figure)
+
+
+def precision_cost(quantization: Mapping[str, Mapping[str, Any]]) -> str:
+    """ROC-AUC against the tables' bytes, a point for each precision."""
+    figure = Figure(figsize=(_WIDTH_INCHES, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, x="tables, MB (log scale)", y="CTR ROC-AUC")
+    axes.set_xscale("log")
+    for precision, row in quantization.items():
+        megabytes = row["bytes"] / 1e6
+        low, high = row["ctr_roc_auc"] - row["ctr_roc_auc_low"], row["ctr_roc_auc_high"] - row["ctr_roc_auc"]
+        axes.errorbar(megabytes, row["ctr_roc_auc"], yerr=[[low], [high]], fmt="o", color=COLORS["pretrained"], capsize=3)
+        axes.annotate(precision.upper(), (megabytes, row["ctr_roc_auc"]), (7, 4), textcoords="offset points", fontsize=9)
+    ticks = [row["bytes"] / 1e6 for row in quantization.values()]
+    axes.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
+    axes.minorticks_off()
+    return _svg(figure)
+
+
+def latency_histogram(histogram: Mapping[str, Sequence[float]], percentiles: Mapping[str, float]) -> str:
+    """Distribution of request latencies, with percentiles marked.
+
+    Args:
+        histogram: `edges` [n + 1] in milliseconds and `counts` [n].
+        percentiles: Label -> milliseconds.
+    """
+    figure = Figure(figsize=(_WIDTH_INCHES, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, x="latency of a ranking request, ms", y="requests")
+    axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=COLORS["pretrained"], alpha=0.85)
+    for label, value in percentiles.items():
+        axes.axvline(value, color=INK, linewidth=1, linestyle="--")
+        axes.annotate(f" {label} {value:.2f} ms", (value, 0.93), xycoords=("data", "axes fraction"), fontsize=9, color=INK)
+    return _svg(figure)
+
+
+def _row(figure: Figure, count: int) -> Sequence[Axes]:
+    return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _style(axes: Axes, *, x: str = "", y: str = "") -> None:
+    axes.set_xlabel(x, color=MUTED, fontsize=9)
+    axes.set_ylabel(y, color=MUTED, fontsize=9)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
