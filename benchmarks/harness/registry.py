@@ -1,0 +1,55 @@
+"""Which benchmarks there are: the modules of the folder `benchmarks`."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.row import Row
+
+FOLDER = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark that is known but not imported yet: some import half of the field.
+
+    Attributes:
+        name: Its module's name.
+        help: The first line of its module's docstring.
+        package: The package that it is a module of.
+    """
+
+    name: str
+    help: str
+    package: str = "benchmarks"
+
+    def load(self) -> Callable[[bool], Iterator[Row]]:
+        """Import the module and return its `run`.
+
+        Raises:
+            TypeError: If the module has no `run(quick)`.
+        """
+        run = getattr(importlib.import_module(f"{self.package}.{self.name}"), "run", None)
+        if not callable(run) or list(inspect.signature(run).parameters) != ["quick"]:
+            raise TypeError(f"{self.package}.{self.name} should define run(quick: bool) -> Iterator[Row]")
+        return run  # type: ignore[no-any-return]
+
+
+def find_benchmarks(folder: Path = FOLDER) -> dict[str, Benchmark]:
+    """The benchmarks of a folder by name, in order; read without importing them.
+
+    Raises:
+        ValueError: If a module has no docstring to tell what it measures.
+    """
+    benchmarks = {}
+    for path in sorted(folder.glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(), filename=str(path)))
+        if not docstring:
+            raise ValueError(f"{path}: a benchmark's docstring should tell in its first line what it measures")
+        benchmarks[path.stem] = Benchmark(name=path.stem, help=docstring.splitlines()[0], package=folder.name)
+    return benchmarks
