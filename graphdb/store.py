@@ -350,7 +350,8 @@ class GraphStore:
             )[0]
             edges, sources, targets, first, last, waiting = row
             relations[relation.name] = {
-                "relation": str(relation),
+                "src": relation.src,
+                "dst": relation.dst,
                 "surface": relation.surface,
                 "edges": edges,
                 "not_compacted": waiting,

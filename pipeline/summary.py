@@ -18,8 +18,8 @@ def print_summary(document: Mapping[str, Any]) -> None:
     graph = document["graph"]
     emit_rows(
         (
-            {"relation": row["relation"], "surface": row["surface"], "edges": row["edges"]}
-            for row in graph["relations"].values()
+            {"relation": name, "ends": f"{row['src']} → {row['dst']}", "surface": row["surface"], "edges": row["edges"]}
+            for name, row in graph["relations"].items()
         ),
         title="graph",
     )

@@ -99,7 +99,8 @@ def stats(store: Store, as_json: AsJson = False) -> None:
     emit_rows([{"node type": name, "nodes": count} for name, count in document["nodes"].items()])
     emit_rows(
         {
-            "relation": row["relation"],
+            "relation": name,
+            "ends": f"{row['src']} → {row['dst']}",
             "surface": row["surface"],
             "edges": row["edges"],
             "sources": row["distinct_src"],
@@ -108,7 +109,7 @@ def stats(store: Store, as_json: AsJson = False) -> None:
             "last": (row["last"] or "")[:10],
             **({"not compacted": row["not_compacted"]} if row["not_compacted"] else {}),
         }
-        for row in document["relations"].values()
+        for name, row in document["relations"].items()
     )
     stdout.print(f"{store}: {show_bytes(document['bytes'])}")
 
