@@ -7,18 +7,20 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import torch
-from torch_geometric.data import HeteroData
 
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.loading import delta_table, edge_columns, edge_table, node_table
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, count, quote, quote_text, run, select
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,8 @@ class GraphView:
 
     def to_hetero_data(self) -> HeteroData:
         """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any."""
+        from torch_geometric.data import HeteroData  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+
         data = HeteroData()
         for name, num_nodes in self.num_nodes.items():
             data[name].num_nodes = num_nodes

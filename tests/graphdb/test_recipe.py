@@ -1,0 +1,123 @@
+"""Recipes, on the sample that comes with the project; counts by plain SQL over its Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+from pydantic import ValidationError
+
+from graphdb import GraphError, GraphStore, LoadReport, Recipe
+from graphdb.recipe import RECIPES
+
+SAMPLE = RECIPES / "sample"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GraphStore]:
+    path = tmp_path_factory.mktemp("recipe") / "cj.duckdb"
+    reports: list[LoadReport] = []
+    assert Recipe.load("completejourney").build(path, SAMPLE, on_load=reports.append) == reports
+    assert [path.name for path in path.parent.iterdir()] == [path.name]
+    with GraphStore.open(path, read_only=True) as store:
+        yield store
+
+
+def _count(sql: str) -> int:
+    with duckdb.connect() as raw:
+        for path in SAMPLE.glob("*.parquet"):
+            raw.execute(f"CREATE VIEW {path.stem} AS FROM '{path}'")
+        row = raw.execute(f"SELECT count(*) FROM ({sql})").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+PROMOTED = (
+    "SELECT DISTINCT t.household_id, t.store_id, t.week, t.product_id FROM transactions t "
+    "JOIN promotions p ON p.product_id = t.product_id AND p.store_id = t.store_id AND p.week = t.week"
+)
+
+
+def _first_times(where: str) -> str:
+    return (
+        "SELECT DISTINCT household_id, product_id, first FROM (SELECT *, min(transaction_timestamp) OVER "
+        "(PARTITION BY household_id, store_id, week, product_id) AS first FROM transactions) t WHERE " + where
+    )
+
+
+EDGES = {
+    "responds": _first_times(f"(household_id, store_id, week, product_id) IN ({PROMOTED})"),
+    "buys": _first_times(f"(household_id, store_id, week, product_id) NOT IN ({PROMOTED})"),
+    "made_by": "SELECT DISTINCT product_id, manufacturer_id FROM products",
+    "in": "SELECT product_id FROM products WHERE product_category IS NOT NULL",
+    "covers": "SELECT DISTINCT campaign_id, product_id FROM coupons",
+    "targets": "SELECT DISTINCT campaign_id, household_id FROM campaigns",
+}
+
+
+@pytest.mark.parametrize("relation", EDGES)
+def test_edges_are_those_of_the_files(built: GraphStore, relation: str) -> None:
+    assert built.counts()["edges"][relation] == _count(EDGES[relation])
+
+
+def test_nodes_are_those_of_the_files(built: GraphStore) -> None:
+    nodes = built.counts()["nodes"]
+    pins = "SELECT product_id FROM products UNION SELECT product_id FROM transactions UNION SELECT product_id FROM coupons"
+    assert nodes["pin"] == _count(pins)
+    assert nodes["advertiser"] == _count("SELECT DISTINCT manufacturer_id FROM products")
+    assert nodes["campaign"] == _count("SELECT campaign_id FROM campaign_descriptions")
+    assert nodes["category"] == _count("SELECT DISTINCT product_category FROM products WHERE product_category IS NOT NULL")
+
+
+def test_plain_tables_are_those_of_the_files(built: GraphStore) -> None:
+    def count(table: str) -> int:
+        return int(built.sql(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py())
+
+    assert count("periods") == 53
+    assert count("visits") == _count("SELECT DISTINCT household_id, store_id, week FROM transactions")
+    assert count("purchases") == _count("SELECT DISTINCT household_id, product_id, week FROM transactions WHERE quantity > 0")
+    assert count("responses") == _count(
+        f"SELECT DISTINCT household_id, store_id, week, product_id FROM transactions WHERE quantity > 0 "
+        f"AND (household_id, store_id, week, product_id) IN ({PROMOTED})"
+    )
+    assert count("placements") == _count(
+        "SELECT DISTINCT product_id, store_id, week FROM promotions "
+        "WHERE (store_id, week) IN (SELECT (store_id, week) FROM transactions)"
+    )
+    late = "SELECT count(*) AS n FROM responses JOIN periods USING (period) WHERE time < start_time OR time >= end_time"
+    assert built.sql(late).to_pylist() == [{"n": 0}]
+
+
+def test_all_rows_are_accounted_for(built: GraphStore) -> None:
+    loads = built.sql("SELECT * FROM loads").to_pylist()
+    assert all(load["read"] == load["loaded"] + load["already_there"] + load["rejected"] for load in loads)
+    assert {load["rejected"] for load in loads} == {0}
+
+
+def test_refuses_a_path_that_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    with pytest.raises(GraphError, match="exists; remove it"):
+        Recipe.load("completejourney").build(path, SAMPLE)
+    assert path.read_text() == "mine"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    recipe = Recipe.load("completejourney")
+    broken = recipe.model_copy(update={"tables": {"visits": {"sql": "SELECT nothing FROM nowhere"}}})
+    with pytest.raises(duckdb.Error, match="nowhere"):
+        broken.build(tmp_path / "store.duckdb", SAMPLE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_missing_files_and_recipes(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match=r"lacks transactions\.parquet"):
+        Recipe.load("completejourney").build(tmp_path / "s.duckdb", tmp_path)
+    with pytest.raises(GraphError, match="no recipe 'nope', known: completejourney"):
+        Recipe.load("nope")
+    path = tmp_path / "bad.toml"
+    path.write_text("name = 'bad'\ncolour = 'red'\n")
+    with pytest.raises(ValidationError, match="colour"):
+        Recipe.load(path)
