@@ -14,6 +14,8 @@ from pipeline.commands import data, graph, pretrain, ranking, serve, snapshot
 from pipeline.console import ConsoleWatcher, stderr
 from pipeline.output import AsJson, emit_json, stdout
 
+_ROOMS = ("pipeline", "serving", "ranking", "kge", "contrastive", "tables", "graphdb")
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,13 +34,15 @@ def configure(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
 ) -> None:
     """Sets up logging: to stderr, quiet on a terminal, where live lines tell the progress."""
-    level = logging.INFO if verbose or not stderr.is_terminal else logging.WARNING
     if stderr.is_terminal:
         handler: logging.Handler = RichHandler(console=stderr, show_path=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], format="%(message)s" if stderr.is_terminal else None)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s" if stderr.is_terminal else None)
+    if verbose or not stderr.is_terminal:
+        for room in _ROOMS:  # not the root: libraries log there as they load
+            logging.getLogger(room).setLevel(logging.INFO)
 
 
 @app.command()

@@ -35,7 +35,10 @@ class DemoConfig(BaseModel):
     source: Path | None = Field(default=None, description="folder of the raw files; the installed package's by default")
     kge: kge.KgeConfig = Field(default_factory=kge.KgeConfig, description="knowledge graph embedding")
     contrastive: contrastive.ContrastiveConfig = Field(
-        default_factory=contrastive.ContrastiveConfig, description="contrastive pretraining"
+        default=contrastive.ContrastiveConfig(
+            composed=(contrastive.ComposedTower(node_type="advertiser", through="made_by"),),
+        ),
+        description="contrastive pretraining of users, pins and, through their pins, advertisers",
     )
     ranking: dict[str, Any] = Field(default_factory=dict, description="fields of RankingConfig to change in every arm")
     precision: Precision = Field(default="int4", description="precision of the release")
