@@ -1,1 +1,35 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
+
+from ranking.config import Arm, RankingConfig, arm_config
+from ranking.evaluation import compare, evaluate
+from ranking.examples import Examples
+from ranking.export import ExportedModel, export_model, load_model, quantized_scores
+from ranking.exposures import build_examples
+from ranking.features import FeatureConfig
+from ranking.initialise import TableCoverage, init_tables
+from ranking.model import RankingModel, TableSpec, UpperModel
+from ranking.negatives import Weighting
+from ranking.training import RankingResult, train
+
+__all__ = [
+    "Arm",
+    "Examples",
+    "ExportedModel",
+    "FeatureConfig",
+    "RankingConfig",
+    "RankingModel",
+    "RankingResult",
+    "TableCoverage",
+    "TableSpec",
+    "UpperModel",
+    "Weighting",
+    "arm_config",
+    "build_examples",
+    "compare",
+    "evaluate",
+    "export_model",
+    "init_tables",
+    "load_model",
+    "quantized_scores",
+    "train",
+]

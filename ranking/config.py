@@ -1,0 +1,81 @@
+"""Configuration of a ranking run, and the arms that are compared."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Arm = Literal["no_ids", "scratch", "pretrained"]
+FACETS: tuple[str, ...] = ("contrastive", "kge")
+
+
+class RankingConfig(BaseModel):
+    """How a ranker is built and trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="pretrained", min_length=1, description="name of the arm, written to the model")
+    features: tuple[str, ...] = Field(
+        default=("user", "pin", "advertiser"), description="id features that have tables; also their node types"
+    )
+    facets: tuple[str, ...] = Field(
+        default=FACETS, description="facets: each has one table a feature; empty for a ranker without ids"
+    )
+    pretrained_facets: tuple[str, ...] = Field(
+        default=FACETS, description="facets whose tables start from the snapshot of that facet; others are random"
+    )
+    freeze_tables: bool = Field(default=False, description="leave the tables as initialised")
+    dim: int = Field(default=64, ge=1, description="elements of a table row")
+    pretrained_norm: float = Field(
+        default=1.0, gt=0, description="root mean square norm of a pretrained table's rows at the start"
+    )
+    scratch_norm: float = Field(default=1.0, gt=0, description="root mean square norm of a random table's rows at the start")
+    table_lr: float = Field(default=0.02, ge=0, description="row-wise Adagrad's learning rate of the tables")
+    upper_lr: float = Field(default=1e-3, gt=0, description="AdamW's learning rate of the upper model")
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay of the upper model")
+    projected: int = Field(default=32, ge=1, description="elements that the rows, and the products, are projected to")
+    num_cross_layers: int = Field(default=2, ge=0, description="cross layers of the upper model")
+    cross_rank: int = Field(default=32, ge=1, description="rank of a cross layer")
+    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1, description="widths of the shared bottom")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout after each layer of the bottom")
+    cvr_weight: float = Field(default=0.5, ge=0, description="weight of the CVR loss beside the CTR loss of 1")
+    batch_size: int = Field(default=2048, ge=2, description="examples a step")
+    max_epochs: int = Field(default=10, ge=1, description="most passes over the training examples")
+    validations_per_epoch: int = Field(default=2, ge=1, description="validations in each epoch")
+    patience: int = Field(default=3, ge=1, description="validations without a lower CTR log loss before training stops")
+    seed: int = Field(default=0, ge=0, description="seed of initialisation, shuffling and dropout")
+
+    @model_validator(mode="after")
+    def _check_facets(self) -> RankingConfig:
+        stray = set(self.pretrained_facets) - set(self.facets)
+        if stray:
+            raise ValueError(f"pretrained_facets names {sorted(stray)}, which are not in facets {self.facets}")
+        if self.facets and not self.features:
+            raise ValueError(f"facets are {self.facets} but features are empty; name at least one id feature")
+        return self
+
+
+def arm_config(arm: Arm, **overrides: Any) -> RankingConfig:
+    """Return the configuration of one arm of the main comparison.
+
+    Args:
+        arm: "no_ids" (no tables), "scratch" (the tables of "pretrained", randomly initialised) or "pretrained"
+            (every facet from its snapshot, fine-tuned).
+        **overrides: Fields of RankingConfig.
+
+    Raises:
+        ValueError: For another arm.
+
+    Example:
+        >>> arm_config("scratch").facets, arm_config("scratch").pretrained_facets
+        (('contrastive', 'kge'), ())
+    """
+    defaults: dict[str, dict[str, Any]] = {
+        "no_ids": {"facets": (), "pretrained_facets": ()},
+        "scratch": {"pretrained_facets": ()},
+        "pretrained": {},
+    }
+    if arm not in defaults:
+        raise ValueError(f"arm is {arm!r}; expected one of {', '.join(defaults)}")
+    return RankingConfig(**({"name": arm} | defaults[arm] | overrides))

@@ -1,0 +1,283 @@
+"""Ranking metrics with bootstrap intervals over users."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ranking.examples import Examples
+
+_LOG_CLIP = 1e-7
+
+
+def roc_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+    """Compute the area under the ROC curve; tied scores count half.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: [n].
+
+    Returns:
+        Area in [0, 1].
+
+    Raises:
+        ValueError: If only one class is present, a label is neither 0 nor 1, or a score is not finite.
+
+    Example:
+        >>> roc_auc(np.array([0, 1, 1]), np.array([0.1, 0.1, 0.9]))
+        0.75
+    """
+    order, tie_ends = _presort(labels, scores)
+    counts = np.ones((1, 1), dtype=np.int64)
+    users = np.zeros(len(labels), dtype=np.int64)
+    return float(_resampled_roc_auc(labels[order] > 0, users, tie_ends, counts)[0])
+
+
+def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+    """Compute the area under the precision-recall curve as average precision (no interpolation).
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: [n].
+
+    Returns:
+        Sum over thresholds of precision times the gain of recall.
+
+    Raises:
+        ValueError: As `roc_auc`.
+    """
+    order, tie_ends = _presort(labels, scores)
+    ends = len(labels) - np.concatenate([[0], tie_ends[:-1]])  # rows at or above each distinct score
+    positives = np.cumsum(labels[order][::-1] > 0)[ends - 1][::-1]
+    precision = positives / ends[::-1]
+    gains = np.diff(positives, prepend=0) / positives[-1]
+    return float((precision * gains).sum())
+
+
+def log_loss(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """Compute the mean binary cross entropy in nats; probabilities are clipped to [1e-7, 1 - 1e-7]."""
+    clipped = np.clip(probabilities.astype(np.float64), _LOG_CLIP, 1 - _LOG_CLIP)
+    return float(-np.where(labels > 0, np.log(clipped), np.log1p(-clipped)).mean())
+
+
+def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """Compute log loss over the entropy of always predicting the labels' mean (He et al. 2014); below 1 is better."""
+    mean = labels.astype(np.float64).mean()
+    return log_loss(labels, probabilities) / log_loss(labels, np.full(len(labels), mean))
+
+
+def bootstrap_roc_auc(
+    labels: NDArray[Any],
+    scores: NDArray[Any],
+    users: NDArray[Any],
+    *,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Compute ROC-AUC on resamples of users: a user's rows are drawn together, with replacement.
+
+    The rows of one user are not independent, so resampling rows would give intervals that are too narrow. The same
+    users and seed give the same resamples, so two models' areas can be subtracted resample by resample.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: [n].
+        users: User of each row, [n].
+        num_resamples: Resamples R.
+        seed: Seed of the draws.
+
+    Returns:
+        float64 [R]; NaN for a resample without positives or without negatives.
+
+    Raises:
+        ValueError: As `roc_auc`.
+    """
+    distinct, user_idx = np.unique(users, return_inverse=True)
+    draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
+    order, tie_ends = _presort(labels, scores)
+    areas: NDArray[np.float64] = _resampled_roc_auc(labels[order] > 0, user_idx[order], tie_ends, draws)
+    return areas
+
+
+def evaluate(
+    scores: NDArray[np.float32],
+    examples: Examples,
+    *,
+    num_resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Measure scores against labels.
+
+    Args:
+        scores: Probabilities of (ctr, cvr), [n, 2].
+        examples: The scored examples.
+        num_resamples: Bootstrap resamples of users for the ROC-AUC's interval.
+        confidence: Coverage of the interval.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Under "ctr", and under "cvr" over the examples whose label is known (absent if there are none or they are
+        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, pr_auc, log_loss,
+        normalized_entropy and calibration (mean prediction / mean label). For "ctr" also calibration_corrected:
+        the same over all exposures that could be drawn, with predictions and rows corrected for the sampling.
+
+    Raises:
+        ValueError: If the shapes do not match, a score is no probability, or the CTR labels are all alike.
+    """
+    if scores.shape != (len(examples), 2):
+        raise ValueError(f"scores are {list(scores.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("scores are not all within [0, 1]; pass probabilities, not logits")
+    metrics = {
+        "ctr": _task_metrics(
+            scores[:, 0], examples.ctr_label, examples.user_id, num_resamples=num_resamples, confidence=confidence, seed=seed
+        )
+    }
+    metrics["ctr"]["calibration_corrected"] = _calibration_corrected(scores[:, 0], examples)
+    known = np.isfinite(examples.cvr_label)
+    if len(np.unique(examples.cvr_label[known])) == 2:
+        metrics["cvr"] = _task_metrics(
+            scores[known, 1],
+            examples.cvr_label[known],
+            examples.user_id[known],
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=seed,
+        )
+    return metrics
+
+
+def compare(
+    scores: NDArray[np.float32],
+    baseline: NDArray[np.float32],
+    examples: Examples,
+    *,
+    num_resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Measure the difference in ROC-AUC between two models on the same resamples of users.
+
+    Args:
+        scores: Probabilities of (ctr, cvr), [n, 2].
+        baseline: The same of the model to compare with.
+        examples: The scored examples.
+        num_resamples: Bootstrap resamples of users.
+        confidence: Coverage of the interval.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Under "ctr" and, where labels are known, "cvr": difference, difference_low and difference_high of ROC-AUC.
+    """
+    differences: dict[str, dict[str, float]] = {}
+    for task, (column, labels) in enumerate((("ctr", examples.ctr_label), ("cvr", examples.cvr_label))):
+        known = np.isfinite(labels)
+        if len(np.unique(labels[known])) < 2:
+            continue
+        users = examples.user_id[known]
+        pair = [values[known, task] for values in (scores, baseline)]
+        areas = [roc_auc(labels[known], values) for values in pair]
+        resampled = [bootstrap_roc_auc(labels[known], values, users, num_resamples=num_resamples, seed=seed) for values in pair]
+        low, high = _interval(resampled[0] - resampled[1], confidence)
+        differences[column] = {
+            "difference": areas[0] - areas[1],
+            "difference_low": low,
+            "difference_high": high,
+        }
+    return differences
+
+
+def _task_metrics(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    users: NDArray[np.int64],
+    *,
+    num_resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, float]:
+    resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed)
+    low, high = _interval(resampled, confidence)
+    return {
+        "num_examples": len(labels),
+        "num_positives": int(labels.sum()),
+        "roc_auc": roc_auc(labels, scores),
+        "roc_auc_low": low,
+        "roc_auc_high": high,
+        "pr_auc": pr_auc(labels, scores),
+        "log_loss": log_loss(labels, scores),
+        "normalized_entropy": normalized_entropy(labels, scores),
+        "calibration": float(scores.astype(np.float64).sum() / labels.astype(np.float64).sum()),
+    }
+
+
+def _calibration_corrected(scores: NDArray[np.float32], examples: Examples) -> float:
+    """Compute predicted over observed responses over all exposures that could be drawn.
+
+    A drawn negative stands for 1 / sampling_rate exposures, and the model's odds are too high by 1 / negative_rate
+    (He et al. 2014, section 6.3, with a rate a row).
+    """
+    probability = scores.astype(np.float64)
+    rate = examples.negative_rate.astype(np.float64)
+    corrected = probability * rate / (probability * rate + 1 - probability + _LOG_CLIP)
+    weight = 1 / examples.sampling_rate.astype(np.float64)
+    return float((weight * corrected).sum() / (weight * examples.ctr_label).sum())
+
+
+def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows by ascending score, and the end of each run of tied scores."""
+    if labels.shape != scores.shape or labels.ndim != 1:
+        raise ValueError(f"labels are {list(labels.shape)} and scores {list(scores.shape)}; expected one axis alike")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    values = np.unique(labels).tolist()
+    if values != [0, 1]:
+        raise ValueError(f"labels hold the values {values[:5]}; ROC-AUC needs both 0 and 1 and nothing else")
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
+
+
+@numba.njit(parallel=True, cache=True)
+def _resampled_roc_auc(
+    positive: NDArray[np.bool_],
+    user_idx: NDArray[np.int64],
+    tie_ends: NDArray[np.int64],
+    draws: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Compute ROC-AUC with each row counted as often as its user was drawn; rows are sorted by score."""
+    areas = np.empty(len(draws), dtype=np.float64)
+    for resample in numba.prange(len(draws)):
+        # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers.
+        ordered_pairs = 0
+        negatives_below = 0
+        num_positives = 0
+        start = 0
+        for end in tie_ends:
+            tied_positives = 0
+            tied_negatives = 0
+            for row in range(start, end):
+                count = draws[resample, user_idx[row]]
+                if positive[row]:
+                    tied_positives += count
+                else:
+                    tied_negatives += count
+            ordered_pairs += tied_positives * (2 * negatives_below + tied_negatives)
+            negatives_below += tied_negatives
+            num_positives += tied_positives
+            start = end
+        pairs = 2 * num_positives * negatives_below
+        areas[resample] = ordered_pairs / pairs if pairs > 0 else np.nan
+    return areas
