@@ -1,0 +1,85 @@
+"""The README's code runs: its blocks, one after the other, in a fresh folder that holds what a checkout does.
+
+`make` commands are not run from within the tests, which `make test` itself may have started: make only resolves them
+(`make -n`), so that a target that does not exist fails.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+LANGUAGES = {"bash", "python"}
+
+
+class Block(NamedTuple):
+    """A fenced block of code.
+
+    Attributes:
+        line: Number of its opening fence.
+        language: What stands behind the fence.
+        code: What stands within.
+    """
+
+    line: int
+    language: str
+    code: str
+
+
+def read_blocks(text: str) -> list[Block]:
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(text.count("\n", 0, fence.start()) + 1, fence[1], fence[2]) for fence in fences]
+
+
+def command_of(block: Block, repository: Path) -> list[str]:
+    if block.language == "python":
+        return [sys.executable, "-c", block.code]
+    make = f'make() {{ echo "make $* (resolved, not run)"; command make -n -C "{repository}" "$@" >/dev/null; }}'
+    return ["bash", "-euo", "pipefail", "-c", f"{make}\n{block.code}"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, repository: Path) -> Path:
+    """A folder to run in that holds links to what a reader in a checkout has: .venv and the data."""
+    (tmp_path / "data").symlink_to(repository / "data")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "multifacet"):
+        (tmp_path / ".venv" / "bin" / name).symlink_to(Path(sys.executable).parent / name)
+    return tmp_path
+
+
+def test_every_block_of_the_readme_runs(repository: Path, checkout: Path):
+    blocks = read_blocks((repository / "README.md").read_text())
+    assert {block.language for block in blocks} == LANGUAGES
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": path, "PYTHONPATH": str(repository)}
+    for block in blocks:
+        command = command_of(block, repository)
+        ran = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, timeout=200, check=False)
+        output = f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
+        assert ran.returncode == 0, f"README.md:{block.line}, {block.language} block:\n{block.code}\n{output}"
+
+
+def test_the_readme_begins_with_the_two_commands_that_a_newcomer_needs(repository: Path):
+    first = read_blocks((repository / "README.md").read_text())[0]
+    commands = [line.split("#")[0].strip() for line in first.code.splitlines()]
+    assert commands == ["make demo", "make test"]
+
+
+def test_a_make_target_that_does_not_exist_fails_the_block(repository: Path, checkout: Path):
+    command = command_of(Block(1, "bash", "make no-such-target\n"), repository)
+    ran = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode != 0
+    assert "no-such-target" in ran.stderr
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md"])
+def test_links_to_files_lead_somewhere(repository: Path, document: str):
+    path = repository / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), f"{document}: {target} does not exist"
