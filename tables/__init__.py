@@ -1,11 +1,15 @@
 """What an embedding table is: artefacts, id maps, snapshots, codecs, row-wise optimisers."""
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-from tables.codec import Precision, decode, encode, row_bytes
-from tables.collisions import CollisionReport
-from tables.idmap import IdMap
-from tables.rowwise import RowwiseAdagrad, accumulate_rows
-from tables.snapshot import Snapshot, SnapshotTable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+    from tables.codec import Precision, check_encodable, decode, encode, row_bytes
+    from tables.collisions import CollisionReport
+    from tables.idmap import IdMap
+    from tables.rowwise import RowwiseAdagrad, accumulate_rows
+    from tables.snapshot import Snapshot, SnapshotTable
 
 __all__ = [
     "Artifact",
@@ -18,8 +22,32 @@ __all__ = [
     "Snapshot",
     "SnapshotTable",
     "accumulate_rows",
+    "check_encodable",
     "decode",
     "encode",
     "remove_stale_temporaries",
     "row_bytes",
 ]
+
+# Imported at first use: opening an artefact needs neither torch nor FBGEMM, whose imports take seconds.
+_MODULES = {
+    "artifact": ("Artifact", "ArtifactError", "ArtifactWriter", "remove_stale_temporaries"),
+    "codec": ("Precision", "check_encodable", "decode", "encode", "row_bytes"),
+    "collisions": ("CollisionReport",),
+    "idmap": ("IdMap",),
+    "rowwise": ("RowwiseAdagrad", "accumulate_rows"),
+    "snapshot": ("Snapshot", "SnapshotTable"),
+}
+_MODULE_OF = {name: f"tables.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tables' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -112,8 +112,8 @@ def to_arrow(ids: Ids, id_type: IdType | None = None) -> pa.Array:
         raise ValueError(f"ids have the shape {list(values.shape)}; expected one dimension.")
     try:
         column = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise TypeError(f"ids are not all of one type ({error}); expected {id_type or 'int64 or string'}.") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise TypeError(f"ids are not all of one such type ({error}); expected {id_type or 'int64 or string'}.") from error
     if len(column) == 0 and isinstance(ids, Sequence):
         # An empty list has no type of its own.
         return pa.array([], id_type or "int64")

@@ -28,8 +28,9 @@ class RowwiseAdagrad:
         state[r] += mean(g ** 2)
         table[r] -= lr / (sqrt(state[r]) + eps) * g
 
-    A row whose state and eps are both 0 is left as it is. All other rows, and their state, keep their bits. Each row is updated by one thread with a fixed order of
-    operations, so the result does not depend on the number of threads, which is ``torch.get_num_threads()``.
+    A row whose state and eps are both 0 is left as it is. Rows that a step does not name keep their bits, and so does
+    their state. Each row is updated by one thread in a fixed order of operations, so the result does not depend on the
+    number of threads, which is ``torch.get_num_threads()``.
 
     Args:
         num_rows: The table's rows N.
@@ -55,7 +56,7 @@ class RowwiseAdagrad:
         self.lr: float = lr
         self.eps: float = eps
         self.state: Tensor = torch.full((num_rows,), initial, dtype=torch.float32)
-        self._stamps: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._stamps: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._stamp: int = 0
 
     def __repr__(self) -> str:
@@ -103,7 +104,7 @@ class RowwiseAdagrad:
 
     def _refuse_duplicates(self, rows: NDArray[np.int32]) -> None:
         if not len(self._stamps):
-            self._stamps = np.zeros(len(self.state), dtype=np.int64)
+            self._stamps = np.zeros(len(self.state), dtype=np.int32)
         self._stamp += 1
         position = _first_repeat(rows, self._stamps, self._stamp)
         if position >= 0:

@@ -99,10 +99,7 @@ class Snapshot:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        try:
-            contents = _Contents.model_validate(artifact.manifest)
-        except ValidationError as error:
-            raise ArtifactError(f"{artifact.path} is not a snapshot that this version reads: {error}") from error
+        contents = _validate(artifact.manifest, f"{artifact.path} is not a snapshot that this version reads")
         self.facet: str = contents.facet
         self.parents: tuple[str, ...] = tuple(contents.parents)
         self.window: Mapping[str, Any] = contents.window
@@ -168,6 +165,7 @@ class Snapshot:
                 "metrics": dict(metrics or {}),
                 "config": dict(config or {}),
             }
+            _validate(writer.manifest, f"The snapshot {path} is not written")
         return cls.load(path, verify=False)
 
     @classmethod
@@ -265,16 +263,27 @@ class Snapshot:
         return self._tables[node_type]
 
 
+def _validate(manifest: dict[str, Any], failure: str) -> _Contents:
+    try:
+        return _Contents.model_validate(manifest)
+    except ValidationError as error:
+        raise ArtifactError(f"{failure}: {error}") from error
+
+
 def _check_table(name: str, table: SnapshotTable, precision: SnapshotPrecision) -> None:
     if not _NODE_TYPE.fullmatch(name):
         raise ValueError(f"The node type {name!r} is refused; use letters, digits, '_', '-' and '.' only.")
-    if len(table.ids) != len(table.vectors):
-        raise ValueError(f"Table {name} has {len(table.ids)} ids and {len(table.vectors)} vectors; they must match row by row.")
     try:
-        check_encodable(table.vectors, precision)
-        IdIndex.build(IdColumn.of(table.ids))
+        _check_rows(table.ids, table.vectors, precision)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Table {name}: {error}") from error
+
+
+def _check_rows(ids: pa.Array, vectors: Tensor, precision: SnapshotPrecision) -> None:
+    check_encodable(vectors, precision)
+    if len(ids) != len(vectors):
+        raise ValueError(f"{len(ids)} ids and {len(vectors)} vectors; they must match row by row.")
+    IdIndex.build(IdColumn.of(ids))  # refuses nulls and duplicates
 
 
 def _write_table(directory: Path, name: str, table: SnapshotTable, precision: SnapshotPrecision) -> dict[str, Any]:

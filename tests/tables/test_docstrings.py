@@ -1,0 +1,23 @@
+"""The examples in the docstrings run."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["artifact", "codec", "idmap", "rowwise", "snapshot"])
+def test_examples(module):
+    result = doctest.testmod(importlib.import_module(f"tables.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_the_room_exports_its_names_lazily_and_no_others():
+    tables = importlib.import_module("tables")
+    assert {getattr(tables, name).__name__ for name in tables.__all__ if name != "Precision"} == {*tables.__all__} - {
+        "Precision"
+    }
+    assert set(tables.__all__) <= set(dir(tables))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = tables.Nothing
