@@ -22,6 +22,8 @@ from graphdb.sql import GraphError, count, quote, quote_text, run, select
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
+    from graphdb.sampling import MultifacetSampler
+
 logger = logging.getLogger(__name__)
 
 
@@ -122,6 +124,31 @@ class GraphView:
             if edges.weight is not None:
                 data[relation.triple].edge_weight = edges.weight
         return data
+
+    def sampler(
+        self,
+        num_neighbors: Sequence[int] | Mapping[str, Sequence[int]],
+        *,
+        reverse: bool = False,
+        weighted: bool = False,
+        **settings: Any,
+    ) -> MultifacetSampler:
+        """A sampler of neighbourhoods in this window, for PyG's `NodeLoader` and `LinkLoader`.
+
+        Args:
+            num_neighbors: Edges to draw for a node at each hop, -1 for all; one list, or one for each relation that is walked.
+            reverse: Also walk each relation against its direction, as `rev_<name>`; the loader then takes the data of
+                `ToUndirected()(view.to_hetero_data())`.
+            weighted: Draw edges in proportion to their weights, in relations that have them.
+            **settings: Further fields of `SamplerConfig`: replace, disjoint, temporal, negative_alpha, seed, backend.
+
+        Raises:
+            GraphError: No weights or no times where they are asked for, or a relation that the view has not.
+        """
+        from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
+
+        config = SamplerConfig.model_validate({"num_neighbors": num_neighbors, **settings})
+        return MultifacetSampler(Topology.from_view(self, reverse=reverse, weighted=weighted), config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract
         """External ids of a node type: the id of idx `i` stands at position `i`; int64 or string."""
