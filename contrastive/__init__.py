@@ -1,7 +1,7 @@
 """Contrastive pretraining of user and pin tables."""
 
 from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation
-from contrastive.evaluate import evaluate
+from contrastive.evaluation import evaluate
 from contrastive.result import ContrastiveResult
 from contrastive.trainer import train
 

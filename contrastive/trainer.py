@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from contrastive.evaluate import evaluate
+from contrastive.evaluation import evaluate
 from contrastive.positives import compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower

@@ -2,7 +2,7 @@
 
 from kge.config import KgeConfig, KgeValidation
 from kge.edges import EdgeList
-from kge.evaluate import evaluate
+from kge.evaluation import evaluate
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kge.edges import split_edges
-from kge.evaluate import evaluate
+from kge.evaluation import evaluate
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
