@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 lists=run
 [ "${1:-}" = "--dev" ] && lists=dev
 venv_python=.venv/bin/python
+python=
 
 say() { printf 'multifacet: %s\n' "$*" >&2; }
 fail() {
@@ -55,6 +56,7 @@ hash_of() {
 }
 discard_venv() {
     say "$1: building .venv afresh"
+    python=$(find_python) # first, as nothing is gained by taking away what cannot be replaced
     rm -rf .venv.discarded
     mv .venv .venv.discarded # renamed first, so that a half-deleted .venv is never taken for a whole one
     rm -rf .venv.discarded
@@ -78,7 +80,7 @@ fi
 [ "$(uname -s)" = Linux ] || fail "needs Linux: FBGEMM, which holds the embedding kernels, has wheels for no other system"
 
 if [ ! -e .venv ]; then
-    python=$(find_python)
+    python=${python:-$(find_python)}
     say "creating .venv with $python ($(version_of "$python"))"
     mkdir .venv
     touch .venv/.incomplete
