@@ -84,14 +84,16 @@ def encode(vectors: Tensor, precision: Precision) -> Tensor:
         ValueError: Wrong dtype or shape, a dimension that the format cannot hold, or a row that `check_encodable`
             refuses.
     """
-    check_encodable(vectors, precision)
-    width = row_bytes(vectors.shape[1], precision)
     if precision not in _BITS:
+        check_encodable(vectors, precision)
         stored = vectors.detach().to(torch.float16 if precision == "fp16" else torch.float32, copy=True)
         return stored.contiguous().view(torch.uint8)
-    rows = torch.empty((len(vectors), width), dtype=torch.uint8)
+    first_refused = _refusal(vectors, precision)
+    rows = torch.empty((len(vectors), row_bytes(vectors.shape[1], precision)), dtype=torch.uint8)
     to_rows = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf
-    _convert(vectors.detach(), rows, lambda chunk: to_rows(chunk, _BITS[precision]))
+    refused = _convert(vectors.detach(), rows, lambda chunk: to_rows(chunk, _BITS[precision]), first_refused)
+    if refused is not None:
+        raise ValueError(_describe_refused(refused, vectors[refused].detach().numpy(), precision))
     return rows
 
 
@@ -134,21 +136,27 @@ def check_encodable(vectors: Tensor, precision: Precision) -> None:
         ValueError: Wrong dtype or shape, or a row with NaN, Inf, a value above 65504 (FP16's largest number) for all
             formats but fp32, or a range (maximum - minimum) above it for int8 and int4. The row is named.
     """
+    first_refused = _refusal(vectors, precision)
+    refused: list[int] = []
+
+    def check(start: int, stop: int) -> None:
+        row = first_refused(start, stop)
+        if row >= 0:
+            refused.append(row)
+
+    run_ranges(check, len(vectors), min_size=_chunk_rows(vectors.shape[1]))
+    if refused:
+        raise ValueError(_describe_refused(min(refused), vectors[min(refused)].detach().numpy(), precision))
+
+
+def _refusal(vectors: Tensor, precision: Precision) -> Callable[[int, int], int]:
+    """Gives a function of a range of rows: the first row that the format cannot hold, or -1."""
     _check_tensor(vectors, "vectors", torch.float32)
     row_bytes(vectors.shape[1], precision)
     limit = np.float32(np.finfo(np.float32).max if precision == "fp32" else _FP16_MAX)
     range_limit = limit if precision in _BITS else np.float32(np.inf)
     values = vectors.detach().numpy()
-    refused: list[int] = []
-
-    def check(start: int, stop: int) -> None:
-        row = _first_refused(values, limit, range_limit, start, stop)
-        if row >= 0:
-            refused.append(row)
-
-    run_ranges(check, len(values), min_size=_chunk_rows(vectors.shape[1]))
-    if refused:
-        raise ValueError(_describe_refused(min(refused), values[min(refused)], precision))
+    return lambda start, stop: int(_first_refused(values, limit, range_limit, start, stop))
 
 
 def _describe_refused(row: int, values: NDArray[np.float32], precision: Precision) -> str:
@@ -166,17 +174,32 @@ def _describe_refused(row: int, values: NDArray[np.float32], precision: Precisio
     )
 
 
-def _convert(source: Tensor, target: Tensor, convert: Callable[[Tensor], Tensor]) -> None:
-    """Converts row by row in chunks small enough for the cache, where FBGEMM's operators are several times faster."""
+def _convert(
+    source: Tensor,
+    target: Tensor,
+    convert: Callable[[Tensor], Tensor],
+    first_refused: Callable[[int, int], int] = lambda _start, _stop: -1,
+) -> int | None:
+    """Converts row by row in chunks small enough for the cache, where FBGEMM's operators are several times faster.
+
+    Returns:
+        The first refused row; the target is then incomplete.
+    """
     destination = target.numpy()
     chunk = _chunk_rows(max(source.shape[1], target.shape[1]))
+    refused: list[int] = []
 
     def convert_range(start: int, stop: int) -> None:
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
+            row = first_refused(first, last)
+            if row >= 0:
+                refused.append(row)
+                return
             destination[first:last] = convert(source[first:last].contiguous()).numpy()
 
     run_ranges(convert_range, len(source), min_size=chunk)
+    return min(refused, default=None)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -42,6 +42,15 @@ def reduce_range(value: Any, size: Any) -> Any:
     return (high + low) >> _32
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def read_word(text: Any, at: Any, num_bytes: int) -> Any:
+    """Reads up to 8 bytes as a little-endian uint64; one load, since an unsigned index needs no check of its sign."""
+    value = np.uint64(0)
+    for byte in range(num_bytes):
+        value |= np.uint64(text[np.uint64(at) + np.uint64(byte)]) << np.uint64(8 * byte)
+    return value
+
+
 @numba.njit(nogil=True, cache=True)
 def hash_rows(keys: Any, seeds: Any, num_rows: Any, rows: Any, start: int, stop: int) -> None:
     """Fills rows[start:stop] (int32 [n, num_hashes]): column k is mix64(mix64(key) + seeds[k]) cut to num_rows."""
@@ -80,14 +89,6 @@ def _rotate(value: Any, bits: int) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _read(text: Any, at: int, num_bytes: int) -> Any:
-    value = np.uint64(0)
-    for byte in range(num_bytes):
-        value |= np.uint64(text[at + byte]) << np.uint64(8 * byte)
-    return value
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
 def _round(lane: Any, value: Any) -> Any:
     return _rotate(lane + value * _PRIME_2, 31) * _PRIME_1
 
@@ -101,10 +102,10 @@ def _xxh64(text: Any, at: int, end: int) -> Any:
         lane_3 = np.uint64(0)
         lane_4 = np.uint64(0) - _PRIME_1
         while end - at >= 32:
-            lane_1 = _round(lane_1, _read(text, at, 8))
-            lane_2 = _round(lane_2, _read(text, at + 8, 8))
-            lane_3 = _round(lane_3, _read(text, at + 16, 8))
-            lane_4 = _round(lane_4, _read(text, at + 24, 8))
+            lane_1 = _round(lane_1, read_word(text, at, 8))
+            lane_2 = _round(lane_2, read_word(text, at + 8, 8))
+            lane_3 = _round(lane_3, read_word(text, at + 16, 8))
+            lane_4 = _round(lane_4, read_word(text, at + 24, 8))
             at += 32
         value = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
         for lane in (lane_1, lane_2, lane_3, lane_4):
@@ -113,11 +114,11 @@ def _xxh64(text: Any, at: int, end: int) -> Any:
         value = _PRIME_5
     value += np.uint64(length)
     while end - at >= 8:
-        value ^= _round(np.uint64(0), _read(text, at, 8))
+        value ^= _round(np.uint64(0), read_word(text, at, 8))
         value = _rotate(value, 27) * _PRIME_1 + _PRIME_4
         at += 8
     if end - at >= 4:
-        value ^= _read(text, at, 4) * _PRIME_1
+        value ^= read_word(text, at, 4) * _PRIME_1
         value = _rotate(value, 23) * _PRIME_2 + _PRIME_3
         at += 4
     while at < end:

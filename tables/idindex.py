@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tables.hashing import mix64
+from tables.hashing import mix64, read_word
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _DTYPES: Final = {"starts": np.dtype(np.int32), "keys": np.dtype(np.int64), "rows": np.dtype(np.int32)}
 _TEXT_DTYPES: Final = {"offsets": np.dtype(np.int64), "text": np.dtype(np.uint8)}
 _IDS_PER_BUCKET: Final = 2
+_BLOCK: Final = 256
 _MIN_IDS_PER_THREAD: Final = 1 << 13
 
 
@@ -125,15 +126,21 @@ class IdIndex:
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _same_text(offsets: Any, text: Any, position: int, other_offsets: Any, other_text: Any, other: int) -> bool:
-    start, length = offsets[position], offsets[position + 1] - offsets[position]
-    other_start = other_offsets[other]
-    if other_offsets[other + 1] - other_start != length:
+def _same_text(offsets: Any, text: Any, position: Any, other_offsets: Any, other_text: Any, other: Any) -> Any:
+    at, other_at = offsets[position], other_offsets[other]
+    length = offsets[position + 1] - at
+    if other_offsets[other + 1] - other_at != length:
         return False
-    for byte in range(length):  # noqa: SIM110  (numba has no any())
-        if text[start + byte] != other_text[other_start + byte]:
+    if length < 8:
+        for byte in range(length):  # noqa: SIM110  (numba has no generators)
+            if text[at + byte] != other_text[other_at + byte]:
+                return False
+        return True
+    last = length - 8  # the last word may overlap the one before it
+    for byte in range(0, last, 8):
+        if read_word(text, at + byte, 8) != read_word(other_text, other_at + byte, 8):
             return False
-    return True
+    return read_word(text, at + last, 8) == read_word(other_text, other_at + last, 8)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -168,16 +175,34 @@ def _gather_text(offsets: Any, text: Any, slots: Any, new_offsets: Any, new_text
 
 @numba.njit(nogil=True, cache=True)
 def _lookup(table: Any, query: Any, shift: Any, missing: int, found: Any, start: int, stop: int) -> None:
+    """Fills found[start:stop].
+
+    Works in blocks and, within a block, array by array: the loads of one step do not wait for each other, so the
+    processor has many cache misses under way at once.
+    """
     starts, keys, rows, offsets, text = table
     query_keys, query_offsets, query_text = query
-    for position in range(start, stop):
-        key = query_keys[position]
-        bucket = np.int64(mix64(np.uint64(key)) >> shift)
-        row = missing
-        for slot in range(starts[bucket], starts[bucket + 1]):
-            if keys[slot] == key and (
-                len(offsets) == 0 or _same_text(offsets, text, slot, query_offsets, query_text, position)
-            ):
-                row = rows[slot]
-                break
-        found[position] = row
+    slots = np.empty(_BLOCK, np.int32)
+    ends = np.empty(_BLOCK, np.int32)
+    for first in range(start, stop, _BLOCK):
+        size = min(_BLOCK, stop - first)
+        for lane in range(size):
+            bucket = np.int64(mix64(np.uint64(query_keys[first + lane])) >> shift)
+            slots[lane] = starts[bucket]
+            ends[lane] = starts[bucket + 1]
+        for lane in range(size):
+            slots[lane] = _find_key(keys, query_keys[first + lane], slots[lane], ends[lane])
+        if len(offsets) > 0:
+            for lane in range(size):
+                # Another string with the same 64-bit hash may stand before the right one.
+                while slots[lane] >= 0 and not _same_text(offsets, text, slots[lane], query_offsets, query_text, first + lane):
+                    slots[lane] = _find_key(keys, query_keys[first + lane], slots[lane] + 1, ends[lane])
+        for lane in range(size):
+            found[first + lane] = rows[slots[lane]] if slots[lane] >= 0 else missing
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _find_key(keys: Any, key: Any, slot: Any, end: Any) -> Any:
+    while slot < end and keys[slot] != key:
+        slot += 1
+    return slot if slot < end else -1
