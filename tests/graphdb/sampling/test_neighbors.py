@@ -19,11 +19,11 @@ P_VALUE = 1e-4  # the keys are fixed, so a test that passes passes always
 
 
 def draw(
-    adjacency: Adjacency, fanout: int, *, time: int | None = None, key: int = 1, **options: object
+    adjacency: Adjacency, fanout: int, *, draws: int = DRAWS, time: int | None = None, key: int = 1, **options: object
 ) -> list[tuple[int, ...]]:
     """The src of each of many independent draws at the one pin."""
-    centers = np.zeros(DRAWS, np.int64)
-    times = None if time is None else np.full(DRAWS, time)
+    times = None if time is None else np.full(draws, time)
+    centers = np.zeros(draws, np.int64)
     drawn = draw_neighbors(adjacency, centers, first_center=0, fanout=fanout, key=key, times=times, **options)
     assert np.array_equal(drawn.center, np.sort(drawn.center))
     assert np.array_equal(adjacency.row[drawn.edge], drawn.node)
