@@ -135,6 +135,7 @@ def path_with(tmp_path: Path, **scripts: str) -> str:
     return str(folder)
 
 
+@pytest.mark.timeout(600)  # many processes, which a busy machine makes slow
 def test_an_installation_is_healed_kept_and_brought_up_to_date(tree: Tree, tmp_path: Path):
     venv = tree.root / ".venv"
 

@@ -52,6 +52,7 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(600)  # many processes, which a busy machine makes slow
 def test_every_block_of_the_readme_runs(repository: Path, checkout: Path):
     blocks = read_blocks((repository / "README.md").read_text())
     assert {block.language for block in blocks} == LANGUAGES
