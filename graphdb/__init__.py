@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from graphdb.edges import Csc, Edges, Triples
-from graphdb.loading import LoadReport
 from graphdb.recipe import Recipe
+from graphdb.report import LoadReport
 from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.source import Query
 from graphdb.sql import GraphError

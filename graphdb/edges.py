@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from graphdb.merging import column_pointers
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Edges:
@@ -65,6 +67,5 @@ class Csc:
     @classmethod
     def from_edges(cls, edges: Edges, num_dst: int) -> Csc:
         """Builds the columns of `edges`, which are ordered by dst already: only the pointers are computed."""
-        colptr = torch.zeros(num_dst + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(edges.dst, minlength=num_dst), dim=0, out=colptr[1:])
+        colptr = torch.from_numpy(column_pointers(edges.dst.numpy(), num_dst))
         return cls(colptr=colptr, row=edges.src, time=edges.time, weight=edges.weight)

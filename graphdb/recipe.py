@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
-from graphdb.loading import LoadReport
+from graphdb.report import LoadReport
 from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.sql import GraphError, quote, quote_text, run
 from graphdb.store import GraphStore

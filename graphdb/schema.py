@@ -13,9 +13,11 @@ from graphdb.sql import GraphError
 
 IdType = Literal["int64", "string"]
 Surface = Literal["onsite", "offsite"]
+Duplicates = Literal["first", "last", "sum", "all"]
 
 _PROPERTY_TYPES = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP"})
-_RESERVED_PROPERTIES = frozenset({"idx", "id"})
+_RESERVED_NODE_PROPERTIES = frozenset({"idx", "id"})
+_RESERVED_EDGE_PROPERTIES = frozenset({"src", "dst", "src_idx", "dst_idx", "src_id", "dst_id", "time", "weight"})
 
 
 class _Declaration(BaseModel):
@@ -31,16 +33,7 @@ class NodeType(_Declaration):
 
     @model_validator(mode="after")
     def _check_properties(self) -> Self:
-        for name, duckdb_type in self.properties.items():
-            if name.lower() in _RESERVED_PROPERTIES:
-                msg = f"node type {self.name!r}: property {name!r} is reserved; rename the column"
-                raise ValueError(msg)
-            if duckdb_type not in _PROPERTY_TYPES:
-                msg = (
-                    f"node type {self.name!r}: property {name!r} has type {duckdb_type!r}, "
-                    f"expected one of {', '.join(sorted(_PROPERTY_TYPES))}"
-                )
-                raise ValueError(msg)
+        _check_properties(f"node type {self.name!r}", self.properties, _RESERVED_NODE_PROPERTIES)
         return self
 
     @property
@@ -62,6 +55,21 @@ class Relation(_Declaration):
     surface: Surface = Field(default="onsite", description="onsite or offsite")
     timed: bool = Field(default=True, description="whether an edge has a time; untimed edges are in every window")
     weighted: bool = Field(default=False, description="whether an edge has a weight")
+    properties: dict[str, str] = Field(default_factory=dict, description="property of an edge -> DuckDB type")
+    duplicates: Duplicates = Field(
+        default="first",
+        description="what becomes of rows with the same src, dst and time: the first or the last stands, their weights are "
+        "summed, or all are edges",
+    )
+    out_clustered: bool = Field(default=False, description="whether to keep a copy clustered by (src, time) for out-neighbours")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_properties(f"relation {self}", self.properties, _RESERVED_EDGE_PROPERTIES)
+        if self.duplicates == "sum" and not self.weighted:
+            msg = f"relation {self}: duplicates = 'sum' adds up weights, but the relation is not weighted; set weighted = true"
+            raise ValueError(msg)
+        return self
 
     @property
     def triple(self) -> tuple[str, str, str]:
@@ -124,6 +132,17 @@ class GraphSchema(_Declaration):
                 return relation
         msg = f"unknown relation {name!r}, known: {[relation.name for relation in self.relations]}"
         raise GraphError(msg)
+
+
+def _check_properties(owner: str, properties: dict[str, str], reserved: frozenset[str]) -> None:
+    _refuse_duplicates(f"{owner}: property", list(properties))
+    for name, duckdb_type in properties.items():
+        if name.lower() in reserved:
+            msg = f"{owner}: property {name!r} is reserved; rename the column"
+            raise ValueError(msg)
+        if duckdb_type not in _PROPERTY_TYPES:
+            msg = f"{owner}: property {name!r} has type {duckdb_type!r}, expected one of {', '.join(sorted(_PROPERTY_TYPES))}"
+            raise ValueError(msg)
 
 
 def _refuse_duplicates(what: str, names: Sequence[str]) -> None:

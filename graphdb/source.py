@@ -46,6 +46,11 @@ def describe(source: Source) -> str:
     return type(source).__name__
 
 
+def is_repeatable(source: Source) -> bool:
+    """Whether rows in memory can be read twice: tables and data frames can, streams cannot."""
+    return hasattr(source, "num_rows") or hasattr(source, "columns")
+
+
 @contextlib.contextmanager
 def scan(connection: duckdb.DuckDBPyConnection, source: Source) -> Iterator[str]:
     """Yields a SQL fragment that reads `source` in a FROM clause.

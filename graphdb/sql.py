@@ -57,7 +57,7 @@ def count(connection: duckdb.DuckDBPyConnection, rows: str) -> int:
 def select(
     connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """Runs one SELECT that a user wrote.
+    """Runs one SELECT that a user wrote, on a connection in a read-only transaction.
 
     Raises:
         GraphError: More than one statement, or one that is not a SELECT, or one that fails.
@@ -72,3 +72,8 @@ def select(
     except duckdb.Error as error:
         msg = f"the query failed: {error}"
         raise GraphError(msg) from error
+
+
+def begin_reading(connection: duckdb.DuckDBPyConnection) -> None:
+    """Begins a transaction that cannot write: a SELECT alone could, by an INSERT in its WITH clause."""
+    run(connection, "BEGIN TRANSACTION READ ONLY")

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
-from graphdb import loading
-from graphdb.loading import (
-    LoadReport,
-    MissingNodes,
-    delta_table,
-    edge_columns,
-    edge_order,
-    edge_table,
-    node_table,
-)
-from graphdb.schema import GraphSchema, Surface
+from graphdb import evolution, loading, nodes, retention
+from graphdb.compaction import compact
+from graphdb.database import create_database, open_database
+from graphdb.layout import all_edges
+from graphdb.loading import MissingNodes
+from graphdb.progress import Progress, watched
+from graphdb.queries import Direction, Queries
+from graphdb.report import LoadReport
+from graphdb.schema import GraphSchema, NodeType, Relation, Surface
 from graphdb.source import Source, scan
-from graphdb.sql import GraphError, changed, count, quote, run, select
-from graphdb.view import GraphView, edges_query
+from graphdb.sql import GraphError, begin_reading, changed, quote, run, select
+from graphdb.statistics import count_all, describe_all
+from graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-_OWN_PREFIXES = ("_", "nodes_", "edges_", "rejected_rows", "loads")
+_OWN_PREFIXES = ("_", "nodes_", "edges_", "rejected_rows", "loads", "removals")
 
 
 class GraphStore:
@@ -62,84 +61,41 @@ class GraphStore:
         self.read_only = read_only
 
     @classmethod
-    def create(cls, path: str | Path, schema: GraphSchema) -> GraphStore:
+    def create(
+        cls, path: str | Path, schema: GraphSchema, *, memory_limit: str | None = None, threads: int | None = None
+    ) -> GraphStore:
         """Creates an empty store.
+
+        Args:
+            path: The file to create.
+            schema: Its node types and relations.
+            memory_limit: Memory that DuckDB may take, such as "4GB"; what does not fit goes to a folder beside the file.
+            threads: Threads that DuckDB may run; the number of cores by default.
 
         Raises:
             GraphError: Something is at `path` already.
         """
         path = Path(path)
-        if path.exists():
-            msg = f"{path} exists; open it with GraphStore.open, or remove it first"
-            raise GraphError(msg)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = duckdb.connect(str(path))
-        store = cls(connection, path, schema, read_only=False)
-        with store._transaction() as cursor:
-            run(cursor, "CREATE TABLE _meta (key VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)")
-            run(
-                cursor,
-                "INSERT INTO _meta VALUES ('format_version', ?), ('schema', ?)",
-                [str(FORMAT_VERSION), schema.model_dump_json()],
-            )
-            run(
-                cursor,
-                "CREATE TABLE _load (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, source VARCHAR NOT NULL, "
-                "read BIGINT NOT NULL, loaded BIGINT NOT NULL, already_there BIGINT NOT NULL, rejected BIGINT NOT NULL, "
-                "loaded_at TIMESTAMP NOT NULL)",
-            )
-            run(
-                cursor,
-                "CREATE TABLE _rejected (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, row BIGINT NOT NULL, "
-                "reason VARCHAR NOT NULL, src_or_id VARCHAR, dst VARCHAR, time VARCHAR, weight VARCHAR)",
-            )
-            run(cursor, "CREATE VIEW loads AS SELECT * FROM _load")
-            run(cursor, "CREATE VIEW rejected_rows AS SELECT * FROM _rejected")
-            for node in schema.nodes:
-                properties = "".join(f", {quote(name)} {kind}" for name, kind in node.properties.items())
-                run(
-                    cursor,
-                    f"CREATE TABLE {node_table(node.name)} (idx INTEGER NOT NULL, id {node.sql_id_type} NOT NULL{properties})",
-                )
-                run(cursor, f"CREATE VIEW {quote(f'nodes_{node.name}')} AS SELECT * FROM {node_table(node.name)}")
-            for relation in schema.relations:
-                columns = "src INTEGER NOT NULL, dst INTEGER NOT NULL"
-                columns += ", time TIMESTAMP NOT NULL" if relation.timed else ""
-                columns += ", weight FLOAT NOT NULL" if relation.weighted else ""
-                for table in (edge_table(relation.name), delta_table(relation.name)):
-                    run(cursor, f"CREATE TABLE {table} ({columns})")
-                name = quote(f"edges_{relation.name}")
-                rows = f"(FROM {edge_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
-                run(cursor, f"CREATE VIEW {name} AS {edges_query(relation, rows)}")
-        return store
+        return cls(create_database(path, schema, memory_limit, threads), path, schema, read_only=False)
 
     @classmethod
-    def open(cls, path: str | Path, read_only: bool = False) -> GraphStore:
+    def open(
+        cls, path: str | Path, read_only: bool = False, *, memory_limit: str | None = None, threads: int | None = None
+    ) -> GraphStore:
         """Opens a store.
+
+        Args:
+            path: The store's file.
+            read_only: Whether to share the file with other readers.
+            memory_limit: Memory that DuckDB may take, such as "4GB"; what does not fit goes to a folder beside the file.
+            threads: Threads that DuckDB may run; the number of cores by default.
 
         Raises:
             GraphError: There is no store at `path`, another process writes to it, or it was written by a newer version.
         """
         path = Path(path)
-        if not path.is_file():
-            msg = f"there is no store at {path}; create one with GraphStore.create or `multifacet graph init`"
-            raise GraphError(msg)
-        try:
-            connection = duckdb.connect(str(path), read_only=read_only)
-        except duckdb.Error as error:
-            msg = f"cannot open {path} as a graph store: {error}"
-            raise GraphError(msg) from error
-        try:
-            meta = dict(run(connection, "SELECT key, value FROM _meta"))
-        except duckdb.CatalogException as error:
-            connection.close()
-            msg = f"{path} is a DuckDB file, but not a graph store"
-            raise GraphError(msg) from error
-        if meta["format_version"] != str(FORMAT_VERSION):
-            connection.close()
-            msg = f"{path} has store format {meta['format_version']}, this version reads {FORMAT_VERSION}"
-            raise GraphError(msg)
-        return cls(connection, path, GraphSchema.model_validate_json(meta["schema"]), read_only=read_only)
+        connection, schema = open_database(path, read_only, memory_limit, threads)
+        return cls(connection, path, schema, read_only=read_only)
 
     def close(self) -> None:
         """Closes the file; views of the store end with it."""
@@ -157,20 +113,29 @@ class GraphStore:
         parts += [f"{self.schema.relation(name)}={count}" for name, count in counts["edges"].items()]
         return f"GraphStore({', '.join(parts)})"
 
-    def load_nodes(self, type: str, source: Source, *, id: str = "id") -> LoadReport:  # noqa: A002 - the public contract
+    def load_nodes(
+        self,
+        type: str,  # noqa: A002 - the public contract
+        source: Source,
+        *,
+        id: str = "id",  # noqa: A002 - the public contract
+        progress: Progress | None = None,
+    ) -> LoadReport:
         """Loads nodes of one type with their properties.
 
         Args:
             type: Node type.
             source: Files, a `Query`, an Arrow table or a data frame, with the id and the declared properties as columns.
             id: Column of the external ids.
+            progress: Called during a long load with the step's name and the share of it that is done.
 
         Raises:
             GraphError: Unknown type, missing column, or a column type that cannot hold the ids. Nothing is loaded then.
         """
         node = self.schema.node(type)
-        with self._transaction() as cursor:
-            return loading.load_nodes(cursor, node, source, id_column=id)
+        with self._transaction() as cursor, watched(cursor, progress, f"nodes of {type}"):
+            report = nodes.load_nodes(cursor, node, source, id_column=id)
+            return dataclasses.replace(report, released=loading.release_held(cursor, self.schema, type))
 
     def load_edges(
         self,
@@ -182,6 +147,7 @@ class GraphStore:
         time: str = "time",
         weight: str = "weight",
         missing_nodes: MissingNodes = "create",
+        progress: Progress | None = None,
     ) -> LoadReport:
         """Loads edges of one relation; the same rows a second time add nothing.
 
@@ -192,14 +158,16 @@ class GraphStore:
             dst: Column of the tail's external id.
             time: Column of the time (a timestamp without zone is UTC); read where the relation is timed.
             weight: Column of the weight; read where the relation is weighted.
-            missing_nodes: Whether an edge whose node is unknown creates the node or is rejected.
+            missing_nodes: What becomes of an edge whose node is unknown: it creates the node, is rejected, or is held until
+                `load_nodes` brings the node.
+            progress: Called during a long load with the step's name and the share of it that is done.
 
         Raises:
             GraphError: Unknown relation, missing column, or a column type that does not fit. Nothing is loaded then.
         """
         declared = self.schema.relation(relation)
         columns = {"src": src, "dst": dst, "time": time, "weight": weight}
-        with self._transaction() as cursor:
+        with self._transaction() as cursor, watched(cursor, progress, f"edges of {declared}"):
             return loading.load_edges(cursor, self.schema, declared, source, columns=columns, missing_nodes=missing_nodes)
 
     def load_table(self, name: str, source: Source) -> int:
@@ -225,18 +193,8 @@ class GraphStore:
         """
         merged = {}
         for relation in self.schema.relations:
-            base, delta, names = edge_table(relation.name), delta_table(relation.name), edge_columns(relation)
             with self._transaction() as cursor:
-                merged[relation.name] = count(cursor, delta)
-                if not merged[relation.name]:
-                    continue
-                run(
-                    cursor,
-                    f"CREATE TEMP TABLE _merged AS SELECT {names} FROM (FROM {base} UNION ALL FROM {delta}) "
-                    f"ORDER BY {edge_order(relation)}",
-                )
-                run(cursor, f"DELETE FROM {base}; DELETE FROM {delta}")
-                run(cursor, f"INSERT INTO {base} FROM _merged; DROP TABLE _merged")
+                merged[relation.name] = compact(cursor, relation)
         if any(merged.values()):
             run(self._connection, "CHECKPOINT")
         return merged
@@ -276,7 +234,14 @@ class GraphStore:
         Raises:
             GraphError: More than one statement, or one that is not a SELECT.
         """
-        return select(self._connection.cursor(), query, params)
+        with self._reading() as cursor:
+            return select(cursor, query, params)
+
+    @property
+    def queries(self) -> Queries:
+        """Ready-made questions to the whole graph, each answered by an Arrow table."""
+        rows = {relation.name: all_edges(relation.name) for relation in self.schema.relations}
+        return Queries(self._connection.cursor(), self.schema, rows, is_whole=True)
 
     def neighbors(
         self,
@@ -284,7 +249,7 @@ class GraphStore:
         id: int | str,  # noqa: A002 - the public contract
         *,
         relation: str | None = None,
-        direction: Literal["out", "in", "both"] = "both",
+        direction: Direction = "both",
         since: dt.datetime | None = None,
         as_of: dt.datetime | None = None,
         limit: int = 100,
@@ -294,77 +259,81 @@ class GraphStore:
         Returns:
             A table with columns relation, direction, type, id (as text), time, weight.
         """
-        self.schema.node(type)
-        parts: list[str] = []
-        values: list[Any] = []
-        for edge in self.schema.relations if relation is None else [self.schema.relation(relation)]:
-            time = "time" if edge.timed else "NULL::TIMESTAMP AS time"
-            weight = "weight" if edge.weighted else "NULL::FLOAT AS weight"
-            for way, own, other, own_type, other_type in (
-                ("out", "src", "dst", edge.src, edge.dst),
-                ("in", "dst", "src", edge.dst, edge.src),
-            ):
-                if own_type != type or direction not in {way, "both"}:
-                    continue
-                part = (
-                    f"SELECT ? AS relation, ? AS direction, ? AS type, CAST({other}_id AS VARCHAR) AS id, {time}, {weight} "
-                    f"FROM {quote(f'edges_{edge.name}')} WHERE {own}_id = ?"
-                )
-                values += [edge.name, way, other_type, id]
-                for bound, operator in ((since, ">="), (as_of, "<")):
-                    if bound is not None and edge.timed:
-                        part += f" AND time {operator} ?"
-                        values.append(_utc(bound))
-                parts.append(part)
-        if not parts:
-            msg = f"no relation goes {'in or out' if direction == 'both' else direction} of {type!r}" + (
-                f" by the name {relation!r}" if relation else ""
-            )
-            raise GraphError(msg)
-        query = f"FROM ({' UNION ALL '.join(parts)}) ORDER BY time DESC NULLS LAST, relation, id LIMIT {int(limit)}"
-        return self._connection.cursor().sql(query, params=values).to_arrow_table()
+        return self.queries.neighbors(
+            type, id, relation=relation, direction=direction, since=_utc(since), as_of=_utc(as_of), limit=limit
+        )
+
+    def add_node_type(self, node: NodeType) -> None:
+        """Adds a node type to the schema.
+
+        Raises:
+            GraphError: There is one of that name.
+        """
+        with self._transaction() as cursor:
+            self.schema = evolution.add_node_type(cursor, self.schema, node)
+
+    def add_relation(self, relation: Relation) -> None:
+        """Adds a relation between known node types to the schema.
+
+        Raises:
+            GraphError: There is one of that name, or a node type is unknown.
+        """
+        with self._transaction() as cursor:
+            self.schema = evolution.add_relation(cursor, self.schema, relation)
+
+    def add_property(self, owner: str, name: str, duckdb_type: str) -> None:
+        """Adds a property, null so far, to a node type or a relation.
+
+        Args:
+            owner: Name of the node type, or else of the relation.
+            name: Name of the property.
+            duckdb_type: Its type, such as VARCHAR.
+
+        Raises:
+            GraphError: Nothing has that name, or it has such a property.
+        """
+        with self._transaction() as cursor:
+            self.schema = evolution.add_property(cursor, self.schema, owner, name, duckdb_type)
+
+    def drop_before(self, time: dt.datetime, relations: Sequence[str] | None = None) -> dict[str, int]:
+        """Drops the edges of timed relations from before a time; the `removals` view keeps the account.
+
+        Returns:
+            Relation -> edges dropped.
+        """
+        chosen = [self.schema.relation(name) for name in relations] if relations is not None else self.schema.relations
+        with self._transaction() as cursor:
+            return retention.drop_before(cursor, chosen, _utc(time))
+
+    def forget(self, type: str, id: int | str) -> dict[str, int]:  # noqa: A002 - the public contract
+        """Deletes a node, its edges and what was rejected or held of it; its idx is never given again.
+
+        The `removals` view keeps the type, the idx and the time, not the id: the same id loaded later is another node.
+
+        Returns:
+            Relation -> edges deleted.
+
+        Raises:
+            GraphError: There is no such node.
+        """
+        with self._transaction() as cursor:
+            return retention.forget(cursor, self.schema, self.schema.node(type), id)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Nodes by type and edges by relation."""
-        cursor = self._connection.cursor()
-
-        return {
-            "nodes": {node.name: count(cursor, node_table(node.name)) for node in self.schema.nodes},
-            "edges": {
-                relation.name: count(cursor, edge_table(relation.name)) + count(cursor, delta_table(relation.name))
-                for relation in self.schema.relations
-            },
-        }
+        with self._reading() as cursor:
+            return count_all(cursor, self.schema)
 
     def stats(self) -> dict[str, Any]:
-        """Counts, time ranges, mean degrees and size on disk, as JSON-able fields."""
-        cursor = self._connection.cursor()
-        relations = {}
-        for relation in self.schema.relations:
-            times = "min(time), max(time)" if relation.timed else "NULL, NULL"
-            base, delta = edge_table(relation.name), delta_table(relation.name)
-            row = run(
-                cursor,
-                f"SELECT count(*), count(DISTINCT src), count(DISTINCT dst), {times}, (SELECT count(*) FROM {delta}) "
-                f"FROM (FROM {base} UNION ALL FROM {delta})",
-            )[0]
-            edges, sources, targets, first, last, waiting = row
-            relations[relation.name] = {
-                "src": relation.src,
-                "dst": relation.dst,
-                "surface": relation.surface,
-                "edges": edges,
-                "not_compacted": waiting,
-                "distinct_src": sources,
-                "distinct_dst": targets,
-                "first": first.isoformat() if first else None,
-                "last": last.isoformat() if last else None,
-            }
-        return {
-            "nodes": self.counts()["nodes"],
-            "relations": relations,
-            "bytes": self.path.stat().st_size,
-        }
+        """Counts, time ranges, distinct ends and size on disk, as JSON-able fields."""
+        with self._reading() as cursor:
+            return {**describe_all(cursor, self.schema), "bytes": self.path.stat().st_size}
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._connection.cursor() as cursor:
+            begin_reading(cursor)
+            yield cursor
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:

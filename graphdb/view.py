@@ -15,9 +15,12 @@ import pyarrow as pa
 import torch
 
 from graphdb.edges import Csc, Edges, Triples
-from graphdb.loading import delta_table, edge_columns, edge_table, node_table
+from graphdb.layout import key_columns, node_table
+from graphdb.merging import Array, is_clustered, merge, merged_positions, order_of
+from graphdb.nodes import num_idx
 from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, count, quote, quote_text, run, select
+from graphdb.sql import GraphError, begin_reading, count, run, select
+from graphdb.window import Window, create_windows
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
+
+_DTYPES = {"src": np.int32, "dst": np.int32, "time": np.int64, "weight": np.float32}
 
 
 class GraphView:
@@ -55,17 +60,21 @@ class GraphView:
             msg = f"an empty window: since={since} is not before as_of={as_of}"
             raise GraphError(msg)
         self._cursor = cursor
+        self._min_degree = min_degree
         self.schema = schema
         self.relations = tuple(relations)
         self.since = since
         self.as_of = as_of
-        cursor.begin()
-        self.num_nodes = {node.name: count(cursor, node_table(node.name)) for node in schema.nodes}
-        self._windows = {relation.name: self._window(relation) for relation in self.relations}
-        if min_degree is not None:
-            self._keep_min_degree(min_degree)
-        self._create_sql_views()
-        self.num_edges = {relation.name: count(cursor, self._windows[relation.name]) for relation in self.relations}
+        self._generation = self._begin()
+        self.num_nodes = {node.name: num_idx(cursor, node.name) for node in schema.nodes}
+
+    def _begin(self) -> tuple[Any, ...]:
+        """Begins the transaction that is the view's snapshot; returns what tells the store's contents apart."""
+        begin_reading(self._cursor)
+        self._windows = create_windows(self._cursor, self.schema, self.relations, self.since, self.as_of, self._min_degree)
+        return run(
+            self._cursor, "SELECT (SELECT count(*) FROM _load), (SELECT count(*) FROM _removal), count(*) FROM duckdb_tables()"
+        )[0]
 
     def __repr__(self) -> str:
         parts = [f"{name}={count}" for name, count in self.num_nodes.items()]
@@ -73,36 +82,26 @@ class GraphView:
         parts += [f"{name}={value:%Y-%m-%d}" for name in ("since", "as_of") if (value := getattr(self, name))]
         return f"GraphView({', '.join(parts)})"
 
+    @functools.cached_property
+    def num_edges(self) -> dict[str, int]:
+        """Relation name -> edges in the window."""
+        return {relation.name: count(self._cursor, self._windows[relation.name].rows) for relation in self.relations}
+
     def edges(self, relation: str) -> Edges:
         """The window's edges of one relation, ordered by (dst, time)."""
         declared = self._relation(relation)
-        names = edge_columns(declared)
-        table = self._cursor.sql(f"SELECT {names} FROM {self._windows[relation]}").to_arrow_table()
-        src, dst = _column(table, "src", np.int32), _column(table, "dst", np.int32)
-        time = _column(table, "time", np.int64) if declared.timed else None
-        weight = _column(table, "weight", np.float32) if declared.weighted else None
-        if not _is_clustered(dst, time):
-            # Edges that came after the last compaction follow the clustered ones.
-            order = np.lexsort((src, dst) if time is None else (src, time, dst))
-            src, dst = src[order], dst[order]
-            time = None if time is None else time[order]
-            weight = None if weight is None else weight[order]
-        return Edges(
-            src=torch.from_numpy(src),
-            dst=torch.from_numpy(dst),
-            time=None if time is None else torch.from_numpy(time),
-            weight=None if weight is None else torch.from_numpy(weight),
-        )
+        names = [*key_columns(declared), *(["weight"] if declared.weighted else [])]
+        columns = self._columns(relation, names)
+        return Edges(**{name: torch.from_numpy(column) for name, column in columns.items()})
 
     def triples(self) -> Triples:
-        """The window's edges of all relations, relation by relation."""
-        parts = [self.edges(relation.name) for relation in self.relations]
-        counts = torch.tensor([len(part) for part in parts], dtype=torch.int64)
-        empty = torch.empty(0, dtype=torch.int32)
+        """The window's edges of all relations, relation by relation, each ordered by tail."""
+        parts = [self._columns(relation.name, ["src", "dst"]) for relation in self.relations]
+        counts = torch.tensor([len(part["src"]) for part in parts], dtype=torch.int64)
         return Triples(
-            head=torch.cat([part.src for part in parts] or [empty]),
+            head=_concatenated([part["src"] for part in parts]),
             relation=torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), counts),
-            tail=torch.cat([part.dst for part in parts] or [empty]),
+            tail=_concatenated([part["dst"] for part in parts]),
         )
 
     def csc(self, relation: str) -> Csc:
@@ -151,18 +150,27 @@ class GraphView:
         return MultifacetSampler(Topology.from_view(self, reverse=reverse, weighted=weighted), config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract
-        """External ids of a node type: the id of idx `i` stands at position `i`; int64 or string."""
+        """External ids of a node type: that of idx `i` at position `i`; int64 or string, null where it was forgotten."""
         self.schema.node(type)
-        ids = self._cursor.sql(f"SELECT id FROM {node_table(type)} ORDER BY idx").to_arrow_table()["id"]
-        return pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
+        nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)} ORDER BY idx").to_arrow_table()
+        ids = pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
+        if len(ids) == self.num_nodes[type]:
+            return ids
+        positions = np.full(self.num_nodes[type], -1)
+        positions[nodes["idx"].to_numpy()] = np.arange(len(ids))
+        return ids.take(pa.array(positions, mask=positions < 0))
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
         """Runs one read-only query; `edges_*` are cut to the window, `nodes_*` and the plain tables are whole.
 
         Raises:
-            GraphError: More than one statement, or one that is not a SELECT.
+            GraphError: More than one statement, one that is not a SELECT, or one that fails.
         """
-        return select(self._cursor, query, params)
+        try:
+            return select(self._cursor, query, params)
+        except GraphError as error:
+            self._recover(error)
+            raise
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -182,7 +190,8 @@ class GraphView:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Ends the view's transaction; the exported tensors stay valid."""
+        """Ends the view's transaction; the counts and the exported tensors stay valid."""
+        self.num_edges  # noqa: B018 - counted while it can be
         self._cursor.close()
 
     def _relation(self, name: str) -> Relation:
@@ -192,69 +201,50 @@ class GraphView:
             raise GraphError(msg)
         return relation
 
-    def _window(self, relation: Relation) -> str:
-        union = f"(FROM {edge_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
-        bounds = []
-        if relation.timed:
-            for bound, operator in ((self.since, ">="), (self.as_of, "<")):
-                if bound is not None:
-                    bounds.append(f"time {operator} TIMESTAMP {quote_text(bound.isoformat(sep=' '))}")
-        where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-        return f"(SELECT {edge_columns(relation)} FROM {union}{where})"
+    def _recover(self, error: GraphError) -> None:
+        """Begins anew after a failed query, which has ended the transaction; the store must be as it was."""
+        if not isinstance(error.__cause__, duckdb.Error):
+            return
+        self._cursor.rollback()
+        if self._begin() != self._generation:
+            self._cursor.rollback()
+            msg = "this view ended with a query that failed, and the store has changed since; open another with GraphStore.view"
+            raise GraphError(msg) from error
 
-    def _keep_min_degree(self, min_degree: int | Mapping[str, int]) -> None:
-        if isinstance(min_degree, Mapping):
-            for name in min_degree:
-                self.schema.node(name)
-        for node in self.schema.nodes:
-            wanted = min_degree.get(node.name, 0) if isinstance(min_degree, Mapping) else min_degree
-            ends = [
-                f"SELECT {end} AS idx FROM {self._windows[relation.name]}"
-                for relation in self.relations
-                for end, name in (("src", relation.src), ("dst", relation.dst))
-                if name == node.name
-            ]
-            if wanted <= 0 or not ends:
-                continue
-            run(
-                self._cursor,
-                f"CREATE TEMP TABLE {quote(f'_kept_{node.name}')} AS SELECT idx FROM ({' UNION ALL '.join(ends)}) "
-                f"GROUP BY idx HAVING count(*) >= {int(wanted)}",
+    def _columns(self, relation: str, names: Sequence[str]) -> dict[str, Array]:
+        """Columns of the window's edges, ordered by dst, and by time and src where the names include them."""
+        window: Window = self._windows[relation]
+        # Only a merge needs the whole key.
+        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(self.schema.relation(relation)), *names]))
+        base = self._fetch(window.base, wanted)
+        if not is_clustered(base["dst"], base.get("time")):
+            logger.warning(
+                "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
             )
-        kept = {row[0] for row in run(self._cursor, "SELECT table_name FROM duckdb_tables() WHERE temporary")}
-        for relation in self.relations:
-            conditions = [
-                f"{end} IN (SELECT idx FROM {quote(f'_kept_{name}')})"
-                for end, name in (("src", relation.src), ("dst", relation.dst))
-                if f"_kept_{name}" in kept
-            ]
-            if conditions:
-                window = self._windows[relation.name]
-                self._windows[relation.name] = f"(FROM {window} WHERE {' AND '.join(conditions)})"
+            order = order_of(base["dst"], base.get("time"), base["src"])
+            base = {name: column[order] for name, column in base.items()}
+        if window.delta is None:
+            return base
+        delta = self._fetch(window.delta, wanted)
+        order = order_of(delta["dst"], delta.get("time"), delta["src"])
+        delta = {name: column[order] for name, column in delta.items()}
+        positions = merged_positions(_keys(base), _keys(delta))
+        return {name: merge(base[name], delta[name], positions) for name in names}
 
-    def _create_sql_views(self) -> None:
-        # Temporary views hide the store's own of the same name, for this cursor only.
-        for relation in self.schema.relations:
-            window = self._windows.get(relation.name, f"(FROM {edge_table(relation.name)} WHERE false)")
-            run(self._cursor, f"CREATE TEMP VIEW {quote(f'edges_{relation.name}')} AS {edges_query(relation, window)}")
+    def _fetch(self, rows: str, names: Sequence[str]) -> dict[str, Array]:
+        table = self._cursor.sql(f"SELECT {', '.join(names)} FROM {rows}").to_arrow_table()
+        return {name: _column(table, name, _DTYPES[name]) for name in names}
 
     def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        query = f"SELECT md5_number_lower(CAST(id AS VARCHAR)) AS hash FROM {node_table(name)} ORDER BY idx"
-        return _column(self._cursor.sql(query).to_arrow_table(), "hash", np.uint64)
+        """A hash of each idx's external id; 0 where it was forgotten."""
+        query = f"SELECT idx, md5_number_lower(CAST(id AS VARCHAR)) AS hash FROM {node_table(name)}"
+        table = self._cursor.sql(query).to_arrow_table()
+        hashes = np.zeros(self.num_nodes[name], np.uint64)
+        hashes[_column(table, "idx", np.int32)] = _column(table, "hash", np.uint64)
+        return hashes
 
 
-def edges_query(relation: Relation, rows: str) -> str:
-    """SQL that gives the edges in `rows` their external ids: the body of an `edges_*` view."""
-    others = "".join(f", edge.{name}" for name in ("time", "weight") if name in edge_columns(relation).split(", "))
-    return (
-        f"SELECT edge.src AS src_idx, edge.dst AS dst_idx, src.id AS src_id, dst.id AS dst_id{others} "
-        f"FROM {rows} AS edge "
-        f"JOIN {node_table(relation.src)} AS src ON src.idx = edge.src "
-        f"JOIN {node_table(relation.dst)} AS dst ON dst.idx = edge.dst"
-    )
-
-
-def _column(table: pa.Table, name: str, dtype: Any) -> np.ndarray[Any, Any]:
+def _column(table: pa.Table, name: str, dtype: Any) -> Array:
     """One writable, contiguous copy of a column without nulls."""
     column = np.empty(table.num_rows, dtype)
     start = 0
@@ -265,11 +255,16 @@ def _column(table: pa.Table, name: str, dtype: Any) -> np.ndarray[Any, Any]:
     return column
 
 
-def _is_clustered(dst: np.ndarray[Any, Any], time: np.ndarray[Any, Any] | None) -> bool:
-    steps = dst[1:] >= dst[:-1]
-    if time is not None:
-        steps &= (dst[1:] != dst[:-1]) | (time[1:] >= time[:-1])
-    return bool(steps.all())
+def _keys(columns: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """dst, time (zeros where there is none) and src."""
+    dst = columns["dst"]
+    return dst, columns["time"] if "time" in columns else np.zeros(len(dst), np.int64), columns["src"]
+
+
+def _concatenated(parts: Sequence[Array]) -> torch.Tensor:
+    if len(parts) == 1:
+        return torch.from_numpy(parts[0])
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *parts]))
 
 
 def _mix(values: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -1,0 +1,77 @@
+"""Changing the schema of a store that holds data: things are added, never taken away."""
+
+from __future__ import annotations
+
+import duckdb
+from pydantic import ValidationError
+
+from graphdb.layout import (
+    create_edge_view,
+    create_node_type,
+    create_node_view,
+    create_relation,
+    delta_table,
+    edge_table,
+    held_table,
+    node_table,
+    out_table,
+)
+from graphdb.schema import GraphSchema, NodeType, Relation
+from graphdb.sql import GraphError, quote, run
+
+
+def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType) -> GraphSchema:
+    """Adds a node type; returns the schema that has it."""
+    changed = _checked(nodes=(*schema.nodes, node), relations=schema.relations)
+    create_node_type(connection, node)
+    return _stored(connection, changed)
+
+
+def add_relation(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, relation: Relation) -> GraphSchema:
+    """Adds a relation; returns the schema that has it."""
+    changed = _checked(nodes=schema.nodes, relations=(*schema.relations, relation))
+    create_relation(connection, relation, schema.node(relation.src), schema.node(relation.dst))
+    return _stored(connection, changed)
+
+
+def add_property(
+    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, owner: str, name: str, duckdb_type: str
+) -> GraphSchema:
+    """Adds a property to a node type or a relation; returns the schema that has it."""
+    is_node = any(node.name == owner for node in schema.nodes)
+    old: NodeType | Relation = schema.node(owner) if is_node else schema.relation(owner)
+    if name.lower() in {known.lower() for known in old.properties}:
+        msg = f"{owner!r} has a property {name!r} already; it has {list(old.properties)}"
+        raise GraphError(msg)
+    fields = {**old.model_dump(), "properties": {**old.properties, name: duckdb_type}}
+    try:
+        new = type(old).model_validate(fields)
+    except ValidationError as error:
+        raise GraphError(str(error)) from error
+    if isinstance(new, NodeType):
+        tables = [node_table(owner)]
+        nodes, relations = tuple(new if node == old else node for node in schema.nodes), schema.relations
+    else:
+        tables = [edge_table(owner), delta_table(owner), held_table(owner)]
+        tables += [out_table(owner)] if new.out_clustered else []
+        nodes, relations = schema.nodes, tuple(new if relation == old else relation for relation in schema.relations)
+    changed = _checked(nodes=nodes, relations=relations)
+    for table in tables:
+        run(connection, f"ALTER TABLE {table} ADD COLUMN {quote(name)} {duckdb_type}")
+    if isinstance(new, NodeType):
+        create_node_view(connection, new)
+    else:
+        create_edge_view(connection, new)
+    return _stored(connection, changed)
+
+
+def _checked(*, nodes: tuple[NodeType, ...], relations: tuple[Relation, ...]) -> GraphSchema:
+    try:
+        return GraphSchema(nodes=nodes, relations=relations)
+    except ValidationError as error:
+        raise GraphError(str(error)) from error
+
+
+def _stored(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> GraphSchema:
+    run(connection, "UPDATE _meta SET value = ? WHERE key = 'schema'", [schema.model_dump_json()])
+    return schema

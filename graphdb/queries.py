@@ -1,0 +1,282 @@
+"""Questions to a graph that one asks again and again, each answered by an Arrow table."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import duckdb
+import pyarrow as pa
+
+from graphdb.layout import delta_table, node_table, out_table
+from graphdb.schema import GraphSchema, Relation
+from graphdb.sql import GraphError, quote_text, run
+
+Direction = Literal["out", "in", "both"]
+_MAX_HOPS = 6
+
+
+class Queries:
+    """Questions to the whole graph or to a window.
+
+    Args:
+        cursor: Where to ask.
+        schema: The schema.
+        rows: Relation name -> FROM clause of its edges.
+        is_whole: Whether the rows are all that the store has, so that copies of its tables may stand in for them.
+    """
+
+    def __init__(
+        self, cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, rows: Mapping[str, str], *, is_whole: bool
+    ) -> None:
+        self._cursor = cursor
+        self._schema = schema
+        self._rows = rows
+        self._is_whole = is_whole
+
+    def neighbors(
+        self,
+        type: str,  # noqa: A002 - as in GraphStore
+        id: int | str,  # noqa: A002 - as in GraphStore
+        *,
+        relation: str | None = None,
+        direction: Direction = "both",
+        since: dt.datetime | None = None,
+        as_of: dt.datetime | None = None,
+        limit: int = 100,
+    ) -> pa.Table:
+        """The neighbours of one node, latest first.
+
+        Returns:
+            A table with columns relation, direction, type, id (as text), time, weight.
+
+        Raises:
+            GraphError: Unknown type or relation, or no relation of the type goes that way.
+        """
+        steps = self._steps(type, relation, direction)
+        idx = self._idx(type, id, missing_ok=True)
+        parts = []
+        for position, (edge, way) in enumerate(steps):
+            own, other, other_type = _ends(edge, way)
+            time = "time" if edge.timed else "NULL::TIMESTAMP"
+            weight = "weight" if edge.weighted else "NULL::FLOAT"
+            bounds = "".join(
+                f" AND time {operator} TIMESTAMP {quote_text(str(bound))}"
+                for bound, operator in ((since, ">="), (as_of, "<"))
+                if bound is not None and edge.timed
+            )
+            latest = "time DESC, idx" if edge.timed else "idx"
+            found = (
+                f"SELECT {other} AS idx, {time} AS time, {weight} AS weight FROM {self._edges(edge, way)} "
+                f"WHERE {own} = {idx}{bounds} ORDER BY {latest} LIMIT {int(limit)}"
+            )
+            parts.append(
+                f"SELECT {position} AS step, {quote_text(edge.name)} AS relation, '{way}' AS direction, "
+                f"{quote_text(other_type)} AS type, node.idx, CAST(id AS VARCHAR) AS id, time, weight "
+                f"FROM ({found}) AS found JOIN {node_table(other_type)} AS node USING (idx)"
+            )
+        query = (
+            f"SELECT relation, direction, type, id, time, weight FROM ({' UNION ALL '.join(parts)}) "
+            f"ORDER BY time DESC NULLS LAST, step, idx LIMIT {int(limit)}"
+        )
+        return self._table(query)
+
+    def degrees(self, relation: str, end: Literal["src", "dst"] = "dst") -> pa.Table:
+        """How many nodes have how many edges: columns degree, nodes; nodes without an edge count under 0."""
+        declared = self._schema.relation(relation)
+        nodes = node_table(declared.src if end == "src" else declared.dst)
+        counted = f"SELECT {end} AS idx, count(*) AS degree FROM {self._rows[relation]} GROUP BY ALL"
+        query = (
+            f"SELECT coalesce(degree, 0) AS degree, count(*) AS nodes FROM {nodes} AS node LEFT JOIN ({counted}) USING (idx) "
+            "GROUP BY ALL ORDER BY degree"
+        )
+        return self._table(query)
+
+    def common_neighbors(
+        self,
+        type: str,  # noqa: A002 - as in GraphStore
+        id: int | str,  # noqa: A002 - as in GraphStore
+        other: int | str,
+        *,
+        relation: str | None = None,
+        limit: int = 100,
+    ) -> pa.Table:
+        """The nodes that two nodes of a type are both linked to: columns relation, direction, type, id (as text)."""
+        pair = self._idx(type, id), self._idx(type, other)
+        parts = []
+        for edge, way in self._steps(type, relation, "both"):
+            own, far, far_type = _ends(edge, way)
+            sides = [f"SELECT {far} AS idx FROM {self._edges(edge, way)} WHERE {own} = {idx}" for idx in pair]
+            parts.append(
+                f"SELECT {quote_text(edge.name)} AS relation, '{way}' AS direction, {quote_text(far_type)} AS type, "
+                f"CAST(id AS VARCHAR) AS id FROM ({' INTERSECT '.join(sides)}) JOIN {node_table(far_type)} USING (idx)"
+            )
+        return self._table(f"FROM ({' UNION ALL '.join(parts)}) ORDER BY relation, direction, id LIMIT {int(limit)}")
+
+    def top(
+        self,
+        type: str,  # noqa: A002 - as in GraphStore
+        id: int | str,  # noqa: A002 - as in GraphStore
+        path: Sequence[str],
+        *,
+        k: int = 10,
+    ) -> pa.Table:
+        """The nodes at the end of a path of relations from one node, by the number of ways to them.
+
+        The advertisers that a user buys most from are `top("user", 7, ["buys", "made_by"])`.
+
+        Returns:
+            A table with columns type, id (as text), edges.
+        """
+        rows, kind = f"SELECT {self._idx(type, id)}::INTEGER AS idx, 1::HUGEINT AS edges", type
+        for name in path:
+            edge, way = self._steps(kind, name, "both")[0]
+            own, far, kind = _ends(edge, way)
+            rows = (
+                f"SELECT edge.{far} AS idx, sum(near.edges) AS edges FROM {self._edges(edge, way)} AS edge "
+                f"JOIN ({rows}) AS near ON near.idx = edge.{own} GROUP BY ALL"
+            )
+        return self._table(
+            f"SELECT {quote_text(kind)} AS type, CAST(id AS VARCHAR) AS id, edges::BIGINT AS edges FROM ({rows}) "
+            f"JOIN {node_table(kind)} USING (idx) ORDER BY edges DESC, idx LIMIT {int(k)}"
+        )
+
+    def hops(
+        self,
+        type: str,  # noqa: A002 - as in GraphStore
+        id: int | str,  # noqa: A002 - as in GraphStore
+        *,
+        num_hops: int = 2,
+    ) -> pa.Table:
+        """How many nodes are first reached in how many hops, edges taken both ways: columns hop, type, nodes."""
+        layers = self._layers((type, self._idx(type, id)), num_hops)
+        rows = [
+            {"hop": hop, "type": name, "nodes": sum(kind == name for kind, _ in layer)}
+            for hop, layer in enumerate(layers)
+            for name in sorted({kind for kind, _ in layer})
+        ]
+        return pa.Table.from_pylist(rows, pa.schema([("hop", pa.int64()), ("type", pa.string()), ("nodes", pa.int64())]))
+
+    def paths(
+        self,
+        source: tuple[str, int | str],
+        target: tuple[str, int | str],
+        *,
+        max_hops: int = 3,
+        limit: int = 10,
+    ) -> pa.Table:
+        """The shortest paths between two nodes, edges taken both ways.
+
+        Args:
+            source: Node type and id.
+            target: Node type and id.
+            max_hops: The longest path to look for.
+            limit: The most paths to return.
+
+        Returns:
+            A table with columns path, hop, relation, direction, type, id (as text): a row for each step.
+        """
+        start, end = ((name, self._idx(name, identifier)) for name, identifier in (source, target))
+        layers = self._layers(start, max_hops, until=end)
+        paths: list[list[tuple[str, str, Node]]] = []
+        if end in layers[-1]:
+            _collect(layers, len(layers) - 1, end, [], paths, limit)
+        rows = [
+            {"path": number, "hop": hop, "relation": relation, "direction": way, "type": node[0], "id": self._id(node)}
+            for number, path in enumerate(paths)
+            for hop, (relation, way, node) in enumerate(path, 1)
+        ]
+        fields = [("path", pa.int64()), ("hop", pa.int64())]
+        return pa.Table.from_pylist(
+            rows, pa.schema([*fields, *((n, pa.string()) for n in ("relation", "direction", "type", "id"))])
+        )
+
+    def _layers(self, start: Node, num_hops: int, until: Node | None = None) -> list[Layer]:
+        """Nodes by their distance from `start`, each with the steps that reach it from the layer before."""
+        if not 0 <= num_hops <= _MAX_HOPS:
+            msg = f"expected 0 to {_MAX_HOPS} hops, got {num_hops}"
+            raise GraphError(msg)
+        seen: set[Node] = {start}
+        layers: list[Layer] = [{start: []}]
+        while len(layers) <= num_hops and layers[-1] and (until is None or until not in layers[-1]):
+            layer: Layer = {}
+            for kind in sorted({kind for kind, _ in layers[-1]}):
+                near = pa.table({"idx": pa.array([idx for name, idx in layers[-1] if name == kind], pa.int32())})
+                self._cursor.register("_near", near)
+                for edge, way in self._steps(kind, None, "both", needed=False):
+                    own, far, far_type = _ends(edge, way)
+                    query = f"SELECT DISTINCT {own}, {far} FROM {self._edges(edge, way)} SEMI JOIN _near ON _near.idx = {own}"
+                    for idx, reached in run(self._cursor, query):
+                        if (far_type, reached) not in seen:
+                            layer.setdefault((far_type, reached), []).append(((kind, idx), edge.name, way))
+                self._cursor.unregister("_near")
+            seen.update(layer)
+            layers.append(layer)
+        return layers
+
+    def _steps(self, kind: str, relation: str | None, direction: str, *, needed: bool = True) -> list[tuple[Relation, str]]:
+        self._schema.node(kind)
+        chosen = [self._schema.relation(relation)] if relation else [r for r in self._schema.relations if r.name in self._rows]
+        ways = [
+            (edge, way)
+            for edge in chosen
+            for way in ("out", "in")
+            if _ends_at(edge, way) == kind and direction in {way, "both"}
+        ]
+        if needed and not ways:
+            msg = f"no relation goes {'in or out' if direction == 'both' else direction} of {kind!r}" + (
+                f" by the name {relation!r}" if relation else ""
+            )
+            raise GraphError(msg)
+        return ways
+
+    def _edges(self, relation: Relation, way: str) -> str:
+        if way == "out" and self._is_whole and relation.out_clustered:
+            return f"(FROM {out_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
+        return self._rows[relation.name]
+
+    def _idx(self, kind: str, identifier: int | str, *, missing_ok: bool = False) -> int:
+        self._schema.node(kind)
+        found = run(self._cursor, f"SELECT idx FROM {node_table(kind)} WHERE id = ?", [identifier])
+        if not found and not missing_ok:
+            msg = f"there is no {kind} {identifier!r} in the store"
+            raise GraphError(msg)
+        return int(found[0][0]) if found else -1
+
+    def _id(self, node: Node) -> str:
+        return str(run(self._cursor, f"SELECT id FROM {node_table(node[0])} WHERE idx = {node[1]}")[0][0])
+
+    def _table(self, query: str) -> pa.Table:
+        return self._cursor.sql(query).to_arrow_table()
+
+
+Node = tuple[str, int]
+Layer = dict[Node, list[tuple[Node, str, str]]]
+
+
+def _ends(relation: Relation, way: str) -> tuple[str, str, str]:
+    """The column of the near end, that of the far end, and the far end's type."""
+    return ("src", "dst", relation.dst) if way == "out" else ("dst", "src", relation.src)
+
+
+def _ends_at(relation: Relation, way: str) -> str:
+    return relation.src if way == "out" else relation.dst
+
+
+def _collect(
+    layers: Sequence[Layer],
+    depth: int,
+    node: Node,
+    tail: list[tuple[str, str, Node]],
+    paths: list[list[tuple[str, str, Node]]],
+    limit: int,
+) -> None:
+    """Walks back from `node` to the first layer, gathering at most `limit` paths."""
+    if depth == 0:
+        paths.append(tail)
+        return
+    for before, relation, way in layers[depth][node]:
+        if len(paths) >= limit:
+            return
+        _collect(layers, depth - 1, before, [(relation, way, node), *tail], paths, limit)
