@@ -27,10 +27,9 @@ test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+		echo "$(BIN)/$$linter"; $(BIN)/$$linter || status=1; \
+	done; exit $$status
 
 format: venv-dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
