@@ -36,10 +36,11 @@ def configure(
     """Sets up logging: to stderr, quiet on a terminal, where live lines tell the progress."""
     if stderr.is_terminal:
         handler: logging.Handler = RichHandler(console=stderr, show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s" if stderr.is_terminal else None)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if verbose or not stderr.is_terminal:
         for room in _ROOMS:  # not the root: libraries log there as they load
             logging.getLogger(room).setLevel(logging.INFO)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-import contrastive
-import kge
 import ranking
+from contrastive import ComposedTower, ContrastiveConfig
 from graphdb import Recipe
+from kge import KgeConfig
 from pipeline import report, stages
-from pipeline.workspace import Stage, Watcher, Workspace
+from pipeline.workspace import Stage, Task, Watcher, Workspace
 from tables import Precision
 
 logger = logging.getLogger(__name__)
-
-Weighting = Literal["demand", "uniform"]
 
 _ARMS: tuple[ranking.Arm, ...] = ("no_ids", "scratch", "pretrained")
 _SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
@@ -33,10 +33,10 @@ class DemoConfig(BaseModel):
 
     recipe: str = Field(default="completejourney", description="recipe of the data")
     source: Path | None = Field(default=None, description="folder of the raw files; the installed package's by default")
-    kge: kge.KgeConfig = Field(default_factory=kge.KgeConfig, description="knowledge graph embedding")
-    contrastive: contrastive.ContrastiveConfig = Field(
-        default=contrastive.ContrastiveConfig(
-            composed=(contrastive.ComposedTower(node_type="advertiser", through="made_by"),),
+    kge: KgeConfig = Field(default_factory=KgeConfig, description="knowledge graph embedding")
+    contrastive: ContrastiveConfig = Field(
+        default=ContrastiveConfig(
+            composed=(ComposedTower(node_type="advertiser", through="made_by"),),
         ),
         description="contrastive pretraining of users, pins and, through their pins, advertisers",
     )
@@ -88,112 +88,146 @@ def _run_stages(config: DemoConfig, workspace: Workspace) -> dict[str, Stage]:
     if recipe.splits is None:
         msg = f"recipe {recipe.name!r} declares no [splits], which the demo needs"
         raise ValueError(msg)
-
-    def say(name: str) -> stages.Say:
-        return lambda message: workspace.watcher.progressed(name, message)
-
-    done: dict[str, Stage] = {}
-    done["graph"] = graph = workspace.stage(
-        "graph",
-        lambda folder: stages.build_graph(folder, recipe, config.source, say("graph")),
-        config={"recipe": recipe.model_dump(mode="json"), "files": stages.source_fingerprint(recipe, config.source)},
-        rooms=("graphdb",),
+    graph = workspace.make(
+        Task(
+            name="graph",
+            run=partial(stages.build_graph, recipe=recipe, source=config.source),
+            config={"recipe": recipe.model_dump(mode="json"), "files": stages.source_fingerprint(recipe, config.source)},
+            rooms=("graphdb",),
+        )
     )
-    store = graph.path / stages.STORE
-    first_training_period = recipe.splits.training[0]
-    for facet, pretrainer in (("contrastive", config.contrastive), ("kge", config.kge)):
-        done[facet] = workspace.stage(
-            facet,
-            lambda folder, facet=facet, pretrainer=pretrainer: stages.pretrain(
-                folder, store, pretrainer, first_training_period, say(facet)
-            ),
-            config={"pretrainer": pretrainer.model_dump(mode="json"), "before_period": first_training_period},
+    done = {"graph": graph}
+
+    def make_together(tasks: Sequence[Task]) -> None:
+        done.update({stage.name: stage for stage in workspace.make_together(tasks)})
+
+    make_together([*_pretraining(config, graph, recipe.splits.training[0]), *_examples(config, recipe, graph)])
+    make_together(_arms(config, done))
+    make_together([*_comparisons(config, done), _quantization(config, done), _release(config, done)])
+    done["serving"] = workspace.make(_serving(config, done))
+    return done
+
+
+def _pretraining(config: DemoConfig, graph: Stage, before_period: int) -> list[Task]:
+    return [
+        Task(
+            name=facet,
+            run=partial(stages.pretrain, store_path=graph.path / stages.STORE, config=pretrainer, as_of_period=before_period),
+            config={"pretrainer": pretrainer.model_dump(mode="json"), "before_period": before_period},
             rooms=(facet, "tables", "graphdb"),
             parents=(graph,),
         )
-    for weighting in ("demand", "uniform"):
-        _run_ranking(config, recipe, workspace, done, weighting)
-    examples = done["examples_demand"]
-    model = done["pretrained_demand"]
-    done["quantization"] = workspace.stage(
-        "quantization",
-        lambda folder: stages.quantize(
-            folder, model.path / stages.MODEL, examples.path, config.num_resamples, say("quantization")
+        for facet, pretrainer in (("kge", config.kge), ("contrastive", config.contrastive))
+    ]
+
+
+def _examples(config: DemoConfig, recipe: Recipe, graph: Stage) -> list[Task]:
+    return [
+        Task(
+            name=f"examples_{weighting}",
+            run=partial(
+                stages.sample_examples,
+                store_path=graph.path / stages.STORE,
+                recipe=recipe,
+                weighting=weighting,
+                seed=config.seed,
+            ),
+            config={"weighting": weighting, "seed": config.seed},
+            rooms=("ranking", "graphdb"),
+            parents=(graph,),
+        )
+        for weighting in ranking.WEIGHTINGS
+    ]
+
+
+def _arms(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
+    tasks = []
+    for weighting in ranking.WEIGHTINGS:
+        examples = done[f"examples_{weighting}"]
+        for arm in _ARMS:
+            arm_config = ranking.arm_config(arm, **config.ranking)
+            facets = [done[facet] for facet in arm_config.pretrained_facets]
+            tasks.append(
+                Task(
+                    name=f"{arm}_{weighting}",
+                    run=partial(
+                        stages.train_arm,
+                        examples_path=examples.path,
+                        config=arm_config,
+                        snapshot_paths=[facet.path / stages.SNAPSHOT for facet in facets],
+                        num_resamples=config.num_resamples,
+                    ),
+                    config={"arm": arm_config.model_dump(mode="json"), "num_resamples": config.num_resamples},
+                    rooms=("ranking", "tables"),
+                    parents=(examples, *facets),
+                )
+            )
+    return tasks
+
+
+def _comparisons(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
+    tasks = []
+    for weighting in ranking.WEIGHTINGS:
+        examples = done[f"examples_{weighting}"]
+        arms = {arm: done[f"{arm}_{weighting}"] for arm in _ARMS}
+        tasks.append(
+            Task(
+                name=f"comparison_{weighting}",
+                run=partial(
+                    stages.compare_arms,
+                    examples_path=examples.path,
+                    scores={arm: stage.path / stages.SCORES for arm, stage in arms.items()},
+                    baseline="no_ids",
+                    num_resamples=config.num_resamples,
+                ),
+                config={"num_resamples": config.num_resamples},
+                rooms=("ranking",),
+                parents=(examples, *arms.values()),
+            )
+        )
+    return tasks
+
+
+def _quantization(config: DemoConfig, done: Mapping[str, Stage]) -> Task:
+    examples, model = done["examples_demand"], done["pretrained_demand"]
+    return Task(
+        name="quantization",
+        run=partial(
+            stages.quantize,
+            model_path=model.path / stages.MODEL,
+            examples_path=examples.path,
+            num_resamples=config.num_resamples,
         ),
         config={"num_resamples": config.num_resamples},
         rooms=("ranking", "tables"),
         parents=(model, examples),
     )
-    done["release"] = published = workspace.stage(
-        "release",
-        lambda folder: stages.release(folder, model.path / stages.MODEL, config.precision),
+
+
+def _release(config: DemoConfig, done: Mapping[str, Stage]) -> Task:
+    model = done["pretrained_demand"]
+    return Task(
+        name="release",
+        run=partial(stages.release, model_path=model.path / stages.MODEL, precision=config.precision),
         config={"precision": config.precision},
         rooms=("serving", "tables"),
         parents=(model,),
     )
-    offline = done["quantization"]
-    done["serving"] = workspace.stage(
-        "serving",
-        lambda folder: stages.serve(
-            folder,
-            published.path / stages.RELEASE,
-            examples.path,
-            offline.path / f"{config.precision}.npy",
-            say("serving"),
+
+
+def _serving(config: DemoConfig, done: Mapping[str, Stage]) -> Task:
+    release, examples, offline = done["release"], done["examples_demand"], done["quantization"]
+    return Task(
+        name="serving",
+        run=partial(
+            stages.serve,
+            release_path=release.path / stages.RELEASE,
+            examples_path=examples.path,
+            offline_path=offline.path / f"{config.precision}.npy",
         ),
         config={},
         rooms=("serving", "tables"),
-        parents=(published, examples, offline),
-    )
-    return done
-
-
-def _run_ranking(
-    config: DemoConfig, recipe: Recipe, workspace: Workspace, done: dict[str, Stage], weighting: Weighting
-) -> None:
-    def say(name: str) -> stages.Say:
-        return lambda message: workspace.watcher.progressed(name, message)
-
-    name = f"examples_{weighting}"
-    done[name] = examples = workspace.stage(
-        name,
-        lambda folder: stages.sample_examples(
-            folder, done["graph"].path / stages.STORE, recipe, weighting, config.seed, say(name)
-        ),
-        config={"weighting": weighting, "seed": config.seed},
-        rooms=("ranking", "graphdb"),
-        parents=(done["graph"],),
-    )
-    facets = [done["contrastive"], done["kge"]]
-    for arm in _ARMS:
-        arm_config = ranking.arm_config(arm, **config.ranking)
-        parents = [facet for facet in facets if arm_config.pretrained_facets]
-        done[f"{arm}_{weighting}"] = workspace.stage(
-            f"{arm}_{weighting}",
-            lambda folder, arm=arm, arm_config=arm_config, parents=parents: stages.train_arm(
-                folder,
-                examples.path,
-                arm_config,
-                [parent.path / stages.SNAPSHOT for parent in parents],
-                config.num_resamples,
-                say(f"{arm}_{weighting}"),
-            ),
-            config={"arm": arm_config.model_dump(mode="json"), "num_resamples": config.num_resamples},
-            rooms=("ranking", "tables"),
-            parents=(examples, *parents),
-        )
-    done[f"comparison_{weighting}"] = workspace.stage(
-        f"comparison_{weighting}",
-        lambda folder: stages.compare_arms(
-            folder,
-            examples.path,
-            {arm: done[f"{arm}_{weighting}"].path / stages.SCORES for arm in _ARMS},
-            "no_ids",
-            config.num_resamples,
-        ),
-        config={"num_resamples": config.num_resamples},
-        rooms=("ranking",),
-        parents=(examples, *(done[f"{arm}_{weighting}"] for arm in _ARMS)),
+        parents=(release, examples, offline),
     )
 
 

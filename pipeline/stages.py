@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +15,10 @@ import contrastive
 import kge
 import ranking
 from graphdb import GraphStore, Recipe
+from pipeline.workspace import Say
 from ranking import Examples
 from serving import LocalDeployment, RankerClient, Release, publish
 from tables import Precision, Snapshot
-
-#: Told of progress in words.
-Say = Callable[[str], None]
 
 STORE = "graph.duckdb"
 SNAPSHOT = "snapshot"
@@ -42,7 +40,7 @@ def source_fingerprint(recipe: Recipe, source: Path | None) -> dict[str, str]:
     return digests
 
 
-def build_graph(directory: Path, recipe: Recipe, source: Path | None, say: Say) -> dict[str, Any]:
+def build_graph(directory: Path, say: Say, *, recipe: Recipe, source: Path | None) -> dict[str, Any]:
     """Loads the recipe's data into a store."""
     reports = recipe.build(
         directory / STORE, source, on_load=lambda report: say(f"{report.target}: {report.loaded:,} of {report.read:,} rows")
@@ -57,7 +55,7 @@ def build_graph(directory: Path, recipe: Recipe, source: Path | None, say: Say) 
 
 
 def pretrain(
-    directory: Path, store_path: Path, config: kge.KgeConfig | contrastive.ContrastiveConfig, as_of_period: int, say: Say
+    directory: Path, say: Say, *, store_path: Path, config: kge.KgeConfig | contrastive.ContrastiveConfig, as_of_period: int
 ) -> dict[str, Any]:
     """Pretrains one facet on all that came before a period, and writes its snapshot."""
 
@@ -84,7 +82,7 @@ def pretrain(
 
 
 def sample_examples(
-    directory: Path, store_path: Path, recipe: Recipe, weighting: Literal["demand", "uniform"], seed: int, say: Say
+    directory: Path, say: Say, *, store_path: Path, recipe: Recipe, weighting: ranking.Weighting, seed: int
 ) -> dict[str, Any]:
     """Draws the labelled exposures of the three splits."""
     splits = _splits(recipe)
@@ -117,11 +115,12 @@ def sample_examples(
 
 def train_arm(
     directory: Path,
+    say: Say,
+    *,
     examples_path: Path,
     config: ranking.RankingConfig,
     snapshot_paths: list[Path],
     num_resamples: int,
-    say: Say,
 ) -> dict[str, Any]:
     """Fits one arm, scores the test split with it, and writes the model."""
     train = Examples.load(examples_path / "train.parquet")
@@ -146,10 +145,10 @@ def train_arm(
 
 
 def compare_arms(
-    directory: Path, examples_path: Path, scores: Mapping[str, Path], baseline: str, num_resamples: int
+    directory: Path, say: Say, *, examples_path: Path, scores: Mapping[str, Path], baseline: str, num_resamples: int
 ) -> dict[str, Any]:
     """Differences in ROC-AUC from a baseline arm, paired by user."""
-    del directory  # the result is all
+    del directory, say  # the result is all
     test = Examples.load(examples_path / "test.parquet")
     reference = np.load(scores[baseline])
     return {
@@ -159,10 +158,10 @@ def compare_arms(
     }
 
 
-def quantize(directory: Path, model_path: Path, examples_path: Path, num_resamples: int, say: Say) -> dict[str, Any]:
+def quantize(directory: Path, say: Say, *, model_path: Path, examples_path: Path, num_resamples: int) -> dict[str, Any]:
     """Scores the test split with the tables at each precision, through the codec that serving uses."""
     test = Examples.load(examples_path / "test.parquet")
-    result = {}
+    result: dict[str, Any] = {}
     for precision in PRECISIONS:
         scores, num_bytes = ranking.quantized_scores(model_path, precision, test)
         np.save(directory / f"{precision}.npy", scores)
@@ -179,13 +178,14 @@ def quantize(directory: Path, model_path: Path, examples_path: Path, num_resampl
     return result
 
 
-def release(directory: Path, model_path: Path, precision: Precision) -> dict[str, Any]:
+def release(directory: Path, say: Say, *, model_path: Path, precision: Precision) -> dict[str, Any]:
     """Publishes a model."""
+    say(f"{precision} rows")
     published = publish(model_path, directory / RELEASE, precision=precision)
     return {"version": published.version, "precision": precision}
 
 
-def serve(directory: Path, release_path: Path, examples_path: Path, offline_path: Path, say: Say) -> dict[str, Any]:
+def serve(directory: Path, say: Say, *, release_path: Path, examples_path: Path, offline_path: Path) -> dict[str, Any]:
     """Scores the test split through a lookup server and a ranker, each a process, and compares with the offline scores.
 
     A request is one user in one context with the exposures drawn there. Latency is the client's, over a Unix socket, one

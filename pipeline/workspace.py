@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import fcntl
 import functools
@@ -9,11 +10,20 @@ import hashlib
 import importlib.util
 import json
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+import numba
+import torch
 
 from pipeline.meter import Meter
 from tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
@@ -21,6 +31,7 @@ from tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_tempora
 logger = logging.getLogger(__name__)
 
 _KIND = "stage"
+_PR_SET_PDEATHSIG = 1
 
 
 class WorkspaceError(RuntimeError):
@@ -48,6 +59,40 @@ class Stage:
     seconds: float
     peak_rss_bytes: int
     reused: bool
+
+
+#: Told of progress in words.
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A stage to be made.
+
+    Attributes:
+        name: The stage's name.
+        run: Writes its files into the folder that it is given, says how far it is, and returns its result as JSON-able
+            fields. Stages that are made together run in processes of their own, so it must be picklable: a function of a
+            module, or a partial of one.
+        config: All that changes the outcome, as JSON-able fields.
+        rooms: Packages whose source the outcome depends on.
+        parents: Stages that this one reads.
+    """
+
+    name: str
+    run: Callable[[Path, Say], dict[str, Any]]
+    config: dict[str, Any]
+    rooms: Sequence[str]
+    parents: Sequence[Stage] = ()
+
+    def inputs(self) -> dict[str, Any]:
+        """All that determines the outcome."""
+        return {
+            "name": self.name,
+            "config": self.config,
+            "parents": [parent.key for parent in self.parents],
+            "code": {room: code_fingerprint(room) for room in self.rooms},
+        }
 
 
 class Watcher(Protocol):
@@ -96,76 +141,138 @@ class Workspace:
             remove_stale_temporaries(self.root)
             yield
 
-    def stage(
-        self,
-        name: str,
-        run: Callable[[Path], dict[str, Any]],
-        *,
-        config: dict[str, Any],
-        rooms: Sequence[str],
-        parents: Sequence[Stage] = (),
-    ) -> Stage:
-        """Runs a stage, or finds it done.
-
-        Args:
-            name: The stage's name.
-            run: Writes its files into the folder that it is given and returns its result as JSON-able fields.
-            config: All that changes the outcome, as JSON-able fields.
-            rooms: Packages whose source the outcome depends on.
-            parents: Stages that this one reads.
-        """
-        inputs = {
-            "name": name,
-            "config": config,
-            "parents": [parent.key for parent in parents],
-            "code": {room: code_fingerprint(room) for room in rooms},
-        }
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        path = self.root / f"{name}-{key[:12]}"
-        stage = self._find(name, key, path)
+    def make(self, task: Task) -> Stage:
+        """Makes a stage here and now, or finds it done."""
+        stage = self._find(task)
         if stage is None:
-            self.watcher.started(name)
-            with ArtifactWriter(path, kind=_KIND, replace=True) as writer:
-                with Meter() as meter:
-                    result = run(writer.directory)
-                writer.manifest.update(inputs=inputs, key=key, result=result)
-                writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
-            stage = Stage(
-                name=name,
-                key=key,
-                path=path,
-                result=result,
-                seconds=meter.seconds,
-                peak_rss_bytes=meter.peak_rss_bytes,
-                reused=False,
-            )
-            self._remove_outdated(name, path)
-        self.stages.append(stage)
-        self.watcher.finished(stage)
-        return stage
+            self.watcher.started(task.name)
+            _make(task, self._path(task), partial(self.watcher.progressed, task.name))
+            stage = self._made(task)
+        return self._finish(stage)
 
-    def _find(self, name: str, key: str, path: Path) -> Stage | None:
+    def make_together(self, tasks: Sequence[Task]) -> list[Stage]:
+        """Makes several stages at once, each in a process of its own with its share of the cores, or finds them done.
+
+        Small tables do not keep several threads of one process busy; processes do not wait for each other.
+
+        Raises:
+            Exception: What the first failing stage raised; the others end first.
+        """
+        found = {task.name: self._find(task) for task in tasks}
+        missing = [task for task in tasks if found[task.name] is None]
+        if len(missing) == 1:
+            return [self.make(task) for task in tasks]
+        stages = [self._finish(stage) for stage in found.values() if stage is not None]
+        if missing:
+            stages += self._make_in_processes(missing)
+        by_name = {stage.name: stage for stage in stages}
+        return [by_name[task.name] for task in tasks]
+
+    def _make_in_processes(self, tasks: Sequence[Task]) -> list[Stage]:
+        num_cores = len(os.sched_getaffinity(0))
+        num_workers = min(num_cores, len(tasks))
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's locked thread pools
+        messages: Any = context.SimpleQueue()
+        listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
+        listener.start()
+        stages = []
+        try:
+            with ProcessPoolExecutor(
+                num_workers, context, initializer=_prepare_worker, initargs=(messages, num_cores // num_workers, os.getpid())
+            ) as pool:
+                futures = {pool.submit(_make_in_worker, task, self._path(task)): task for task in tasks}
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        stages.append(self._finish(self._made(futures[future])))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            messages.put(None)
+            listener.join()
+        return stages
+
+    def _listen(self, messages: Any) -> None:
+        while (message := messages.get()) is not None:
+            name, text = message
+            if text is None:
+                self.watcher.started(name)
+            else:
+                self.watcher.progressed(name, text)
+
+    def _path(self, task: Task) -> Path:
+        return self.root / f"{task.name}-{_key(task.inputs())[:12]}"
+
+    def _find(self, task: Task) -> Stage | None:
+        path = self._path(task)
         if not path.exists():
             return None
         try:
-            manifest = Artifact.open(path, kind=_KIND).manifest
+            return _open(path, reused=True)
         except ArtifactError as error:
             logger.warning("%s is damaged and is made again: %s", path, error)
             return None
-        return Stage(
-            name=name,
-            key=key,
-            path=path,
-            result=manifest["result"],
-            seconds=manifest["seconds"],
-            peak_rss_bytes=manifest["peak_rss_bytes"],
-            reused=True,
-        )
+
+    def _made(self, task: Task) -> Stage:
+        path = self._path(task)
+        self._remove_outdated(task.name, path)
+        return _open(path, reused=False)
+
+    def _finish(self, stage: Stage) -> Stage:
+        self.stages.append(stage)
+        self.watcher.finished(stage)
+        return stage
 
     def _remove_outdated(self, name: str, current: Path) -> None:
         for path in self.root.glob(f"{name}-????????????"):
             if path != current and path.is_dir():
                 shutil.rmtree(path)
+
+
+def _make(task: Task, path: Path, say: Say) -> None:
+    inputs = task.inputs()
+    with ArtifactWriter(path, kind=_KIND, replace=True) as writer:
+        with Meter() as meter:
+            result = task.run(writer.directory, say)
+        writer.manifest.update(inputs=inputs, key=_key(inputs), result=result)
+        writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
+
+
+_worker_messages: Any = None
+
+
+def _prepare_worker(messages: Any, num_threads: int, parent_pid: int) -> None:
+    global _worker_messages  # noqa: PLW0603 - a pool hands its workers nothing but globals
+    _worker_messages = messages
+    # A worker must not outlive the run that holds the folder's lock, however that run ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+    torch.set_num_threads(num_threads)
+    numba.set_num_threads(num_threads)
+
+
+def _make_in_worker(task: Task, path: Path) -> None:
+    _worker_messages.put((task.name, None))
+    _make(task, path, lambda text: _worker_messages.put((task.name, text)))
+
+
+def _open(path: Path, *, reused: bool) -> Stage:
+    manifest = Artifact.open(path, kind=_KIND).manifest
+    return Stage(
+        name=manifest["inputs"]["name"],
+        key=manifest["key"],
+        path=path,
+        result=manifest["result"],
+        seconds=manifest["seconds"],
+        peak_rss_bytes=manifest["peak_rss_bytes"],
+        reused=reused,
+    )
+
+
+def _key(inputs: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache

@@ -8,10 +8,11 @@ from ranking.exposures import build_examples
 from ranking.features import FeatureConfig
 from ranking.initialise import TableCoverage, init_tables
 from ranking.model import RankingModel, TableSpec, UpperModel
-from ranking.negatives import Weighting
+from ranking.negatives import WEIGHTINGS, Weighting
 from ranking.training import RankingResult, train
 
 __all__ = [
+    "WEIGHTINGS",
     "Arm",
     "Examples",
     "ExportedModel",

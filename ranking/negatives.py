@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = getLogger(__name__)
 
 Weighting = Literal["demand", "uniform"]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.workspace import Stage, Workspace, WorkspaceError
+from pipeline.workspace import Say, Stage, Task, Workspace, WorkspaceError
 
 
 class Log:
@@ -30,21 +31,29 @@ class Log:
         self.lines.append(f"{'reused' if stage.reused else 'made'} {stage.name}")
 
 
-def write_number(number: int) -> Any:
-    def run(folder: Path) -> dict[str, Any]:
-        (folder / "number.txt").write_text(str(number))
-        return {"number": number}
+def write_number(folder: Path, say: Say, *, number: int) -> dict[str, Any]:
+    say(f"writing {number}")
+    (folder / "number.txt").write_text(str(number))
+    return {"number": number}
 
-    return run
+
+def number_task(name: str, number: int, parents: tuple[Stage, ...] = ()) -> Task:
+    return Task(
+        name=name,
+        run=partial(write_number, number=number),
+        config={"number": number},
+        rooms=("graphdb",),
+        parents=parents,
+    )
 
 
 def run_two(root: Path, number: int) -> tuple[list[str], Stage]:
     log = Log()
     workspace = Workspace(root, log)
     with workspace.locked():
-        first = workspace.stage("first", write_number(number), config={"number": number}, rooms=("graphdb",))
-        second = workspace.stage("second", write_number(7), config={}, rooms=(), parents=(first,))
-    return [line for line in log.lines if not line.startswith("started")], second
+        first = workspace.make(number_task("first", number))
+        second = workspace.make(number_task("second", 7, parents=(first,)))
+    return [line for line in log.lines if line.startswith(("made", "reused"))], second
 
 
 def test_second_run_reuses_what_is_unchanged(tmp_path: Path) -> None:
@@ -74,13 +83,13 @@ def test_a_damaged_stage_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_failing_stage_leaves_nothing(tmp_path: Path) -> None:
-    def fail(folder: Path) -> dict[str, Any]:
+    def fail(folder: Path, say: Say) -> dict[str, Any]:
         (folder / "half.txt").write_text("half")
         raise RuntimeError("no")
 
     workspace = Workspace(tmp_path, Log())
     with workspace.locked(), pytest.raises(RuntimeError, match="no"):
-        workspace.stage("broken", fail, config={}, rooms=())
+        workspace.make(Task(name="broken", run=fail, config={}, rooms=()))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -99,14 +108,14 @@ def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
     script.write_text(
         "import pathlib, sys, time\n"
         "from pipeline.console import ConsoleWatcher\n"
-        "from pipeline.workspace import Workspace\n"
-        "def slow(folder):\n"
+        "from pipeline.workspace import Task, Workspace\n"
+        "def slow(folder, say):\n"
         "    (folder / 'half.txt').write_text('half')\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(60)\n"
         "workspace = Workspace(pathlib.Path(sys.argv[1]), ConsoleWatcher())\n"
         "with workspace.locked():\n"
-        "    workspace.stage('slow', slow, config={}, rooms=())\n"
+        "    workspace.make(Task(name='slow', run=slow, config={}, rooms=()))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen([sys.executable, script, root], stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -116,7 +125,7 @@ def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
         process.wait()
     assert any(path.name.startswith(".slow-") for path in root.iterdir())  # the killed run's half
 
-    def quick(folder: Path) -> dict[str, Any]:
+    def quick(folder: Path, say: Say) -> dict[str, Any]:
         assert not (folder / "half.txt").exists()
         return {"done": True}
 
@@ -124,8 +133,36 @@ def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
     workspace = Workspace(root, log)
     started = time.monotonic()
     with workspace.locked():  # the dead process holds no lock
-        stage = workspace.stage("slow", quick, config={}, rooms=())
+        stage = workspace.make(Task(name="slow", run=quick, config={}, rooms=()))
     assert time.monotonic() - started < 5
     assert not stage.reused
     assert sorted(path.name for path in root.iterdir()) == [".lock", stage.path.name]
     assert json.loads((stage.path / "manifest.json").read_text())["result"] == {"done": True}
+
+
+def test_stages_made_together_are_those_made_one_by_one(tmp_path: Path) -> None:
+    log = Log()
+    workspace = Workspace(tmp_path / "together", log)
+    tasks = [number_task(f"stage{number}", number) for number in range(3)]
+    with workspace.locked():
+        together = workspace.make_together(tasks)
+        again = workspace.make_together(tasks)
+    assert [stage.result["number"] for stage in together] == [0, 1, 2]
+    assert [stage.reused for stage in together + again] == [False] * 3 + [True] * 3
+    assert {f"started stage{number}" for number in range(3)} <= set(log.lines)
+    assert {f"stage{number}: writing {number}" for number in range(3)} <= set(log.lines)
+    alone = Workspace(tmp_path / "alone", Log())
+    with alone.locked():
+        assert [alone.make(task).key for task in tasks] == [stage.key for stage in together]
+
+
+def fail_in_a_process(folder: Path, say: Say) -> dict[str, Any]:
+    raise ValueError("the seventh row is wrong")
+
+
+def test_a_stage_that_fails_among_others_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, Log())
+    tasks = [number_task("good", 1), Task(name="bad", run=fail_in_a_process, config={}, rooms=())]
+    with workspace.locked(), pytest.raises(ValueError, match="the seventh row is wrong"):
+        workspace.make_together(tasks)
+    assert not list(tmp_path.glob("*bad*"))
