@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from tables.threads import run_ranges
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,9 +35,8 @@ def roc_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
         0.75
     """
     order, tie_ends = _presort(labels, scores)
-    counts = np.ones((1, 1), dtype=np.int64)
-    users = np.zeros(len(labels), dtype=np.int64)
-    return float(_resampled_roc_auc(labels[order] > 0, users, tie_ends, counts)[0])
+    drawn_once = np.ones(1, dtype=np.int64)
+    return float(_weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, drawn_once))
 
 
 def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
@@ -100,7 +101,14 @@ def bootstrap_roc_auc(
     distinct, user_idx = np.unique(users, return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
     order, tie_ends = _presort(labels, scores)
-    areas: NDArray[np.float64] = _resampled_roc_auc(labels[order] > 0, user_idx[order], tie_ends, draws)
+    positive, row_user_idx = labels[order] > 0, user_idx[order]
+    areas = np.empty(num_resamples, dtype=np.float64)
+
+    def resample(start: int, stop: int) -> None:
+        for number in range(start, stop):
+            areas[number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[number])
+
+    run_ranges(resample, num_resamples, min_size=8)
     return areas
 
 
@@ -250,34 +258,31 @@ def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int
     return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
 
 
-@numba.njit(parallel=True, cache=True)
-def _resampled_roc_auc(
+@numba.njit(nogil=True, cache=True)
+def _weighted_roc_auc(
     positive: NDArray[np.bool_],
     user_idx: NDArray[np.int64],
     tie_ends: NDArray[np.int64],
     draws: NDArray[np.int64],
-) -> NDArray[np.float64]:
+) -> float:
     """Compute ROC-AUC with each row counted as often as its user was drawn; rows are sorted by score."""
-    areas = np.empty(len(draws), dtype=np.float64)
-    for resample in numba.prange(len(draws)):
-        # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers.
-        ordered_pairs = 0
-        negatives_below = 0
-        num_positives = 0
-        start = 0
-        for end in tie_ends:
-            tied_positives = 0
-            tied_negatives = 0
-            for row in range(start, end):
-                count = draws[resample, user_idx[row]]
-                if positive[row]:
-                    tied_positives += count
-                else:
-                    tied_negatives += count
-            ordered_pairs += tied_positives * (2 * negatives_below + tied_negatives)
-            negatives_below += tied_negatives
-            num_positives += tied_positives
-            start = end
-        pairs = 2 * num_positives * negatives_below
-        areas[resample] = ordered_pairs / pairs if pairs > 0 else np.nan
-    return areas
+    # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers.
+    ordered_pairs = 0
+    negatives_below = 0
+    num_positives = 0
+    start = 0
+    for end in tie_ends:
+        tied_positives = 0
+        tied_negatives = 0
+        for row in range(start, end):
+            count = draws[user_idx[row]]
+            if positive[row]:
+                tied_positives += count
+            else:
+                tied_negatives += count
+        ordered_pairs += tied_positives * (2 * negatives_below + tied_negatives)
+        negatives_below += tied_negatives
+        num_positives += tied_positives
+        start = end
+    pairs = 2 * num_positives * negatives_below
+    return ordered_pairs / pairs if pairs > 0 else np.nan

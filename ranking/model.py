@@ -100,8 +100,6 @@ class UpperModel(nn.Module):
 
     dense_mean: Tensor
     dense_scale: Tensor
-    left: Tensor
-    right: Tensor
 
     def __init__(
         self,
@@ -118,7 +116,7 @@ class UpperModel(nn.Module):
         super().__init__()
         if len(set(slots)) != len(slots):
             raise ValueError(f"slots are {list(slots)}; each (feature, facet) may occur once")
-        pairs = [
+        self.pairs = [
             (left, right)
             for left, (feature, facet) in enumerate(slots)
             for right, (other, other_facet) in enumerate(slots)
@@ -127,16 +125,14 @@ class UpperModel(nn.Module):
         self.num_dense, self.num_slots, self.dim = num_dense, len(slots), dim
         self.register_buffer("dense_mean", torch.zeros(num_dense))
         self.register_buffer("dense_scale", torch.ones(num_dense))
-        self.register_buffer("left", torch.tensor([left for left, _ in pairs], dtype=torch.long))
-        self.register_buffer("right", torch.tensor([right for _, right in pairs], dtype=torch.long))
         width = num_dense
         if slots:
             self.rows = _normalise_and_project(len(slots) * dim, projected)
             width += projected
-        if pairs:
-            self.products = _normalise_and_project(len(pairs) * dim, projected)
-            self.dots = nn.BatchNorm1d(len(pairs))
-            width += projected + len(pairs)
+        if self.pairs:
+            self.products = _normalise_and_project(len(self.pairs) * dim, projected)
+            self.dots = nn.BatchNorm1d(len(self.pairs))
+            width += projected + len(self.pairs)
         self.cross = nn.ModuleList(CrossLayer(width, cross_rank) for _ in range(num_cross_layers))
         layers: list[nn.Module] = []
         for size_in, size_out in zip([width, *hidden], hidden, strict=False):
@@ -166,8 +162,10 @@ class UpperModel(nn.Module):
         blocks = [(dense - self.dense_mean) * self.dense_scale]
         if self.num_slots:
             blocks.append(self.rows(embeddings.flatten(1)))
-        if len(self.left):
-            products = embeddings[:, self.left] * embeddings[:, self.right]
+        if self.pairs:
+            # Slices, not an index: an index's gradient is scattered one element at a time.
+            slots = embeddings.unbind(1)
+            products = torch.stack([slots[left] * slots[right] for left, right in self.pairs], dim=1)
             blocks += [self.products(products.flatten(1)), self.dots(products.sum(2))]
         first = torch.cat(blocks, dim=1)
         crossed = first

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from ranking.examples import column
+from tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 logger = getLogger(__name__)
 
 Weighting = Literal["demand", "uniform"]
+_MIN_GROUPS_PER_THREAD = 256
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
@@ -155,7 +157,7 @@ def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _last_at_most(values: NDArray[np.int64], start: int, stop: int, target: int) -> int:
     """Return the last position in [start, stop) whose value is at most the target."""
     low, high = start, stop
@@ -168,7 +170,6 @@ def _last_at_most(values: NDArray[np.int64], start: int, stop: int, target: int)
     return low - 1
 
 
-@numba.njit(parallel=True, cache=True)
 def draw_negatives(
     placed_pins: NDArray[np.int64],
     weight_before: NDArray[np.int64],
@@ -197,10 +198,32 @@ def draw_negatives(
         The placement of each draw, int64 [draws] (-1 where the group has nothing left to draw), and each
         group's total weight that can be drawn, int64 [G].
     """
-    num_groups = len(draw_offsets) - 1
     positions = np.full(len(uniforms), -1, dtype=np.int64)
-    available = np.zeros(num_groups, dtype=np.int64)
-    for group in numba.prange(num_groups):
+    available = np.zeros(len(draw_offsets) - 1, dtype=np.int64)
+    arrays = (placed_pins, weight_before, placed_offsets, bought_pins, bought_offsets, draw_offsets, uniforms)
+    run_ranges(
+        lambda start, stop: _draw_groups(*arrays, positions, available, start, stop),
+        len(available),
+        min_size=_MIN_GROUPS_PER_THREAD,
+    )
+    return positions, available
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw_groups(
+    placed_pins: NDArray[np.int64],
+    weight_before: NDArray[np.int64],
+    placed_offsets: NDArray[np.int64],
+    bought_pins: NDArray[np.int64],
+    bought_offsets: NDArray[np.int64],
+    draw_offsets: NDArray[np.int64],
+    uniforms: NDArray[np.float64],
+    positions: NDArray[np.int64],
+    available: NDArray[np.int64],
+    first_group: int,
+    last_group: int,
+) -> None:
+    for group in range(first_group, last_group):
         start, stop = placed_offsets[group, 0], placed_offsets[group, 1]
         first_bought, last_bought = bought_offsets[group], bought_offsets[group + 1]
         excluded = np.empty(last_bought - first_bought, dtype=np.int64)
@@ -223,4 +246,3 @@ def draw_negatives(
                     break
                 target += weight_before[position + 1] - weight_before[position]
             positions[draw] = _last_at_most(weight_before, start, stop, target)
-    return positions, available
