@@ -1,0 +1,137 @@
+"""The ready-made queries, against sets and breadth-first search in plain Python."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+
+Node = tuple[str, int]
+
+
+@pytest.fixture
+def graph(create: Callable[[GraphSchema], GraphStore]) -> tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]:
+    store = create(
+        GraphSchema(
+            nodes=(NodeType(name="user"), NodeType(name="pin"), NodeType(name="advertiser")),
+            relations=(
+                Relation(src="user", name="buys", dst="pin", out_clustered=True),
+                Relation(src="pin", name="made_by", dst="advertiser", timed=False),
+                Relation(src="user", name="follows", dst="user", timed=False),
+            ),
+        )
+    )
+    generator = np.random.default_rng(5)
+    edges: dict[str, list[tuple[Node, Node]]] = {}
+    sizes = {"user": 30, "pin": 25, "advertiser": 4}
+    for relation, number in zip(store.schema.relations, (60, 25, 12), strict=True):
+        src = generator.integers(0, sizes[relation.src], number).tolist()
+        dst = generator.integers(0, sizes[relation.dst], number).tolist()
+        pairs = sorted({*zip(src, dst, strict=True)})
+        edges[relation.name] = [((relation.src, s), (relation.dst, d)) for s, d in pairs]
+        table = pa.table({"src": [s for s, _ in pairs], "dst": [d for _, d in pairs]})
+        if relation.timed:
+            table = table.append_column("time", pa.array([dt.datetime(2026, 1, 1)] * len(pairs)))
+        half = len(pairs) // 2
+        store.load_edges(relation.name, table.slice(0, half))
+        store.load_edges(relation.name, table.slice(half))
+    return store, edges
+
+
+def _around(edges: dict[str, list[tuple[Node, Node]]], node: Node) -> set[Node]:
+    pairs = [pair for group in edges.values() for pair in group]
+    return {b for a, b in pairs if a == node} | {a for a, b in pairs if b == node}
+
+
+def _distances(edges: dict[str, list[tuple[Node, Node]]], start: Node, num_hops: int) -> dict[Node, int]:
+    found, frontier = {start: 0}, {start}
+    for hop in range(1, num_hops + 1):
+        frontier = {near for node in frontier for near in _around(edges, node)} - set(found)
+        found |= dict.fromkeys(frontier, hop)
+    return found
+
+
+def test_degrees(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    for end, position, kind in (("src", 0, "user"), ("dst", 1, "pin")):
+        counts = Counter(pair[position] for pair in edges["buys"])
+        wanted = Counter(counts[kind, node] for node in store.view().node_ids(kind).to_pylist())
+        table = store.queries.degrees("buys", end)
+        assert dict(zip(*table.to_pydict().values(), strict=True)) == wanted
+
+
+def test_common_neighbors(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    wanted = {
+        (a, b): {d[1] for s, d in edges["buys"] if s == ("user", a)} & {d[1] for s, d in edges["buys"] if s == ("user", b)}
+        for a in range(8)
+        for b in range(8)
+        if ("user", a) in dict(edges["buys"]) and ("user", b) in dict(edges["buys"])
+    }
+    assert any(wanted.values())
+    for (a, b), ids in wanted.items():
+        table = store.queries.common_neighbors("user", a, b, relation="buys")
+        assert {int(identifier) for identifier in table["id"].to_pylist()} == ids
+
+
+def test_hops(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    start = edges["buys"][0][0]
+    wanted = Counter((hop, kind) for (kind, _), hop in _distances(edges, start, 3).items())
+    rows = store.queries.hops(*start, num_hops=3).to_pylist()
+    assert {(row["hop"], row["type"]): row["nodes"] for row in rows} == wanted
+    with pytest.raises(GraphError, match="expected 0 to 6 hops"):
+        store.queries.hops(*start, num_hops=7)
+
+
+def test_paths_are_shortest_and_real(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    start = edges["buys"][0][0]
+    distances = _distances(edges, start, 3)
+    for target in [node for node, hop in distances.items() if hop in {1, 2, 3}][::4]:
+        rows = store.queries.paths(start, target, limit=5).to_pylist()
+        assert 1 <= len({row["path"] for row in rows}) <= 5
+        for path in {row["path"] for row in rows}:
+            steps = [row for row in rows if row["path"] == path]
+            assert len(steps) == distances[target]
+            node = start
+            for step in steps:
+                reached = step["type"], int(step["id"])
+                pair = (node, reached) if step["direction"] == "out" else (reached, node)
+                assert pair in edges[step["relation"]]
+                node = reached
+            assert node == target
+    far = (
+        "user",
+        next(n for n in store.view().node_ids("user").to_pylist() if ("user", n) not in distances or distances["user", n] > 1),
+    )
+    assert store.queries.paths(start, far, max_hops=1).num_rows == 0
+
+
+def test_top_follows_a_path_of_relations(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    user = edges["buys"][0][0]
+    bought = [pin for node, pin in edges["buys"] if node == user]
+    wanted = Counter(maker for pin in bought for node, maker in edges["made_by"] if node == pin)
+    table = store.queries.top(*user, ["buys", "made_by"])
+    assert dict(zip(table["id"].to_pylist(), table["edges"].to_pylist(), strict=True)) == {
+        str(maker): number for (_, maker), number in wanted.items()
+    }
+    with pytest.raises(GraphError, match="there is no user 999"):
+        store.queries.top("user", 999, ["buys"])
+
+
+def test_neighbours_by_src_are_those_of_the_copy(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    for compacted in (False, True):
+        if compacted:
+            store.compact()
+        for user in {user for user, _ in edges["buys"]}:
+            ids = store.neighbors(*user, relation="buys", direction="out")["id"].to_pylist()
+            assert sorted(map(int, ids)) == [pin[1] for node, pin in edges["buys"] if node == user]
