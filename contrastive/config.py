@@ -56,7 +56,6 @@ class ContrastiveConfig(BaseModel):
 
     epochs: int = Field(default=8, ge=1, description="epochs of as many draws as there are distinct positives")
     batch_size: int = Field(default=1024, ge=2, description="positives a step, sharing negatives")
-    in_batch: bool = Field(default=True, description="use the batch's other positives as negatives")
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch")
     num_degree: int = Field(default=256, ge=0, description="negatives a batch drawn by how often they are positives")
     degree_power: float = Field(default=0.75, ge=0, description="power of that count")
@@ -73,8 +72,6 @@ class ContrastiveConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.in_batch and self.num_uniform + self.num_degree + self.queue_size == 0:
-            raise ValueError("no source of negatives: set in_batch, num_uniform, num_degree or queue_size")
         for name, weight in (self.relation_weights or {}).items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")

@@ -52,7 +52,6 @@ class Tower:
         self._known: PairIndex | None = positives.index() if config.mask_known else None
         self.sampler = CandidateSampler(
             positives.item_weights(),
-            in_batch=config.in_batch,
             num_uniform=config.num_uniform,
             num_degree=config.num_degree,
             degree_power=config.degree_power,

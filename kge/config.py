@@ -45,7 +45,6 @@ class KgeConfig(BaseModel):
 
     epochs: int = Field(default=8, ge=1, description="passes over the edges")
     batch_size: int = Field(default=512, ge=2, description="edges a step, all of one relation, sharing negatives")
-    in_batch: bool = Field(default=True, description="use the batch's other positives as negatives")
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch and side, of the side's type")
     num_degree: int = Field(default=128, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
     degree_power: float = Field(default=0.75, ge=0, description="power of the degree that those are drawn by")
@@ -69,8 +68,6 @@ class KgeConfig(BaseModel):
     def _check(self) -> Self:
         if self.model in {"complex", "rotate"} and self.dim % 2:
             raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
-        if not self.in_batch and self.num_uniform + self.num_degree == 0:
-            raise ValueError("no source of negatives: set in_batch, num_uniform or num_degree")
         for name, weight in self.relation_weights.items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")

@@ -215,7 +215,6 @@ class Trainer:
         config = self.config
         return CandidateSampler(
             np.bincount(positives, minlength=len(scratch)).astype(np.float64),
-            in_batch=config.in_batch,
             num_uniform=config.num_uniform,
             num_degree=config.num_degree,
             degree_power=config.degree_power,

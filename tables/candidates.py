@@ -61,7 +61,7 @@ class Candidates:
 
 
 class CandidateSampler:
-    """Draws the candidates of a batch from any mixture of sources.
+    """Draws the candidates of a batch: its own positives, and any mixture of further sources.
 
     If the table has no more rows than the draws asked for, all of its rows are the candidates: the softmax is
     then exact.
@@ -78,7 +78,6 @@ class CandidateSampler:
     Args:
         positive_weights: how often each row is a positive (any positive scale), [num_rows]. In-batch and queued
             rows are draws in proportion to it, and degree-weighted draws to its power.
-        in_batch: whether the positives of the batch's other examples are negatives.
         num_uniform: uniform draws a batch.
         num_degree: degree-weighted draws a batch.
         degree_power: the power of `positive_weights` that degree-weighted draws follow.
@@ -86,14 +85,13 @@ class CandidateSampler:
         slot_of_row: a table's scratch of -1, int32 [num_rows], for samplers of one table to share; None to make one.
 
     Raises:
-        ValueError: if there is no source of negatives, or a size is negative.
+        ValueError: if a number of draws is negative.
     """
 
     def __init__(
         self,
         positive_weights: NDArray[np.float64],
         *,
-        in_batch: bool = True,
         num_uniform: int = 0,
         num_degree: int = 0,
         degree_power: float = 0.75,
@@ -103,10 +101,7 @@ class CandidateSampler:
         for name, value in (("num_uniform", num_uniform), ("num_degree", num_degree), ("queue_size", queue_size)):
             if value < 0:
                 raise ValueError(f"{name} counts draws and can't be negative, got {value}")
-        if not in_batch and num_uniform + num_degree + queue_size == 0:
-            raise ValueError("there is no source of negatives: set in_batch, num_uniform, num_degree or queue_size above zero")
         self.num_rows = len(positive_weights)
-        self.in_batch = in_batch
         self.num_uniform = num_uniform
         self.num_degree = num_degree
         total = float(np.sum(positive_weights))
@@ -147,7 +142,7 @@ class CandidateSampler:
             The candidates.
         """
         batch_size = len(positives)
-        num_draws = (batch_size if self.in_batch else 0) + self.num_uniform + self.num_degree + len(self._queue)
+        num_draws = batch_size + self.num_uniform + self.num_degree + len(self._queue)
         if self.num_rows <= num_draws:
             rows = np.arange(self.num_rows, dtype=np.int32)
             targets = positives
@@ -176,8 +171,8 @@ class CandidateSampler:
 
         A row of the batch sees the positives of the batch_size - 1 others.
         """
-        others = batch_size - 1 if self.in_batch else 0
-        log_missed = (others + self._queue_length) * self._log_missed_positive[rows].astype(np.float64)
+        num_positives = batch_size - 1 + self._queue_length
+        log_missed = num_positives * self._log_missed_positive[rows].astype(np.float64)
         if self.num_uniform:
             log_missed += self.num_uniform * np.log1p(-1.0 / max(self.num_rows, 2))
         if self._log_missed_degree is not None:
@@ -196,7 +191,7 @@ class CandidateSampler:
 
     def __repr__(self) -> str:
         return (
-            f"CandidateSampler(num_rows={self.num_rows}, in_batch={self.in_batch}, uniform={self.num_uniform}, "
+            f"CandidateSampler(num_rows={self.num_rows}, uniform={self.num_uniform}, "
             f"degree={self.num_degree}, queue={len(self._queue)})"
         )
 

@@ -1,0 +1,92 @@
+"""Which pairs are positives, how much they weigh, and which are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from contrastive.positives import Positives, compose, hold_out_latest, read_positives
+from graphdb import GraphView
+
+DAY_US = 86_400_000_000
+
+
+def test_weights_sum_over_the_edges_of_a_pair(view: GraphView) -> None:
+    positives = read_positives(view, ContrastiveConfig(relation_weights={"clicks": 1.0, "buys": 3.0}))
+
+    assert len(positives) == 72 * 12
+    assert sorted(set(positives.weights)) == [1.0, 4.0]
+    assert (positives.weights == 4.0).sum() == 72 * 4
+    assert positives.item_weights().sum() == pytest.approx(positives.weights.sum())
+
+
+def test_a_half_life_halves_old_edges(view: GraphView) -> None:
+    config = ContrastiveConfig(relation_weights={"clicks": 2.0}, half_life_days=3.0)
+    positives = read_positives(view, config)
+
+    newest = positives.first_times.max()
+    age_days = (newest - positives.first_times) / DAY_US
+    np.testing.assert_allclose(positives.weights, 2.0 * 0.5 ** (age_days / 3.0))
+
+
+def test_composed_positives_carry_a_users_weight_to_the_pins_advertiser(view: GraphView) -> None:
+    positives = read_positives(view, ContrastiveConfig())
+    composed = compose(positives, view, "pin", ComposedTower(node_type="advertiser", through="made_by"))
+
+    advertisers = view.node_ids("advertiser").to_pylist()
+    expected: dict[tuple[int, str], float] = {}
+    for user, pin, weight in zip(positives.queries, positives.items, positives.weights, strict=True):
+        key = int(user), f"adv-{pin // 20}-{pin % 2}"
+        expected[key] = expected.get(key, 0.0) + weight
+    found = {
+        (int(user), advertisers[row]): weight
+        for user, row, weight in zip(composed.queries, composed.items, composed.weights, strict=True)
+    }
+    assert found == expected
+
+
+def test_a_relation_that_does_not_lead_to_the_tower_is_refused(view: GraphView) -> None:
+    positives = read_positives(view, ContrastiveConfig())
+    with pytest.raises(ValueError, match=r"goes through 'clicks'.*relations of this view that do: \['made_by'\]"):
+        compose(positives, view, "pin", ComposedTower(node_type="advertiser", through="clicks"))
+
+
+def test_unknown_types_and_relations_are_refused_by_name(view: GraphView) -> None:
+    with pytest.raises(ValueError, match=r"item_type is 'ad', but the view has the node types"):
+        read_positives(view, ContrastiveConfig(item_type="ad"))
+    with pytest.raises(ValueError, match=r"relation_weights names \['made_by'\]; from 'user' to 'pin' this view has"):
+        read_positives(view, ContrastiveConfig(relation_weights={"made_by": 1.0}))
+    with pytest.raises(ValueError, match="there are no positives from 'user' to 'pin'"):
+        read_positives(view, ContrastiveConfig(relation_weights={"clicks": 0.0}))
+
+
+def test_held_out_items_are_the_last_that_a_query_came_to(view: GraphView) -> None:
+    positives = read_positives(view, ContrastiveConfig())
+    validation = ContrastiveValidation(num_queries=30, num_latest=3)
+
+    train, held_out = hold_out_latest(positives, validation, np.random.default_rng(0))
+
+    assert len(train) + len(held_out) == len(positives)
+    assert len(set(held_out.queries)) == 30
+    for query in set(held_out.queries):
+        assert (held_out.queries == query).sum() == 3
+        newest_kept = train.first_times[train.queries == query].max()
+        assert held_out.first_times[held_out.queries == query].min() > newest_kept
+
+
+def test_queries_with_too_few_items_are_not_held_out() -> None:
+    positives = Positives.merge(
+        np.int32([0, 0, 0, 1, 1, 1, 1]),
+        np.int32([0, 1, 2, 0, 1, 2, 3]),
+        np.ones(7),
+        np.arange(7),
+        num_queries=2,
+        num_items=4,
+    )
+    validation = ContrastiveValidation(num_queries=10, num_latest=2, min_remaining=2)
+
+    _, held_out = hold_out_latest(positives, validation, np.random.default_rng(0))
+
+    assert held_out.queries.tolist() == [1, 1]
+    assert held_out.items.tolist() == [2, 3]

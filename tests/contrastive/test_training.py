@@ -1,0 +1,131 @@
+"""Whole trainings on a planted graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import contrastive
+from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from contrastive.positives import read_positives
+from contrastive.towers import Tower
+from contrastive.trainer import Trainer
+from graphdb import GraphView
+from tables.snapshot import Snapshot
+
+ADVERTISER = ComposedTower(node_type="advertiser", through="made_by", share=0.5)
+SMALL = {
+    "dim": 16,
+    "epochs": 20,
+    "batch_size": 32,
+    "num_uniform": 8,
+    "num_degree": 8,
+    "queue_size": 16,
+    "composed": (ADVERTISER,),
+    "validation": ContrastiveValidation(num_queries=40, num_latest=3, every=20),
+}
+
+
+@pytest.mark.parametrize(
+    ("similarity", "temperature"),
+    [("cosine", 0.2), ("dot", 1.0)],
+)
+def test_it_learns_the_planted_groups(view: GraphView, similarity: str, temperature: float) -> None:
+    options = {"similarity": similarity, "temperature": temperature}
+    result = contrastive.train(view, ContrastiveConfig.model_validate(SMALL | options))
+
+    # A user's 3 held-out pins are among the 11 of its group that it has not seen, of 112 in all.
+    assert result.metrics["recall@20"] > 0.95
+    assert result.metrics["ndcg@20"] > 0.3
+    assert result.metrics["num_held_out"] == 120
+    advertisers = [int(name.split("-")[1]) for name in view.node_ids("advertiser").to_pylist()]
+    nearest = (result.vectors["user"] @ result.vectors["advertiser"].t()).argmax(1).tolist()
+    assert [advertisers[row] for row in nearest] == [user // 12 for user in range(72)]
+
+
+def test_cosine_rows_have_length_one_and_rows_never_touched_are_zero(view: GraphView) -> None:
+    options = {"num_uniform": 0, "num_degree": 0, "epochs": 2}
+    result = contrastive.train(view, ContrastiveConfig.model_validate(SMALL | options))
+
+    lengths = result.vectors["pin"].norm(dim=1)
+    torch.testing.assert_close(lengths[:-1], torch.ones(120))
+    assert lengths[-1] == 0.0
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(view: GraphView) -> None:
+    configs = [ContrastiveConfig.model_validate(SMALL | {"epochs": 2, "seed": seed}) for seed in (3, 3, 4)]
+    first, second, third = (contrastive.train(view, config) for config in configs)
+
+    for node_type, vectors in first.vectors.items():
+        assert torch.equal(vectors, second.vectors[node_type])
+        assert not torch.equal(vectors, third.vectors[node_type])
+    assert first.metrics == second.metrics
+
+
+def test_a_step_has_the_loss_written_out_example_by_example(view: GraphView) -> None:
+    config = ContrastiveConfig.model_validate(SMALL | {"temperature": 0.3})
+    positives = read_positives(view, config)
+    tower = Tower("pin", positives, config, share=1.0)
+    trainer = Trainer([tower], config, np.random.default_rng(1))
+    known = set(zip(positives.queries.tolist(), positives.items.tolist(), strict=True))
+    for _ in range(2):  # the second batch has a queue
+        batch = tower.draw(trainer.state.generator)
+        users = F.normalize(trainer.state.tables["user"].double())
+        pins = F.normalize(trainer.state.tables["pin"].double())
+        expected = 0.0
+        for example, user in enumerate(batch.queries.tolist()):
+            target = int(batch.candidates.rows[batch.candidates.targets[example]])
+            assert (user, target) in known
+            logits, positive = [], None
+            for row, log_inclusion in zip(batch.candidates.rows.tolist(), batch.candidates.log_inclusion.tolist(), strict=True):
+                if (user, row) in known and row != target:
+                    continue
+                if row == target:
+                    assert positive is None, "the positive stands twice among its candidates"
+                    positive = len(logits)
+                logits.append(float(users[user] @ pins[row]) / 0.3 - log_inclusion)
+            assert positive is not None
+            expected -= float(torch.tensor(logits, dtype=torch.float64).log_softmax(0)[positive])
+
+        assert trainer.step(tower, batch) == pytest.approx(expected / len(batch.queries), rel=1e-5)
+
+
+def test_composed_towers_take_their_share_of_steps(view: GraphView) -> None:
+    config = ContrastiveConfig.model_validate(SMALL)
+    positives = read_positives(view, config)
+    towers = [Tower(name, positives, config, share=share) for name, share in (("pin", 1.0), ("ad", 0.25))]
+    trainer = Trainer(towers, config, np.random.default_rng(0))
+
+    order = [tower.node_type for tower in trainer._schedule()]
+
+    assert order.count("pin") == 27
+    assert order[:10] == ["pin", "pin", "pin", "pin", "ad"] * 2
+
+
+def test_history_progress_and_snapshot_agree(view: GraphView, tmp_path: Path) -> None:
+    rows: list[Mapping[str, float]] = []
+    config = ContrastiveConfig.model_validate(SMALL | {"epochs": 2})
+    result = contrastive.train(view, config, progress=rows.append)
+
+    assert rows == result.history
+    assert {"loss", "loss/advertiser", "seconds", "pairs_per_s", "recall@20", "ndcg@20"} <= set(rows[-1])
+    snapshot = result.write_snapshot(tmp_path / "contrastive", view)
+    again = contrastive.train(view, config).write_snapshot(tmp_path / "again", view)
+    assert again.fingerprint == snapshot.fingerprint
+    loaded = Snapshot.load(tmp_path / "contrastive")
+    assert loaded.facet == "contrastive"
+    assert set(loaded.node_types) == {"user", "pin", "advertiser"}
+    for node_type, vectors in result.vectors.items():
+        assert torch.equal(loaded.vectors(node_type), vectors)
+        assert loaded.ids(node_type).equals(view.node_ids(node_type))
+    assert loaded.manifest["parents"] == [view.fingerprint]
+
+
+def test_two_towers_of_one_node_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\['pin'\] stand more than once"):
+        ContrastiveConfig(composed=(ComposedTower(node_type="pin", through="made_by"),))

@@ -1,0 +1,115 @@
+"""Whole trainings on a planted graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kge
+from graphdb import GraphView
+from kge import KgeConfig, KgeValidation
+from kge.config import ModelName
+from kge.edges import split_edges
+from tables.snapshot import Snapshot
+
+MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
+SMALL = {
+    "dim": 16,
+    "epochs": 25,
+    "batch_size": 32,
+    "num_uniform": 8,
+    "num_degree": 8,
+    "validation": KgeValidation(num_edges=60, max_fraction=0.1, every=25),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_learns_the_planted_graph(view: GraphView, name: ModelName) -> None:
+    result = kge.train(view, KgeConfig.model_validate(SMALL | {"model": name}))
+
+    # A random order of 40 pins has a mean reciprocal rank of 0.11.
+    assert result.metrics["filtered_mrr/clicks"] > 0.5
+    assert result.metrics["filtered_mrr/alike"] > 0.5
+    assert result.metrics["filtered_mrr"] > 0.55
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    users = torch.arange(40)
+    own, other = users // 8 * 8, (users // 8 * 8 + 8) % 40
+    predictor = result.predictor()
+    assert (predictor.score("clicks", users, own) > predictor.score("clicks", users, other)).float().mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(view: GraphView) -> None:
+    configs = [KgeConfig.model_validate(SMALL | {"epochs": 2, "seed": seed}) for seed in (3, 3, 4)]
+    first, second, third = (kge.train(view, config) for config in configs)
+
+    for node_type, vectors in first.vectors.items():
+        assert torch.equal(vectors, second.vectors[node_type])
+        assert not torch.equal(vectors, third.vectors[node_type])
+    assert first.metrics == second.metrics
+
+
+def test_history_progress_and_snapshot_agree(view: GraphView, tmp_path: Path) -> None:
+    rows: list[Mapping[str, float]] = []
+    config = KgeConfig.model_validate(
+        SMALL | {"epochs": 3, "validation": KgeValidation(num_edges=60, max_fraction=0.1, every=2)}
+    )
+    result = kge.train(view, config, progress=rows.append)
+
+    assert rows == result.history
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert ["filtered_mrr" in row for row in rows] == [False, True, True]
+    snapshot = result.write_snapshot(tmp_path / "kge", view)
+    again = kge.train(view, config).write_snapshot(tmp_path / "again", view)
+    assert again.fingerprint == snapshot.fingerprint
+    loaded = Snapshot.load(tmp_path / "kge")
+    assert loaded.facet == "kge"
+    assert set(loaded.node_types) == {"user", "pin", "advertiser"}
+    for node_type, vectors in result.vectors.items():
+        assert vectors.shape == (view.num_nodes[node_type], 16)
+        assert torch.equal(loaded.vectors(node_type), vectors)
+        assert loaded.ids(node_type).equals(view.node_ids(node_type))
+    assert loaded.manifest["parents"] == [view.fingerprint]
+    assert loaded.manifest["config"]["dim"] == 16
+
+
+@pytest.mark.parametrize("choose", ["random", "latest"])
+def test_held_out_edges_are_not_in_training(view: GraphView, choose: str) -> None:
+    validation = KgeValidation.model_validate({"num_edges": 60, "max_fraction": 0.1, "choose": choose})
+    for relation in split_edges(view, KgeConfig(validation=validation), np.random.default_rng(0)):
+        held = set(zip(relation.held_out.heads.tolist(), relation.held_out.tails.tolist(), strict=True))
+        train = set(zip(relation.train.heads.tolist(), relation.train.tails.tolist(), strict=True))
+        assert len(held) == min(20, view.num_edges[relation.name] // 10)
+        assert not held & train
+        assert len(held) + len(train) == view.num_edges[relation.name]
+        assert relation.tails_of.num_pairs == relation.heads_of.num_pairs == len(held | train)
+
+
+def test_latest_holds_out_the_newest_edges(view: GraphView) -> None:
+    validation = KgeValidation(num_edges=20, max_fraction=0.1, choose="latest", relations=("clicks",))
+    relations = split_edges(view, KgeConfig(validation=validation), np.random.default_rng(0))
+    clicks = view.edges("clicks")
+    assert clicks.time is not None
+    times = {(int(src), int(dst)): int(time) for src, dst, time in zip(clicks.src, clicks.dst, clicks.time, strict=True)}
+
+    assert [len(relation.held_out) for relation in relations] == [20, 0, 0]
+    held, train = relations[0].held_out, relations[0].train
+    newest_train = max(times[pair] for pair in zip(train.heads.tolist(), train.tails.tolist(), strict=True))
+    oldest_held = min(times[pair] for pair in zip(held.heads.tolist(), held.tails.tolist(), strict=True))
+    assert oldest_held >= newest_train
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(view: GraphView) -> None:
+    config = KgeConfig.model_validate(SMALL | {"model": "transe", "init_scale": 1e20, "epochs": 1})
+    with pytest.raises(ValueError, match=r"not finite|is (nan|inf)"):
+        kge.train(view, config)
+
+
+def test_a_result_refuses_the_snapshot_of_another_view(view: GraphView, tmp_path: Path) -> None:
+    result = kge.train(view, KgeConfig.model_validate(SMALL | {"epochs": 1}))
+    result.vectors["pin"] = result.vectors["pin"][:-1]
+    with pytest.raises(ValueError, match="table 'pin' has 39 rows, but the view has 40"):
+        result.write_snapshot(tmp_path / "kge", view)
