@@ -32,13 +32,17 @@ __all__ = ["CandidateSampler", "Candidates", "Hits"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hits:
-    """Candidates to mask, as compressed sparse rows over the batch.
+    """Candidates that answer an example's query, as compressed sparse rows over the batch's G distinct queries.
+
+    All but the example's own target are masked.
 
     Attributes:
-        indptr: int64 [B + 1].
-        slots: positions among the candidates, int32 [indptr[-1]]; never the row's own target.
+        groups: which of the distinct queries each example has, int32 [B].
+        indptr: int64 [G + 1].
+        slots: positions among the candidates, int32 [indptr[-1]].
     """
 
+    groups: NDArray[np.int32]
     indptr: NDArray[np.int64]
     slots: NDArray[np.int32]
 
@@ -159,8 +163,8 @@ class CandidateSampler:
         if known is not None:
             if queries is None:
                 raise ValueError("masking known answers needs the row of each example's query: pass `queries`")
-            indptr, slots = _known_hits(queries, targets, known.indptr, known.indices, rows, slot_of_row)
-            hits = Hits(indptr=indptr, slots=slots)
+            groups, indptr, slots = _known_hits(queries, known.indptr, known.indices, rows, slot_of_row)
+            hits = Hits(groups=groups, indptr=indptr, slots=slots)
         if slot_of_row is self._slot_of_row:
             self._slot_of_row[rows] = -1
         self._push(positives)
@@ -225,39 +229,45 @@ def _compact(
 @numba.njit(cache=True)
 def _known_hits(
     queries: NDArray[np.int32],
-    targets: NDArray[np.int32],
     known_indptr: NDArray[np.int64],
     known_indices: NDArray[np.int32],
     rows: NDArray[np.int32],
     slot_of_row: NDArray[np.int32],
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Look the known answers of each distinct query up among the candidates."""
     num_candidates = len(rows)
     # A hub's answers are searched for each candidate; any other query's answers are looked up one by one.
     hub_degree = num_candidates * 4
+    groups = np.empty(len(queries), dtype=np.int32)
+    group_of_query = np.full(len(known_indptr) - 1, -1, dtype=np.int32)
     indptr = np.zeros(len(queries) + 1, dtype=np.int64)
-    slots = np.empty(max(1024, 4 * len(queries)), dtype=np.int32)
+    slots = np.empty(32 * len(queries) + num_candidates, dtype=np.int32)
+    num_groups = 0
     count = 0
     for example in range(len(queries)):
-        begin = known_indptr[queries[example]]
-        end = known_indptr[queries[example] + 1]
+        query = queries[example]
+        if group_of_query[query] >= 0:
+            groups[example] = group_of_query[query]
+            continue
+        groups[example] = num_groups
+        group_of_query[query] = num_groups
         if count + num_candidates > len(slots):
             grown = np.empty(2 * len(slots) + num_candidates, dtype=np.int32)
             grown[:count] = slots[:count]
             slots = grown
-        target = targets[example]
-        if end - begin > hub_degree:
-            answers = known_indices[begin:end]
+        answers = known_indices[known_indptr[query] : known_indptr[query + 1]]
+        if len(answers) > hub_degree:
             for slot in range(num_candidates):
-                if slot != target:
-                    position = np.searchsorted(answers, rows[slot])
-                    if position < len(answers) and answers[position] == rows[slot]:
-                        slots[count] = slot
-                        count += 1
-        else:
-            for position in range(begin, end):
-                slot = slot_of_row[known_indices[position]]
-                if slot >= 0 and slot != target:
+                position = np.searchsorted(answers, rows[slot])
+                if position < len(answers) and answers[position] == rows[slot]:
                     slots[count] = slot
                     count += 1
-        indptr[example + 1] = count
-    return indptr, slots[:count]
+        else:
+            for position in range(len(answers)):
+                slot = slot_of_row[answers[position]]
+                if slot >= 0:
+                    slots[count] = slot
+                    count += 1
+        num_groups += 1
+        indptr[num_groups] = count
+    return groups, indptr[: num_groups + 1], slots[:count]

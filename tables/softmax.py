@@ -70,12 +70,13 @@ class _SampledSoftmax(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias)
         tiny = torch.finfo(queries.dtype).tiny
         loss = queries.new_zeros(())
+        target_slots = targets.numpy()
         for begin in range(0, num_queries, block_rows):
             end = min(begin + block_rows, num_queries)
             block = scores[: end - begin]
             torch.addmm(bias, queries[begin:end], transposed, out=block)
             if hits is not None:
-                _fill_hits(block.numpy(), hits.indptr, hits.slots, begin)
+                _fill_hits(block.numpy(), target_slots, hits.groups, hits.indptr, hits.slots, begin)
             torch.softmax(block, dim=1, out=block)
             block_targets = targets[begin:end, None]
             chosen = block.gather(1, block_targets)
@@ -95,7 +96,18 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 @numba.njit(cache=True)
-def _fill_hits(block: NDArray[np.float32], indptr: NDArray[np.int64], slots: NDArray[np.int32], begin: int) -> None:
+def _fill_hits(
+    block: NDArray[Any],
+    targets: NDArray[np.int64],
+    groups: NDArray[np.int32],
+    indptr: NDArray[np.int64],
+    slots: NDArray[np.int32],
+    begin: int,
+) -> None:
     for row in range(len(block)):
-        for position in range(indptr[begin + row], indptr[begin + row + 1]):
+        target = targets[begin + row]
+        kept = block[row, target]
+        group = groups[begin + row]
+        for position in range(indptr[group], indptr[group + 1]):
             block[row, slots[position]] = -np.inf
+        block[row, target] = kept

@@ -157,12 +157,19 @@ def test_known_edges_are_never_pushed_apart(view: GraphView) -> None:
     trainer = build(view, model="distmult", num_uniform=40)
     relation = relation_named(trainer, "clicks")
     head, tail = relation.train.heads[:1], relation.train.tails[:1]
-    others = np.setdiff1d(relation.tails_of.row(int(head[0])), tail)
+    answers = set(relation.tails_of.row(int(head[0])))
     candidates = trainer._samplers["clicks"]["tail"].draw(tail, np.random.default_rng(0), queries=head, known=relation.tails_of)
 
     assert candidates.hits is not None
-    assert set(others) <= set(candidates.rows)
-    assert set(candidates.rows[candidates.hits.slots]) == set(others)
+    assert len(answers) == 7
+    assert set(candidates.rows[candidates.hits.slots]) == answers
+
+    others = torch.tensor(sorted(answers - {int(tail[0])}))
+    before = trainer.state.tables["pin"].clone()
+    trainer.step(relation, head, tail)
+    moved = (trainer.state.tables["pin"] != before).any(1)
+    assert moved.sum() > 20
+    assert not moved[others].any()
 
 
 def test_relation_weight_zero_leaves_a_relation_out_and_an_unknown_name_is_refused(view: GraphView) -> None:

@@ -14,10 +14,11 @@ NUM_QUERIES, NUM_KEYS, DIM = 11, 7, 4
 
 
 def hits() -> Hits:
-    """Two candidates of each query masked, never its target (query % 7)."""
-    slots = [[(query + 2) % NUM_KEYS, (query + 5) % NUM_KEYS] for query in range(NUM_QUERIES)]
+    """Examples with the same query (two of them) share what is masked: its target and two more candidates."""
+    slots = [[query, (query + 2) % NUM_KEYS, (query + 5) % NUM_KEYS] for query in range(NUM_KEYS)]
     return Hits(
-        indptr=np.arange(0, 2 * NUM_QUERIES + 1, 2, dtype=np.int64),
+        groups=(np.arange(NUM_QUERIES) % NUM_KEYS).astype(np.int32),
+        indptr=np.arange(0, 3 * NUM_KEYS + 1, 3, dtype=np.int64),
         slots=np.array(slots, dtype=np.int32).ravel(),
     )
 
@@ -38,7 +39,8 @@ def test_loss_and_gradients_are_autograds(block_elements: int, masked: bool, mon
     logits = copies[0] @ copies[1].t() + copies[2]
     if masked:
         mask = torch.zeros(NUM_QUERIES, NUM_KEYS, dtype=torch.bool)
-        mask[torch.arange(NUM_QUERIES).repeat_interleave(2), torch.from_numpy(hits().slots).long()] = True
+        for query in range(NUM_QUERIES):
+            mask[query, [(query + 2) % NUM_KEYS, (query + 5) % NUM_KEYS]] = True
         logits = logits.masked_fill(mask, -torch.inf)
     expected = F.cross_entropy(logits, targets)
     (3.0 * expected).backward()
