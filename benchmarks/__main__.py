@@ -18,7 +18,11 @@ from benchmarks.harness.results import RESULTS, cells, save
 
 QUICK_LIMIT_S = 60
 
+# Plain tracebacks: they are whole, and go into logs.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.command()
 def main(
     name: Annotated[str | None, typer.Argument(help="The benchmark to run; none: list them.", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small size, within 60 s on two cores.")] = False,
@@ -97,4 +101,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app(prog_name="python -m benchmarks")
