@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from graphdb.layout import delta_table, node_table, out_table
+from graphdb.neighborhood import IdCache, neighbors
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, quote_text, run
 
@@ -24,15 +25,23 @@ class Queries:
         cursor: Where to ask.
         schema: The schema.
         rows: Relation name -> FROM clause of its edges.
+        ids: External ids that were read already.
         is_whole: Whether the rows are all that the store has, so that copies of its tables may stand in for them.
     """
 
     def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, rows: Mapping[str, str], *, is_whole: bool
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        schema: GraphSchema,
+        rows: Mapping[str, str],
+        *,
+        ids: IdCache,
+        is_whole: bool,
     ) -> None:
         self._cursor = cursor
         self._schema = schema
         self._rows = rows
+        self._ids = ids
         self._is_whole = is_whole
 
     def neighbors(
@@ -56,31 +65,8 @@ class Queries:
         """
         steps = self._steps(type, relation, direction)
         idx = self._idx(type, id, missing_ok=True)
-        parts = []
-        for position, (edge, way) in enumerate(steps):
-            own, other, other_type = _ends(edge, way)
-            time = "time" if edge.timed else "NULL::TIMESTAMP"
-            weight = "weight" if edge.weighted else "NULL::FLOAT"
-            bounds = "".join(
-                f" AND time {operator} TIMESTAMP {quote_text(str(bound))}"
-                for bound, operator in ((since, ">="), (as_of, "<"))
-                if bound is not None and edge.timed
-            )
-            latest = "time DESC, idx" if edge.timed else "idx"
-            found = (
-                f"SELECT {other} AS idx, {time} AS time, {weight} AS weight FROM {self._edges(edge, way)} "
-                f"WHERE {own} = {idx}{bounds} ORDER BY {latest} LIMIT {int(limit)}"
-            )
-            parts.append(
-                f"SELECT {position} AS step, {quote_text(edge.name)} AS relation, '{way}' AS direction, "
-                f"{quote_text(other_type)} AS type, node.idx, CAST(id AS VARCHAR) AS id, time, weight "
-                f"FROM ({found}) AS found JOIN {node_table(other_type)} AS node USING (idx)"
-            )
-        query = (
-            f"SELECT relation, direction, type, id, time, weight FROM ({' UNION ALL '.join(parts)}) "
-            f"ORDER BY time DESC NULLS LAST, step, idx LIMIT {int(limit)}"
-        )
-        return self._table(query)
+        ways = [(edge, way, self._edges(edge, way)) for edge, way in steps]
+        return neighbors(self._cursor, self._ids, idx, ways, since, as_of, limit)
 
     def degrees(self, relation: str, end: Literal["src", "dst"] = "dst") -> pa.Table:
         """How many nodes have how many edges: columns degree, nodes; nodes without an edge count under 0."""

@@ -20,6 +20,7 @@ from graphdb.compaction import compact
 from graphdb.database import create_database, open_database
 from graphdb.layout import all_edges
 from graphdb.loading import MissingNodes
+from graphdb.neighborhood import IdCache
 from graphdb.progress import Progress, watched
 from graphdb.queries import Direction, Queries
 from graphdb.report import LoadReport
@@ -56,6 +57,8 @@ class GraphStore:
     def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, schema: GraphSchema, *, read_only: bool) -> None:
         self._connection = connection
         self._writing = threading.Lock()
+        self._ids = IdCache()
+        self._asking = threading.local()
         self.path = path
         self.schema = schema
         self.read_only = read_only
@@ -241,7 +244,10 @@ class GraphStore:
     def queries(self) -> Queries:
         """Ready-made questions to the whole graph, each answered by an Arrow table."""
         rows = {relation.name: all_edges(relation.name) for relation in self.schema.relations}
-        return Queries(self._connection.cursor(), self.schema, rows, is_whole=True)
+        if not hasattr(self._asking, "cursor"):
+            # A cursor's first query costs more than all that follow; a thread cannot use another's.
+            self._asking.cursor = self._connection.cursor()
+        return Queries(self._asking.cursor, self.schema, rows, ids=self._ids, is_whole=True)
 
     def neighbors(
         self,
@@ -350,6 +356,7 @@ class GraphStore:
                 raise
             else:
                 cursor.commit()
+                self._ids.clear()
             finally:
                 cursor.close()
 

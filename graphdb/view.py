@@ -17,7 +17,9 @@ import torch
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.layout import key_columns, node_table
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_of
+from graphdb.neighborhood import IdCache
 from graphdb.nodes import num_idx
+from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, run, select
 from graphdb.window import Window, create_windows
@@ -171,6 +173,12 @@ class GraphView:
         except GraphError as error:
             self._recover(error)
             raise
+
+    @property
+    def queries(self) -> Queries:
+        """Ready-made questions to the window, each answered by an Arrow table."""
+        rows = {name: window.rows for name, window in self._windows.items()}
+        return Queries(self._cursor, self.schema, rows, ids=IdCache(), is_whole=False)
 
     @functools.cached_property
     def fingerprint(self) -> str:

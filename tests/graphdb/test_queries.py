@@ -135,3 +135,22 @@ def test_neighbours_by_src_are_those_of_the_copy(graph: tuple[GraphStore, dict[s
         for user in {user for user, _ in edges["buys"]}:
             ids = store.neighbors(*user, relation="buys", direction="out")["id"].to_pylist()
             assert sorted(map(int, ids)) == [pin[1] for node, pin in edges["buys"] if node == user]
+
+
+def test_a_window_can_be_asked_too(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    queries = store.view(as_of=dt.datetime(2026, 1, 1)).queries
+    user = edges["buys"][0][0]
+    assert queries.neighbors(*user, relation="buys").num_rows == 0
+    assert queries.degrees("buys")["degree"].to_pylist() == [0]
+    assert queries.hops(*user, num_hops=1).num_rows >= 1
+
+
+def test_neighbours_know_what_has_changed(graph: tuple[GraphStore, dict[str, list[tuple[Node, Node]]]]) -> None:
+    store, edges = graph
+    (_, user), (_, pin) = edges["buys"][0]
+    before = store.neighbors("user", user, relation="buys")["id"].to_pylist()
+    store.load_edges("buys", pa.table({"src": [user], "dst": [777], "time": [dt.datetime(2026, 1, 2)]}))
+    assert store.neighbors("user", user, relation="buys")["id"].to_pylist() == ["777", *before]
+    store.forget("pin", pin)
+    assert store.neighbors("user", user, relation="buys")["id"].to_pylist() == ["777", *(i for i in before if i != str(pin))]
