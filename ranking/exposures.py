@@ -145,7 +145,8 @@ def _check_periods(store: QueryableStore, chosen: list[int], period_table: pa.Ta
 def _load_positives(store: QueryableStore, chosen: list[int]) -> dict[str, NDArray[Any]]:
     table = store.sql(
         f"""
-        SELECT context, "user" AS user_id, pin AS pin_id, period, epoch_us("time") AS time_us,
+        SELECT context::INTEGER AS context, "user"::BIGINT AS user_id, pin::BIGINT AS pin_id,
+               period::INTEGER AS period, epoch_us("time") AS time_us,
                coalesce(epoch_us(bought_again_at), {np.iinfo(np.int64).max}) AS bought_again_us,
                count(*) OVER (PARTITION BY period, pin) AS demand
         FROM responses WHERE period IN ({listed(chosen)})

@@ -1,8 +1,8 @@
 """Point-in-time dense features: what the graph knew before an exposure's period began.
 
 Purchases are counted by (user, pin), (user, category), (user, advertiser), pin and user, once over all earlier
-periods and once over the most recent ones. Everything is computed from running totals a period, looked up with
-ASOF joins that look strictly before the exposure's period.
+periods and once over the most recent ones. Events are first summed by period; each distinct key and
+period among the exposures is then joined with that key's sums of strictly earlier periods.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def dense_features(
 ) -> NDArray[np.float32]:
     """Compute the dense features of exposures.
 
-    An event belongs to the last period that starts at or before it; only events of earlier periods than the
+    An event belongs to the last period that starts at or before it (all before the first period: to one more before
+    that); only events of earlier periods than the
     exposure's are counted, so nothing at or after that period's start can change a feature.
 
     Args:
@@ -163,7 +164,7 @@ def dense_features(
             )
         columns: list[NDArray[Any]] = []
         for key in _COUNTED.values():
-            counted = connection.execute(_running_totals(key, config.recent_periods)).fetchnumpy()
+            counted = connection.execute(_counts_query(key, config.recent_periods)).fetchnumpy()
             columns += [np.log1p(counted["total"]), np.log1p(counted["recent"])]
             if key == _COUNTED["user_pin"]:
                 since = np.ma.filled(counted["periods_since"], config.max_periods_since)
@@ -173,7 +174,7 @@ def dense_features(
     return dense
 
 
-def _running_totals(key: Sequence[str], recent_periods: int) -> str:
+def _counts_query(key: Sequence[str], recent_periods: int) -> str:
     """Write the query for one key's counts before each exposure, over all earlier periods and recent ones."""
     columns = ", ".join(key)
     return f"""

@@ -123,7 +123,7 @@ def _placements_query(chosen: Iterable[int], weighting: Weighting) -> str:
     """
     weight, join = ("coalesce(demand, 0)", demand) if weighting == "demand" else ("1", "")
     return f"""
-        SELECT p.context, p.pin, ({weight})::BIGINT AS weight
+        SELECT p.context, p.pin::BIGINT AS pin, ({weight})::BIGINT AS weight
         FROM placements p
         SEMI JOIN (SELECT context FROM responses WHERE period IN ({listed(chosen)})) r ON p.context = r.context
         {join}
@@ -135,7 +135,7 @@ def _placements_query(chosen: Iterable[int], weighting: Weighting) -> str:
 def _bought_query(chosen: Iterable[int]) -> str:
     """Write the query for what each group's user bought in the period; at least the group's own positives."""
     return f"""
-        SELECT r.context, r."user" AS user_id, p.pin
+        SELECT r.context, r."user" AS user_id, p.pin::BIGINT AS pin
         FROM (SELECT DISTINCT context, "user", period FROM responses WHERE period IN ({listed(chosen)})) r
         JOIN (SELECT "user", pin, period FROM purchases WHERE period IN ({listed(chosen)})
               UNION SELECT "user", pin, period FROM responses WHERE period IN ({listed(chosen)})) p
