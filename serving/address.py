@@ -62,7 +62,7 @@ class Address:
             bracketed = True
         else:
             bracketed = False
-        if not host or "/" in host or (":" in host) != bracketed:
+        if not host or set(host) & set("/[] \t\n") or (":" in host) != bracketed:
             raise ValueError(f"address {text!r} is not understood: expected {forms}")
         port = int(port_text)
         return cls(text=f"[{host}]:{port}" if bracketed else f"{host}:{port}", host=host, port=port)

@@ -70,13 +70,12 @@ class _Client:
 class PendingLookup:
     """A lookup under way."""
 
-    def __init__(self, call: Any, server: str, timeout_s: float):
-        self._call = call
+    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float):
         self._server = server
-        self._timeout_s = timeout_s
         self._started_ns = time.perf_counter_ns()
         self._ended_ns = 0
-        call.add_done_callback(self._note_end)
+        self._call = method.future(request, timeout=timeout_s)
+        self._call.add_done_callback(self._note_end)
 
     def _note_end(self, call: Any) -> None:  # noqa: ARG002
         self._ended_ns = time.perf_counter_ns()
@@ -158,7 +157,7 @@ class LookupClient(_Client):
             request_id=request_id,
         )
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
-        return PendingLookup(self._stub.Lookup.future(request, timeout=deadline_s), self._server, deadline_s)
+        return PendingLookup(self._stub.Lookup, request, self._server, deadline_s)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""

@@ -16,77 +16,79 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel
-
-from serving.config import LookupConfig, RankerConfig
+from serving.config import ListenConfig, LookupConfig, RankerConfig
 from serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
 _SOURCE_ROOT = Path(__file__).resolve().parents[1]
-_STDERR_LINES = 20
+_LOG_LINES = 20
 
 
 class ServerProcess:
     """One server as a child process, which drains when told to, when closed, and when its parent dies.
+
+    It is started at once; `wait_until_ready`, or entering the ``with`` block, waits until it accepts requests.
 
     Args:
         role: ``lookup`` or ``ranker``.
         config: Its configuration, without a ready file: this class watches one of its own.
         folder: Existing folder for its ready file and its log.
         startup_timeout_s: Longest wait for it to be ready, in seconds.
-        environment: Variables to add to the environment.
 
-    Raises:
-        ServingError: It ended, or was not ready in time; the end of its log is in the message.
+    Example:
+        ``with ServerProcess("lookup", LookupConfig(releases=("release",)), folder) as server: server.address``
     """
 
     def __init__(
         self,
         role: Literal["lookup", "ranker"],
-        config: BaseModel,
+        config: ListenConfig,
         folder: Path,
         *,
         startup_timeout_s: float = 90.0,
-        environment: Mapping[str, str] | None = None,
     ):
         self.role = role
-        self._ready_file = folder / f"{role}.ready"
-        self._ready_file.unlink(missing_ok=True)
         self.log_path = folder / f"{role}.log"
-        settings = {**config.model_dump(mode="json", exclude_unset=True), "ready_file": str(self._ready_file)}
-        search_path = os.pathsep.join(filter(None, (str(_SOURCE_ROOT), os.environ.get("PYTHONPATH"))))
-        with self.log_path.open("ab") as log:
-            # The child reads its stdin to the end, which comes when this process closes it or dies, however it dies.
-            self._process = subprocess.Popen(  # noqa: S603
-                [
-                    *(sys.executable, "-P", "-m", "serving", role, "--stop-at-stdin-end"),
-                    *("--config-json", json.dumps(settings)),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": search_path, **(environment or {})},
-            )
-        try:
-            self.announcement = self._wait_until_ready(startup_timeout_s)
-        except BaseException:
-            self.kill()
-            raise
+        self.announcement: dict[str, Any] = {}
+        self._config = config
+        self._ready_file = folder / f"{role}.ready"
+        self._startup_timeout_s = startup_timeout_s
+        self._process = self._spawn(config.listen)
 
     @property
     def address(self) -> str:
-        """The bound address."""
-        return str(self.announcement["address"])
+        """The bound address; empty before it is ready."""
+        return str(self.announcement.get("address", ""))
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
+    def wait_until_ready(self) -> None:
+        """Wait until it accepts requests.
+
+        Raises:
+            ServingError: It ended, or was not ready in time; the end of its log is in the message. It is killed.
+        """
+        try:
+            self._poll(time.monotonic() + self._startup_timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    def restart(self) -> None:
+        """Start it again on the address that it had, after it ended or was killed, and wait until it is ready."""
+        self.kill()
+        address = self.address
+        self.announcement = {}
+        self._process = self._spawn(address or self._config.listen)
+        self.wait_until_ready()
+
     def log_end(self) -> str:
         """The last lines that it logged."""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_STDERR_LINES:])
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
     def terminate(self, timeout_s: float = 15.0) -> int:
         """Drain and end it; kill it if it takes longer.
@@ -104,6 +106,50 @@ class ServerProcess:
             self._process.kill()
         self._join(15.0)
 
+    def __enter__(self) -> Self:
+        self.wait_until_ready()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.terminate()
+
+    def _spawn(self, listen: str) -> subprocess.Popen[bytes]:
+        self._ready_file.unlink(missing_ok=True)
+        settings = {
+            **self._config.model_dump(mode="json", exclude_unset=True),
+            "listen": listen,
+            "ready_file": str(self._ready_file),
+        }
+        search_path = os.pathsep.join(filter(None, (str(_SOURCE_ROOT), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-P", "-m", "serving", self.role, "--stop-at-stdin-end"]
+        with self.log_path.open("ab") as log:
+            # The child reads its stdin to the end, which comes when this process closes it or dies, however it dies.
+            return subprocess.Popen(
+                [*command, "--config-json", json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": search_path},
+            )
+
+    def _poll(self, deadline: float) -> None:
+        while not self._read_announcement():
+            status = self._process.poll()
+            if status is not None:
+                raise ServingError(f"the {self.role} ended with status {status}; its log ends:\n{self.log_end()}")
+            if time.monotonic() >= deadline:
+                raise ServingError(
+                    f"the {self.role} was not ready within {self._startup_timeout_s:g} s; its log ends:\n{self.log_end()}"
+                )
+            time.sleep(0.02)
+
+    def _read_announcement(self) -> bool:
+        try:
+            self.announcement = json.loads(self._ready_file.read_text())
+        except FileNotFoundError:
+            return False
+        return True
+
     def _join(self, timeout_s: float) -> int:
         try:
             status = self._process.wait(timeout_s)
@@ -114,19 +160,6 @@ class ServerProcess:
         if self._process.stdin is not None:
             self._process.stdin.close()
         return status
-
-    def _wait_until_ready(self, timeout_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                announcement: dict[str, Any] = json.loads(self._ready_file.read_text())
-                return announcement
-            status = self._process.poll()
-            if status is not None:
-                raise ServingError(f"the {self.role} ended with status {status}; its log ends:\n{self.log_end()}")
-            if time.monotonic() >= deadline:
-                raise ServingError(f"the {self.role} was not ready within {timeout_s:g} s; its log ends:\n{self.log_end()}")
-            time.sleep(0.02)
 
 
 class LocalDeployment:
@@ -140,8 +173,8 @@ class LocalDeployment:
         startup_timeout_s: Longest wait for each of the two, in seconds.
 
     Attributes:
-        lookup_address: Where the lookup server listens.
-        ranker_address: Where the ranker listens.
+        lookup: The lookup server's process, within the ``with`` block.
+        ranker: The ranker's process, within the ``with`` block.
 
     Raises:
         ServingError: On entering: one of the two failed to start; the end of its log is in the message.
@@ -149,6 +182,9 @@ class LocalDeployment:
     Example:
         ``with LocalDeployment("release") as served: RankerClient(served.ranker_address)``
     """
+
+    lookup: ServerProcess
+    ranker: ServerProcess
 
     def __init__(
         self,
@@ -165,44 +201,47 @@ class LocalDeployment:
         self._ranker_fields = dict(ranker or {})
         self._startup_timeout_s = startup_timeout_s
         self._exit = contextlib.ExitStack()
-        self.lookup_address = ""
-        self.ranker_address = ""
-        self.lookup_process: ServerProcess | None = None
-        self.ranker_process: ServerProcess | None = None
+
+    @property
+    def lookup_address(self) -> str:
+        """Where the lookup server listens."""
+        return self.lookup.address
+
+    @property
+    def ranker_address(self) -> str:
+        """Where the ranker listens."""
+        return self.ranker.address
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as started:
             folder = Path(tempfile.mkdtemp(prefix="multifacet-"))  # only this user may enter it
             started.callback(shutil.rmtree, folder, ignore_errors=True)
-            lookup_config = LookupConfig(
-                **{
-                    "releases": (self._release_path,),
-                    "listen": self._listen(folder, "lookup"),
-                    **self._lookup_fields,
-                }
-            )
-            self.lookup_process = self._start("lookup", lookup_config, folder)
-            started.callback(self.lookup_process.terminate)
-            self.lookup_address = self.lookup_process.address
-            ranker_config = RankerConfig(
-                **{
-                    "releases": (self._release_path,),
-                    "listen": self._listen(folder, "ranker"),
-                    "lookup": self.lookup_address,
-                    **self._ranker_fields,
-                }
-            )
-            self.ranker_process = self._start("ranker", ranker_config, folder)
-            started.callback(self.ranker_process.terminate)
-            self.ranker_address = self.ranker_process.address
+            fields = {"releases": (self._release_path,), "listen": self._listen(folder, "lookup")}
+            lookup_config = LookupConfig.model_validate({**fields, **self._lookup_fields})
+            self.lookup = self._start("lookup", lookup_config, folder, started)
+            if self._transport == "tcp":  # its port is known once it is ready; a socket's path before
+                self.lookup.wait_until_ready()
+            fields = {
+                "releases": (self._release_path,),
+                "listen": self._listen(folder, "ranker"),
+                "lookup": self.lookup.address or lookup_config.listen,
+            }
+            ranker_config = RankerConfig.model_validate({**fields, **self._ranker_fields})
+            self.ranker = self._start("ranker", ranker_config, folder, started)
+            self.lookup.wait_until_ready()
+            self.ranker.wait_until_ready()
             self._exit = started.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._exit.close()
 
-    def _start(self, role: Literal["lookup", "ranker"], config: BaseModel, folder: Path) -> ServerProcess:
-        return ServerProcess(role, config, folder, startup_timeout_s=self._startup_timeout_s)
+    def _start(
+        self, role: Literal["lookup", "ranker"], config: ListenConfig, folder: Path, started: contextlib.ExitStack
+    ) -> ServerProcess:
+        process = ServerProcess(role, config, folder, startup_timeout_s=self._startup_timeout_s)
+        started.callback(process.terminate)
+        return process
 
     def _listen(self, folder: Path, role: str) -> str:
         return f"unix:{folder / role}.sock" if self._transport == "unix" else "127.0.0.1:0"

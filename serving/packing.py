@@ -25,7 +25,10 @@ def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
     Raises:
         InvalidRequestError: Not one-dimensional, neither integers nor strings, or an integer beyond int64.
     """
-    array = np.asarray(ids)
+    # numpy's own strings drop trailing zeros: strings stay Python's.
+    array = np.array(ids, dtype=np.object_) if isinstance(ids, list | tuple) else np.asarray(ids)
+    if array.dtype == np.object_ and array.size and not isinstance(array.flat[0], str):
+        array = np.asarray(ids)
     if array.ndim != 1:
         raise InvalidRequestError(f"ids of feature {feature!r} have shape {array.shape}: expected [n]")
     if array.size == 0:

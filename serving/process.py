@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 from serving.config import LookupConfig, RankerConfig
-from serving.lookup import LookupServer
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +24,9 @@ def serve_lookup(config: LookupConfig) -> None:
         OSError: The address cannot be bound.
     """
     with _until_signalled() as stop:
+        # Imported here, so that a wrong configuration is told before seconds of imports.
+        from serving.lookup import LookupServer  # noqa: PLC0415
+
         server = LookupServer(config)
         try:
             if not stop.is_set():
@@ -46,7 +48,6 @@ def serve_ranker(config: RankerConfig) -> None:
         OSError: The address cannot be bound.
     """
     with _until_signalled() as stop:
-        # Seconds of imports, which a lookup server does without.
         import torch  # noqa: PLC0415
 
         from serving.ranker import RankerServer  # noqa: PLC0415

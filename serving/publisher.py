@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 
-from serving.release import ID_MAPS, KIND, TASKS, UPPER, Name, Precision, Release, ReleaseTable
+from serving.release import ID_MAPS, KIND, UPPER, Name, Precision, Release, ReleaseManifest, ReleaseTable
 from serving.upper import UpperModel, load_program
 from tables.artifact import Artifact, ArtifactError, ArtifactWriter
 from tables.codec import encode, row_bytes
@@ -49,6 +49,14 @@ class ModelManifest(BaseModel):
     tables: tuple[ModelTable, ...] = Field(min_length=1, description="Tables in the order of the upper's slots.")
     upper: str = Field(description="The exported upper model.")
     tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks in the order of the logits' columns.")
+
+    @model_validator(mode="after")
+    def _name_tables_once(self) -> Self:
+        names = [table.name for table in self.tables]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"table names repeat: {repeated}")
+        return self
 
 
 def publish(
@@ -94,17 +102,18 @@ def publish(
         torch.export.save(program, writer.directory / UPPER)
         for name, id_map in id_maps.items():
             id_map.save(writer.directory / ID_MAPS, name)
-        tables = [_write_table(artifact, table, precision, writer.directory) for table in model.tables]
-        writer.manifest.update(
+        tables = tuple(_write_table(artifact, table, precision, writer.directory) for table in model.tables)
+        manifest = ReleaseManifest(
             name=model.name,
-            parents=[artifact.fingerprint],
+            parents=(artifact.fingerprint,),
             precision=precision,
             dim=model.dim,
-            dense_features=list(model.dense_features),
-            tasks=list(TASKS),
-            tables=[table.model_dump() for table in tables],
+            dense_features=model.dense_features,
+            tasks=model.tasks,
+            tables=tables,
             id_types={table.feature: id_maps[table.id_map].id_type for table in model.tables},
         )
+        writer.manifest.update(manifest.model_dump(mode="json"))
     release = Release.open(release_path, verify=False)
     logger.info("published %s at %s", release, release.path)
     return release

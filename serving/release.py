@@ -27,7 +27,6 @@ from tables.artifact import Artifact, ArtifactError
 from tables.idmap import IdMap
 
 KIND = "release"
-TASKS = ("ctr", "cvr")
 UPPER = "ranker/upper.pt2"
 ID_MAPS = "lookup/id_maps"
 

@@ -127,7 +127,7 @@ class Scorer:
             BrokenAnswerError: The model's answer is not finite.
         """
         started_ns = time.perf_counter_ns()
-        scores: npt.NDArray[np.float32] = self._upper.logits(dense, embeddings).sigmoid_().numpy()
+        scores: npt.NDArray[np.float32] = self._upper.logits(dense, embeddings).sigmoid().numpy()
         if not np.isfinite(scores).all():
             candidate = int(np.argwhere(~np.isfinite(scores))[0, 0])
             raise BrokenAnswerError(
