@@ -6,23 +6,23 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from contrastive.evaluation import evaluate
 from contrastive.positives import compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
+from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad, accumulate_rows
 from tables.softmax import sampled_softmax_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from torch import Tensor
 
     from contrastive.config import ContrastiveConfig
     from contrastive.positives import Positives
@@ -100,6 +100,14 @@ class TrainerState:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+class _Gradients(NamedTuple):
+    """A part of a batch's loss, and its gradients: queries [part, D], candidates [U, D]."""
+
+    loss: float
+    queries: Tensor
+    candidates: Tensor
+
+
 class Trainer:
     """Runs epochs of steps, each on a batch of one tower.
 
@@ -133,8 +141,13 @@ class Trainer:
         """
         begin = time.perf_counter()
         losses: dict[str, list[float]] = {tower.node_type: [] for tower in self.towers}
-        for tower in self._schedule():
-            losses[tower.node_type].append(self.step(tower, tower.draw(self.state.generator)))
+        with Lanes() as lanes:
+            batches = ((tower, tower.draw(self.state.generator)) for tower in self._schedule())
+            following = lanes.prepare(lambda: next(batches, None))
+            while (drawn := following.result()) is not None:
+                following = lanes.prepare(lambda: next(batches, None))
+                tower, batch = drawn
+                losses[tower.node_type].append(self.step(tower, batch, lanes))
         self.state.epoch += 1
         means = {node_type: float(np.mean(values)) for node_type, values in losses.items() if values}
         if not all(math.isfinite(mean) for mean in means.values()):
@@ -145,33 +158,30 @@ class Trainer:
         row |= {f"loss/{node_type}": mean for node_type, mean in means.items()}
         return row | {"seconds": seconds, "pairs_per_s": num_pairs / seconds}
 
-    def step(self, tower: Tower, batch: Batch) -> float:
-        """Learn from one batch.
+    def step(self, tower: Tower, batch: Batch, lanes: Lanes) -> float:
+        """Learn from one batch; each lane takes half of its queries.
+
+        Args:
+            tower: the tower that the batch is of.
+            batch: positives with their candidates.
+            lanes: where the two halves run.
 
         Returns:
             The batch's mean loss before the step.
         """
-        config, state, candidates = self.config, self.state, batch.candidates
-        query_rows, rows = torch.from_numpy(batch.queries), torch.from_numpy(candidates.rows)
-        queries = state.tables[config.query_type].index_select(0, query_rows).requires_grad_()
-        items = state.tables[tower.node_type].index_select(0, rows).requires_grad_()
-        compared_queries, compared_items = queries, items
-        if config.similarity == "cosine":
-            compared_queries, compared_items = F.normalize(queries), F.normalize(items)
-        loss = sampled_softmax_loss(
-            compared_queries / config.temperature,
-            compared_items,
-            torch.from_numpy(candidates.targets).long(),
-            bias=-torch.from_numpy(candidates.log_inclusion) if config.logq else None,
-            hits=candidates.hits,
+        config, state = self.config, self.state
+        middle = len(batch.queries) // 2
+        first, second = lanes.run(
+            lambda: self._gradients(tower, batch, slice(0, middle)),
+            lambda: self._gradients(tower, batch, slice(middle, len(batch.queries))),
         )
-        loss.backward()  # type: ignore[no-untyped-call]
-        if queries.grad is None or items.grad is None:
-            raise RuntimeError(f"the tower of {tower.node_type!r} received no gradient")
-        distinct_rows, query_gradients = accumulate_rows(query_rows, queries.grad)
-        state.optimizers[config.query_type].step(state.tables[config.query_type], distinct_rows, query_gradients)
-        state.optimizers[tower.node_type].step(state.tables[tower.node_type], rows, items.grad)
-        return float(loss.detach())
+        query_rows, query_gradients = accumulate_rows(
+            torch.from_numpy(batch.queries), torch.cat([first.queries, second.queries])
+        )
+        state.optimizers[config.query_type].step(state.tables[config.query_type], query_rows, query_gradients)
+        rows = torch.from_numpy(batch.candidates.rows)
+        state.optimizers[tower.node_type].step(state.tables[tower.node_type], rows, first.candidates.add_(second.candidates))
+        return first.loss + second.loss
 
     def validate(self, relevant: PairIndex, seen: PairIndex) -> dict[str, float]:
         """Rank the held-out items among all that their query has not seen."""
@@ -191,6 +201,26 @@ class Trainer:
         if self.config.similarity == "cosine":
             table = F.normalize(table)
         return table * touched
+
+    def _gradients(self, tower: Tower, batch: Batch, part: slice) -> _Gradients:
+        """Give what some of the batch's queries add to its mean loss, and the gradients of that."""
+        config, tables, candidates = self.config, self.state.tables, batch.candidates
+        query_rows = torch.from_numpy(batch.queries[part])
+        queries = tables[config.query_type].index_select(0, query_rows).requires_grad_()
+        items = tables[tower.node_type].index_select(0, torch.from_numpy(candidates.rows)).requires_grad_()
+        compared_queries, compared_items = queries, items
+        if config.similarity == "cosine":
+            compared_queries, compared_items = F.normalize(queries), F.normalize(items)
+        mean = sampled_softmax_loss(
+            compared_queries / config.temperature,
+            compared_items,
+            torch.from_numpy(candidates.targets[part]).long(),
+            bias=-torch.from_numpy(candidates.log_inclusion) if config.logq else None,
+            hits=None if candidates.hits is None else candidates.hits.part(part),
+        )
+        loss = mean * (len(query_rows) / len(batch.queries))
+        query_gradient, item_gradient = torch.autograd.grad(loss, (queries, items))
+        return _Gradients(float(loss.detach()), query_gradient, item_gradient)
 
     def _schedule(self) -> Iterator[Tower]:
         """Spread the composed towers' steps evenly among the items' steps."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -48,12 +48,9 @@ class RelationParameters:
         """Give one relation's parameters as leaves of a new graph."""
         return {name: value.detach().requires_grad_() for name, value in self.values[key].items()}
 
-    def step(self, key: str, leaves: dict[str, Tensor]) -> None:
-        """Apply one Adagrad step with the leaves' gradients, in place."""
-        for name, leaf in leaves.items():
-            gradient = leaf.grad
-            if gradient is None:
-                raise RuntimeError(f"relation {key!r}: parameter {name!r} received no gradient")
+    def step(self, key: str, gradients: Mapping[str, Tensor]) -> None:
+        """Apply one Adagrad step to one relation's parameters, in place."""
+        for name, gradient in gradients.items():
             state = self.state[key][name]
             state.addcmul_(gradient, gradient)
             self.values[key][name].addcdiv_(gradient, state.sqrt().add_(1e-10), value=-self.lr)

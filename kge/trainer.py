@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
 from kge.result import KgeResult
-from tables.candidates import Candidates, CandidateSampler
+from tables.candidates import CandidateSampler
+from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
 from tables.softmax import sampled_softmax_loss
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from kge.config import KgeConfig
     from kge.edges import RelationEdges
     from kge.models import Side
+    from tables.candidates import Candidates
 
-__all__ = ["Trainer", "TrainerState", "train"]
+__all__ = ["Batch", "Trainer", "TrainerState", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,42 @@ class TrainerState:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Edges of one relation with what they are compared with.
+
+    Attributes:
+        relation: the relation.
+        heads: the heads, among the candidates of the head's side.
+        tails: the tails, among the candidates of the tail's side.
+    """
+
+    relation: RelationEdges
+    heads: Candidates
+    tails: Candidates
+
+    def __len__(self) -> int:
+        return len(self.heads.targets)
+
+
+class _TableRows(NamedTuple):
+    """A table's rows in a batch, int32 [n], and where the candidates of each end stand among them (None: all, in order)."""
+
+    node_type: str
+    rows: Tensor
+    slots_of: dict[Side, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SideGradients:
+    """One side's loss, and its gradients of the batch's rows of each table and of the relation's parameters."""
+
+    loss: float
+    key: str
+    entities: tuple[Tensor, ...]
+    relation: dict[str, Tensor]
+
+
 class Trainer:
     """Runs epochs over the edges, a batch of one relation at a step.
 
@@ -150,10 +188,13 @@ class Trainer:
         """
         begin = time.perf_counter()
         total_loss, num_edges = 0.0, 0
-        for relation, batch in self._batches():
-            loss = self.step(relation, relation.train.heads[batch], relation.train.tails[batch])
-            total_loss += loss * len(batch)
-            num_edges += len(batch)
+        with Lanes() as lanes:
+            batches = self._batches()
+            following = lanes.prepare(lambda: next(batches, None))
+            while (batch := following.result()) is not None:
+                following = lanes.prepare(lambda: next(batches, None))
+                total_loss += self.step(batch, lanes) * len(batch)
+                num_edges += len(batch)
         self.state.epoch += 1
         loss = total_loss / num_edges
         if not np.isfinite(loss):
@@ -166,8 +207,8 @@ class Trainer:
             "edges_per_s": num_edges / seconds,
         }
 
-    def step(self, relation: RelationEdges, heads: NDArray[np.int32], tails: NDArray[np.int32]) -> float:
-        """Learn from a batch of one relation's edges; both sides are corrupted.
+    def draw(self, relation: RelationEdges, heads: NDArray[np.int32], tails: NDArray[np.int32]) -> Batch:
+        """Draw the candidates of a batch of one relation's edges, for both of its sides.
 
         Args:
             relation: the relation.
@@ -175,29 +216,38 @@ class Trainer:
             tails: int32 [B].
 
         Returns:
-            The batch's loss before the step, unweighted.
+            The batch.
         """
         samplers, generator = self._samplers[relation.name], self.state.generator
         masks = self.config.mask_known
-        head_candidates = samplers["head"].draw(heads, generator, queries=tails, known=relation.heads_of if masks else None)
-        tail_candidates = samplers["tail"].draw(tails, generator, queries=heads, known=relation.tails_of if masks else None)
-        leaves, head_entities, tail_entities = self._gather(relation, head_candidates, tail_candidates)
-        parameters: dict[str, dict[str, Tensor]] = {}
-        tail_loss = self._side_loss(
-            relation, "tail", head_entities, head_candidates, tail_entities, tail_candidates, parameters
+        return Batch(
+            relation=relation,
+            heads=samplers["head"].draw(heads, generator, queries=tails, known=relation.heads_of if masks else None),
+            tails=samplers["tail"].draw(tails, generator, queries=heads, known=relation.tails_of if masks else None),
         )
-        head_loss = self._side_loss(
-            relation, "head", tail_entities, tail_candidates, head_entities, head_candidates, parameters
+
+    def step(self, batch: Batch, lanes: Lanes) -> float:
+        """Learn from a batch; its heads are corrupted in one lane, its tails in the other.
+
+        Args:
+            batch: edges of one relation with their candidates.
+            lanes: where the two sides run.
+
+        Returns:
+            The batch's loss before the step, unweighted.
+        """
+        tables = self._rows(batch)
+        head_side, tail_side = lanes.run(
+            lambda: self._side_gradients(batch, "head", tables), lambda: self._side_gradients(batch, "tail", tables)
         )
-        loss = tail_loss + head_loss
-        (loss * self.config.relation_weights.get(relation.name, 1.0)).backward()  # type: ignore[no-untyped-call]
-        for node_type, rows, leaf in leaves:
-            if leaf.grad is None:
-                raise RuntimeError(f"table {node_type!r} received no gradient from relation {relation.name!r}")
-            self.state.optimizers[node_type].step(self.state.tables[node_type], rows, leaf.grad)
-        for key, values in parameters.items():
-            self.state.relations.step(key, values)
-        return float(loss.detach())
+        for position, (node_type, rows, _) in enumerate(tables):
+            gradient = head_side.entities[position].add_(tail_side.entities[position])
+            self.state.optimizers[node_type].step(self.state.tables[node_type], rows, gradient)
+        for key in dict.fromkeys((head_side.key, tail_side.key)):
+            sides = [side for side in (head_side, tail_side) if side.key == key]
+            gradients = {name: torch.stack([side.relation[name] for side in sides]).sum(0) for name in sides[0].relation}
+            self.state.relations.step(key, gradients)
+        return head_side.loss + tail_side.loss
 
     def validate(self) -> dict[str, float]:
         """Rank the held-out edges among all entities of the right type."""
@@ -221,7 +271,7 @@ class Trainer:
             slot_of_row=scratch,
         )
 
-    def _batches(self) -> Iterator[tuple[RelationEdges, NDArray[np.int64]]]:
+    def _batches(self) -> Iterator[Batch]:
         """Shuffle the edges within each relation, and the relations' batches among each other."""
         config, generator = self.config, self.state.generator
         batches = []
@@ -231,48 +281,51 @@ class Trainer:
                 (relation, order[begin : begin + config.batch_size]) for begin in range(0, len(order), config.batch_size)
             ]
         for position in generator.permutation(len(batches)):
-            yield batches[position]
+            relation, edges = batches[position]
+            yield self.draw(relation, relation.train.heads[edges], relation.train.tails[edges])
 
-    def _gather(
-        self, relation: RelationEdges, head_candidates: Candidates, tail_candidates: Candidates
-    ) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor, Tensor]:
-        """Copy the batch's rows into leaves: one a table, so that a row has one gradient and one step."""
-        tables = self.state.tables
+    def _rows(self, batch: Batch) -> list[_TableRows]:
+        """Name the batch's rows of each table: once a table, so that a row has one gradient and one step."""
+        relation = batch.relation
+        head_rows, tail_rows = batch.heads.rows, batch.tails.rows
         if relation.src != relation.dst:
-            head_rows, tail_rows = map(torch.from_numpy, (head_candidates.rows, tail_candidates.rows))
-            heads = tables[relation.src].index_select(0, head_rows).requires_grad_()
-            tails = tables[relation.dst].index_select(0, tail_rows).requires_grad_()
-            return [(relation.src, head_rows, heads), (relation.dst, tail_rows, tails)], heads, tails
-        rows, slots = np.unique(np.concatenate([head_candidates.rows, tail_candidates.rows]), return_inverse=True)
-        leaf = tables[relation.src].index_select(0, torch.from_numpy(rows)).requires_grad_()
-        head_slots, tail_slots = np.split(slots, [len(head_candidates.rows)])
-        leaves = [(relation.src, torch.from_numpy(rows), leaf)]
-        return (
-            leaves,
-            leaf.index_select(0, torch.from_numpy(head_slots)),
-            leaf.index_select(0, torch.from_numpy(tail_slots)),
-        )
+            return [
+                _TableRows(relation.src, torch.from_numpy(head_rows), {"head": None}),
+                _TableRows(relation.dst, torch.from_numpy(tail_rows), {"tail": None}),
+            ]
+        rows, slots = np.unique(np.concatenate([head_rows, tail_rows]), return_inverse=True)
+        head_slots, tail_slots = map(torch.from_numpy, np.split(slots, [len(head_rows)]))
+        return [_TableRows(relation.src, torch.from_numpy(rows), {"head": head_slots, "tail": tail_slots})]
 
-    def _side_loss(
-        self,
-        relation: RelationEdges,
-        side: Side,
-        known_entities: Tensor,
-        known_candidates: Candidates,
-        entities: Tensor,
-        candidates: Candidates,
-        parameters: dict[str, dict[str, Tensor]],
-    ) -> Tensor:
-        """Cross-entropy of the ends on `side` among their candidates; adds the relation's leaves to `parameters`."""
-        key, translated_side = self.state.relations.query(relation.name, side)
-        leaves = parameters.setdefault(key, self.state.relations.leaves(key))
-        known = self.model.project(known_entities, leaves).index_select(0, torch.from_numpy(known_candidates.targets))
-        queries = self.model.translate(known, leaves, translated_side)
-        keys = self.model.project(entities, leaves)
-        bias = -torch.from_numpy(candidates.log_inclusion) if self.config.logq else None
-        if self.model.is_distance:
+    def _side_gradients(self, batch: Batch, side: Side, tables: list[_TableRows]) -> _SideGradients:
+        """Give the gradients of the cross-entropy of the ends on `side` among their candidates."""
+        config, model = self.config, self.model
+        leaves = [self.state.tables[node_type].index_select(0, rows).requires_grad_() for node_type, rows, _ in tables]
+        ends: dict[Side, Tensor] = {}
+        for leaf, (_, _, slots_of) in zip(leaves, tables, strict=True):
+            for end, slots in slots_of.items():
+                ends[end] = leaf if slots is None else leaf.index_select(0, slots)
+        candidates, known_candidates = (batch.heads, batch.tails) if side == "head" else (batch.tails, batch.heads)
+        key, translated_side = self.state.relations.query(batch.relation.name, side)
+        parameters = self.state.relations.leaves(key)
+        known = model.project(ends["tail" if side == "head" else "head"], parameters)
+        queries = model.translate(
+            known.index_select(0, torch.from_numpy(known_candidates.targets)), parameters, translated_side
+        )
+        keys = model.project(ends[side], parameters)
+        bias = -torch.from_numpy(candidates.log_inclusion) if config.logq else None
+        if model.is_distance:
             # -|q - k|^2 without its -|q|^2, which is the same for all of a query's candidates.
             squares = keys.square().sum(-1)
             bias = -squares if bias is None else bias - squares
             queries = 2.0 * queries
-        return sampled_softmax_loss(queries, keys, torch.from_numpy(candidates.targets).long(), bias=bias, hits=candidates.hits)
+        loss = sampled_softmax_loss(queries, keys, torch.from_numpy(candidates.targets).long(), bias=bias, hits=candidates.hits)
+        names = list(parameters)
+        weight = torch.tensor(config.relation_weights.get(batch.relation.name, 1.0))
+        gradients = torch.autograd.grad(loss, [*leaves, *(parameters[name] for name in names)], weight)
+        return _SideGradients(
+            loss=float(loss.detach()),
+            key=key,
+            entities=gradients[: len(leaves)],
+            relation=dict(zip(names, gradients[len(leaves) :], strict=True)),
+        )

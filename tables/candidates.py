@@ -46,6 +46,10 @@ class Hits:
     indptr: NDArray[np.int64]
     slots: NDArray[np.int32]
 
+    def part(self, examples: slice) -> Hits:
+        """Give the hits of some of the examples."""
+        return Hits(groups=self.groups[examples], indptr=self.indptr, slots=self.slots)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
@@ -205,7 +209,7 @@ def _log_missed(probability: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.log1p(-np.minimum(probability, 1.0 - 1e-12)).astype(np.float32)
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _compact(
     drawn: NDArray[np.int32], batch_size: int, slot_of_row: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -226,7 +230,7 @@ def _compact(
     return rows[:num_distinct], targets
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _known_hits(
     queries: NDArray[np.int32],
     known_indptr: NDArray[np.int64],

@@ -68,8 +68,7 @@ class _SampledSoftmax(torch.autograd.Function):
         queries_gradient = torch.empty_like(queries)
         keys_gradient = torch.zeros_like(keys)
         bias_gradient = torch.zeros_like(bias)
-        tiny = torch.finfo(queries.dtype).tiny
-        loss = queries.new_zeros(())
+        probabilities = queries.new_empty(num_queries)
         target_slots = targets.numpy()
         for begin in range(0, num_queries, block_rows):
             end = min(begin + block_rows, num_queries)
@@ -80,13 +79,13 @@ class _SampledSoftmax(torch.autograd.Function):
             torch.softmax(block, dim=1, out=block)
             block_targets = targets[begin:end, None]
             chosen = block.gather(1, block_targets)
-            loss -= chosen.clamp(min=tiny).log().sum()
+            probabilities[begin:end] = chosen[:, 0]
             block.scatter_(1, block_targets, chosen - 1.0)
             torch.mm(block, keys, out=queries_gradient[begin:end])
             keys_gradient.addmm_(block.t(), queries[begin:end])
             bias_gradient += block.sum(0)
         ctx.save_for_backward(queries_gradient, keys_gradient, bias_gradient)
-        return loss / num_queries
+        return -probabilities.clamp_(min=torch.finfo(queries.dtype).tiny).log_().mean()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +94,7 @@ class _SampledSoftmax(torch.autograd.Function):
         return queries_gradient * scale, keys_gradient * scale, None, bias_gradient * scale, None
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _fill_hits(
     block: NDArray[Any],
     targets: NDArray[np.int64],

@@ -16,6 +16,7 @@ from contrastive.positives import read_positives
 from contrastive.towers import Tower
 from contrastive.trainer import Trainer
 from graphdb import GraphView
+from tables.lanes import Lanes
 from tables.snapshot import Snapshot
 
 ADVERTISER = ComposedTower(node_type="advertiser", through="made_by", share=0.5)
@@ -92,7 +93,38 @@ def test_a_step_has_the_loss_written_out_example_by_example(view: GraphView) -> 
             assert positive is not None
             expected -= float(torch.tensor(logits, dtype=torch.float64).log_softmax(0)[positive])
 
-        assert trainer.step(tower, batch) == pytest.approx(expected / len(batch.queries), rel=1e-5)
+        with Lanes() as lanes:
+            loss = trainer.step(tower, batch, lanes)
+        assert loss == pytest.approx(expected / len(batch.queries), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_two_lanes_give_the_gradient_of_the_whole_batch(view: GraphView, num_threads: int) -> None:
+    config = ContrastiveConfig.model_validate(SMALL | {"temperature": 0.3, "mask_known": False})
+    positives = read_positives(view, config)
+    tower = Tower("pin", positives, config, share=1.0)
+    trainer = Trainer([tower], config, np.random.default_rng(1))
+    batch = tower.draw(trainer.state.generator)
+    users = trainer.state.tables["user"].clone().requires_grad_()
+    pins = trainer.state.tables["pin"].clone().requires_grad_()
+    candidates = batch.candidates
+    cosines = F.normalize(users[batch.queries]) @ F.normalize(pins[candidates.rows]).t()
+    logits = cosines / 0.3 - torch.from_numpy(candidates.log_inclusion)
+    F.cross_entropy(logits, torch.from_numpy(candidates.targets).long()).backward()
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+
+    try:
+        with Lanes() as lanes:
+            trainer.step(tower, batch, lanes)
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+
+    for name, table in (("user", users), ("pin", pins)):
+        assert table.grad is not None
+        state = trainer.state.optimizers[name].state
+        torch.testing.assert_close(state, table.grad.square().mean(1), atol=1e-8, rtol=1e-3)
 
 
 def test_composed_towers_take_their_share_of_steps(view: GraphView) -> None:

@@ -11,8 +11,9 @@ from graphdb import GraphView
 from kge import KgeConfig
 from kge.config import KgeValidation, ModelName
 from kge.edges import RelationEdges, split_edges
-from kge.trainer import Trainer
+from kge.trainer import Batch, Trainer
 from tables.candidates import Candidates
+from tables.lanes import Lanes
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 
@@ -29,18 +30,10 @@ def relation_named(trainer: Trainer, name: str) -> RelationEdges:
     return next(relation for relation in trainer.edges if relation.name == name)
 
 
-def record_candidates(trainer: Trainer, relation: str) -> dict[str, Candidates]:
-    """Keep what the samplers of one relation draw next."""
-    drawn: dict[str, Candidates] = {}
-    for side, sampler in trainer._samplers[relation].items():
-        original = sampler.draw
-
-        def draw(*arguments: object, side: str = side, original: object = original, **named: object) -> Candidates:
-            drawn[side] = original(*arguments, **named)  # type: ignore[operator]
-            return drawn[side]
-
-        sampler.draw = draw  # type: ignore[method-assign]
-    return drawn
+def take_step(trainer: Trainer, relation: RelationEdges, heads: np.ndarray, tails: np.ndarray) -> tuple[float, Batch]:
+    batch = trainer.draw(relation, heads, tails)
+    with Lanes() as lanes:
+        return trainer.step(batch, lanes), batch
 
 
 def spelled_out_loss(
@@ -99,10 +92,10 @@ def test_a_step_follows_the_gradient_of_the_loss_written_out(
     }
     before = {key: table.clone() for key, table in trainer.state.tables.items()}
     heads, tails = relation.train.heads[3:18], relation.train.tails[3:18]
-    drawn = record_candidates(trainer, relation_name)
 
-    loss = trainer.step(relation, heads, tails)
+    loss, batch = take_step(trainer, relation, heads, tails)
 
+    drawn = {"head": batch.heads, "tail": batch.tails}
     expected = spelled_out_loss(trainer, relation, heads, tails, drawn, tables, parameters)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
@@ -132,7 +125,7 @@ def test_relation_parameters_receive_gradient(view: GraphView, name: ModelName) 
     }
 
     for _ in range(2):  # TransRA's left factor has no gradient while its right factor is zero
-        trainer.step(relation, relation.train.heads, relation.train.tails)
+        take_step(trainer, relation, relation.train.heads, relation.train.tails)
 
     for key, values in trainer.state.relations.values.items():
         for parameter, value in values.items():
@@ -144,7 +137,7 @@ def test_both_sides_are_corrupted_with_nodes_of_the_relations_types_only(view: G
     relation = relation_named(trainer, "made_by")
     before = {key: table.clone() for key, table in trainer.state.tables.items()}
 
-    trainer.step(relation, relation.train.heads[:2], relation.train.tails[:2])
+    take_step(trainer, relation, relation.train.heads[:2], relation.train.tails[:2])
 
     moved = {key: (table != before[key]).any(1) for key, table in trainer.state.tables.items()}
     assert not moved["user"].any(), "a pin-advertiser batch drew a user"
@@ -166,7 +159,7 @@ def test_known_edges_are_never_pushed_apart(view: GraphView) -> None:
 
     others = torch.tensor(sorted(answers - {int(tail[0])}))
     before = trainer.state.tables["pin"].clone()
-    trainer.step(relation, head, tail)
+    take_step(trainer, relation, head, tail)
     moved = (trainer.state.tables["pin"] != before).any(1)
     assert moved.sum() > 20
     assert not moved[others].any()
@@ -185,7 +178,7 @@ def test_a_cap_gives_each_relation_at_most_so_many_edges_an_epoch(view: GraphVie
     trainer = build(view, max_edges_per_relation=30, batch_size=16)
     seen = {relation.name: 0 for relation in trainer.edges}
 
-    for relation, batch in trainer._batches():
-        seen[relation.name] += len(batch)
+    for batch in trainer._batches():
+        seen[batch.relation.name] += len(batch)
 
     assert seen == {"clicks": 30, "made_by": 30, "alike": 30}
