@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.util
 import logging
 import os
@@ -34,10 +35,13 @@ class _Section(BaseModel):
 class RecipeSource(_Section):
     """Where the raw files come from: a package on the index, or a folder that the user names."""
 
-    package: str = Field(description="requirement that installs the files")
-    module: str = Field(description="top-level module of the package; it is located, never imported")
-    folder: str = Field(description="folder of the files within the module")
-    files: tuple[str, ...] = Field(description="the Parquet files, each a table of its own name", min_length=1)
+    package: str | None = Field(default=None, description="requirement that installs the files; none: the user has them")
+    module: str | None = Field(default=None, description="top-level module of the package; it is located, never imported")
+    folder: str = Field(default="", description="folder of the files within the module")
+    files: tuple[str, ...] = Field(
+        description="the files, each a table of its name up to the first dot: Parquet, CSV, or text with the column `line`",
+        min_length=1,
+    )
 
 
 class Splits(_Section):
@@ -105,6 +109,9 @@ class Recipe(_Section):
             GraphError: The package is not installed, or a file is missing.
         """
         if folder is None:
+            if self.source.module is None:
+                msg = f"{self.name!r} comes without files: fetch them from {self.homepage} and give the folder that holds them"
+                raise GraphError(msg)
             spec = importlib.util.find_spec(self.source.module)
             if spec is None or not spec.submodule_search_locations:
                 msg = (
@@ -114,7 +121,7 @@ class Recipe(_Section):
                 raise GraphError(msg)
             folder = Path(next(iter(spec.submodule_search_locations))) / self.source.folder
         folder = Path(folder)
-        missing = [file for file in self.source.files if not (folder / file).is_file()]
+        missing = [file for file in self.source.files if _find(folder, file) is None]
         if missing:
             msg = f"{folder} lacks {', '.join(missing)}, which recipe {self.name!r} reads"
             raise GraphError(msg)
@@ -151,13 +158,13 @@ class Recipe(_Section):
         try:
             with (
                 self._open_raw(self.locate(folder)) as raw,
-                GraphStore.create(unfinished, self.graph_schema) as store,
+                GraphStore.create(unfinished, self._expanded(raw).graph_schema) as store,
             ):
                 for name, fields in self.nodes.items():
                     reports.append(store.load_nodes(name, _rows(raw, fields["sql"])))
                     if on_load:
                         on_load(reports[-1])
-                for name, fields in self.relations.items():
+                for name, fields in self._expanded(raw).relations.items():
                     reports.append(store.load_edges(name, _rows(raw, fields["sql"])))
                     if on_load:
                         on_load(reports[-1])
@@ -169,14 +176,44 @@ class Recipe(_Section):
             _remove(unfinished)
         return reports
 
+    def _expanded(self, raw: duckdb.DuckDBPyConnection) -> Recipe:
+        """The recipe with a relation for every name that an `each` gives."""
+        relations: dict[str, dict[str, Any]] = {}
+        for name, fields in self.relations.items():
+            if "each" not in fields:
+                relations[name] = fields
+                continue
+            rest = {key: value for key, value in fields.items() if key != "each"}
+            for (value,) in run(raw, fields["each"]):
+                relations[str(value)] = {**rest, "sql": rest["sql"].replace("$each", quote_text(str(value)))}
+        return self.model_copy(update={"relations": relations})
+
     @contextlib.contextmanager
     def _open_raw(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect() as raw:
             for file in self.source.files:
-                run(raw, f"CREATE VIEW {quote(Path(file).stem)} AS FROM read_parquet({quote_text(str(folder / file))})")
+                rows = _read(_find(folder, file) or folder / file)
+                run(raw, f"CREATE VIEW {quote(file.partition('.')[0])} AS FROM {rows}")
             for name, sql in self.steps.items():
                 run(raw, f"CREATE TABLE {quote(name)} AS {sql}")
             yield raw
+
+
+def _find(folder: Path, file: str) -> Path | None:
+    """A file, or its compressed form."""
+    return next((path for suffix in ("", ".gz", ".zst") if (path := folder / f"{file}{suffix}").is_file()), None)
+
+
+def _read(path: Path) -> str:
+    """A FROM clause of a file's rows."""
+    kinds = {suffix.lower() for suffix in path.suffixes}
+    name = quote_text(glob.escape(str(path)))
+    if ".parquet" in kinds:
+        return f"read_parquet({name})"
+    if kinds & {".csv", ".tsv"}:
+        return f"read_csv({name})"
+    options = "columns = {'line': 'VARCHAR'}, delim = chr(1), quote = '', escape = '', header = false, auto_detect = false"
+    return f"read_csv({name}, {options})"
 
 
 def _rows(raw: duckdb.DuckDBPyConnection, sql: str) -> Any:

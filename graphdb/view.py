@@ -67,6 +67,7 @@ class GraphView:
         self.relations = tuple(relations)
         self.since = since
         self.as_of = as_of
+        self._counts: dict[str, int] = {}
         self._generation = self._begin()
         self.num_nodes = {node.name: num_idx(cursor, node.name) for node in schema.nodes}
 
@@ -87,7 +88,10 @@ class GraphView:
     @functools.cached_property
     def num_edges(self) -> dict[str, int]:
         """Relation name -> edges in the window."""
-        return {relation.name: count(self._cursor, self._windows[relation.name].rows) for relation in self.relations}
+        for relation in self.relations:
+            if relation.name not in self._counts:
+                self._counts[relation.name] = count(self._cursor, self._windows[relation.name].rows)
+        return {relation.name: self._counts[relation.name] for relation in self.relations}
 
     def edges(self, relation: str) -> Edges:
         """The window's edges of one relation, ordered by (dst, time)."""
@@ -225,6 +229,7 @@ class GraphView:
         # Only a merge needs the whole key.
         wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(self.schema.relation(relation)), *names]))
         base = self._fetch(window.base, wanted)
+        self._counts[relation] = len(base["dst"])
         if not is_clustered(base["dst"], base.get("time")):
             logger.warning(
                 "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
@@ -234,6 +239,7 @@ class GraphView:
         if window.delta is None:
             return base
         delta = self._fetch(window.delta, wanted)
+        self._counts[relation] += len(delta["dst"])
         order = order_of(delta["dst"], delta.get("time"), delta["src"])
         delta = {name: column[order] for name, column in delta.items()}
         positions = merged_positions(_keys(base), _keys(delta))

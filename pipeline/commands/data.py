@@ -43,6 +43,8 @@ def get(name: Annotated[str, typer.Argument(help="Name of a recipe.")], as_json:
     try:
         folder = recipe.locate()
     except GraphError:
+        if recipe.source.package is None:
+            raise
         command = [sys.executable, "-m", "pip", "install", "--no-deps", recipe.source.package]
         stderr.print(f"installing {recipe.source.package}")
         subprocess.run(command, check=True, stdout=sys.stderr)
