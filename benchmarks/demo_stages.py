@@ -35,11 +35,12 @@ def run(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="demo_stages-") as work_dir:
         arguments = ["demo", "--json", "--work-dir", work_dir, *(["--quick"] if quick else [])]
         finished = subprocess.run([command, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    stages = json.loads(finished.stdout)["stages"]
+    document = json.loads(finished.stdout)
+    stages = document["stages"]
     if reused := [stage["name"] for stage in stages if stage["reused"]]:
         raise RuntimeError(f"stages {', '.join(reused)} were taken from an earlier run, so their times are not this run's")
     for stage in stages:
         yield Row(case=stage["name"], metric=SECONDS, value=stage["seconds"])
         yield Row(case=stage["name"], metric=PEAK_MEMORY, value=stage["peak_rss_bytes"])
-    yield Row(case="all stages", metric=SECONDS, value=sum(stage["seconds"] for stage in stages))
-    yield Row(case="all stages", metric=PEAK_MEMORY, value=max(stage["peak_rss_bytes"] for stage in stages))
+    # Stages that do not wait for each other run at once: the whole takes less than their sum.
+    yield Row(case="whole run", metric=SECONDS, value=document["seconds"])
