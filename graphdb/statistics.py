@@ -31,6 +31,8 @@ def describe_all(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> 
         edges, sources, targets, first, last = run(connection, query)[0]
         relations[relation.name] = {
             "relation": str(relation),
+            "src": relation.src,
+            "dst": relation.dst,
             "surface": relation.surface,
             "edges": edges,
             "not_compacted": count(connection, delta_table(relation.name)),
