@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -65,7 +65,7 @@ class Stage:
 Say = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Task:
     """A stage to be made.
 
@@ -123,6 +123,7 @@ class Workspace:
         self.root = root
         self.watcher = watcher
         self.stages: list[Stage] = []
+        self._workers: _Workers | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,7 +140,16 @@ class Workspace:
                 msg = f"another run is using {self.root}; wait for it, or choose another --work-dir"
                 raise WorkspaceError(msg) from error
             remove_stale_temporaries(self.root)
-            yield
+            try:
+                yield
+            except BaseException:
+                if self._workers is not None:
+                    self._workers.kill()
+                raise
+            finally:
+                if self._workers is not None:
+                    self._workers.close()
+                    self._workers = None
 
     def make(self, task: Task) -> Stage:
         """Makes a stage here and now, or finds it done."""
@@ -151,7 +161,7 @@ class Workspace:
         return self._finish(stage)
 
     def make_together(self, tasks: Sequence[Task]) -> list[Stage]:
-        """Makes several stages at once, each in a process of its own with its share of the cores, or finds them done.
+        """Makes several stages at once, each on one thread of a process of its own, or finds them done.
 
         Small tables do not keep several threads of one process busy; processes do not wait for each other.
 
@@ -169,37 +179,10 @@ class Workspace:
         return [by_name[task.name] for task in tasks]
 
     def _make_in_processes(self, tasks: Sequence[Task]) -> list[Stage]:
-        num_cores = len(os.sched_getaffinity(0))
-        num_workers = min(num_cores, len(tasks))
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's locked thread pools
-        messages: Any = context.SimpleQueue()
-        listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
-        listener.start()
-        stages = []
-        try:
-            with ProcessPoolExecutor(
-                num_workers, context, initializer=_prepare_worker, initargs=(messages, num_cores // num_workers, os.getpid())
-            ) as pool:
-                futures = {pool.submit(_make_in_worker, task, self._path(task)): task for task in tasks}
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        stages.append(self._finish(self._made(futures[future])))
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        finally:
-            messages.put(None)
-            listener.join()
-        return stages
-
-    def _listen(self, messages: Any) -> None:
-        while (message := messages.get()) is not None:
-            name, text = message
-            if text is None:
-                self.watcher.started(name)
-            else:
-                self.watcher.progressed(name, text)
+        if self._workers is None:
+            self._workers = _Workers(self.watcher)
+        paths = {task: self._path(task) for task in tasks}
+        return [self._finish(self._made(task)) for task in self._workers.run(paths)]
 
     def _path(self, task: Task) -> Path:
         return self.root / f"{task.name}-{_key(task.inputs())[:12]}"
@@ -239,18 +222,65 @@ def _make(task: Task, path: Path, say: Say) -> None:
         writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
 
 
+class _Workers:
+    """One process a core, kept for the whole run: starting one costs seconds of imports."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        num_workers = len(os.sched_getaffinity(0))
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's locked thread pools
+        self._messages: Any = context.SimpleQueue()
+        self._pool = ProcessPoolExecutor(
+            num_workers, context, initializer=_prepare_worker, initargs=(self._messages, os.getpid())
+        )
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def run(self, paths: Mapping[Task, Path]) -> Iterator[Task]:
+        """Makes the tasks and yields each as it is done."""
+        futures = {self._pool.submit(_make_in_worker, task, path): task for task, path in paths.items()}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def kill(self) -> None:
+        """Ends the processes at once; what they were making never appears."""
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    def close(self) -> None:
+        """Ends the processes, after what they are making."""
+        self._pool.shutdown(cancel_futures=True)
+        self._messages.put(None)
+        self._listener.join()
+
+    def _listen(self) -> None:
+        while (message := self._messages.get()) is not None:
+            name, text = message
+            if text is None:
+                self._watcher.started(name)
+            else:
+                self._watcher.progressed(name, text)
+
+
 _worker_messages: Any = None
 
 
-def _prepare_worker(messages: Any, num_threads: int, parent_pid: int) -> None:
+def _prepare_worker(messages: Any, parent_pid: int) -> None:
     global _worker_messages  # noqa: PLW0603 - a pool hands its workers nothing but globals
     _worker_messages = messages
-    # A worker must not outlive the run that holds the folder's lock, however that run ends.
+    # Ctrl-C is the parent's to handle. A worker must not outlive the run that holds the folder's lock, however that ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
-    torch.set_num_threads(num_threads)
-    numba.set_num_threads(num_threads)
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
 
 
 def _make_in_worker(task: Task, path: Path) -> None:
