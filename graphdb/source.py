@@ -31,7 +31,8 @@ class Query:
     sql: str
 
 
-#: Files (a path, a glob or several of them), a query, or anything that DuckDB reads in place (Arrow, pandas, polars).
+#: Files (a path, a glob or several of them), a query, or a relation of a DuckDB connection (with other databases
+#: attached, if you like), or anything that DuckDB reads in place (Arrow, pandas, polars).
 Source = str | Path | Sequence[str | Path] | Query | Any
 
 
@@ -47,8 +48,8 @@ def describe(source: Source) -> str:
 
 
 def is_repeatable(source: Source) -> bool:
-    """Whether rows in memory can be read twice: tables and data frames can, streams cannot."""
-    return hasattr(source, "num_rows") or hasattr(source, "columns")
+    """Whether rows in memory can be read twice: tables and data frames can, streams and DuckDB's relations cannot."""
+    return not isinstance(source, duckdb.DuckDBPyRelation) and (hasattr(source, "num_rows") or hasattr(source, "columns"))
 
 
 @contextlib.contextmanager
@@ -69,7 +70,8 @@ def scan(connection: duckdb.DuckDBPyConnection, source: Source) -> Iterator[str]
         return
     name = f"_source_{next(_sequence)}"
     try:
-        connection.register(name, source)
+        # A relation belongs to a connection of its own, which may have other databases attached.
+        connection.register(name, source.to_arrow_reader() if isinstance(source, duckdb.DuckDBPyRelation) else source)
     except duckdb.Error as error:
         msg = f"cannot read rows from a {type(source).__name__}; give a path, a Query, an Arrow table or a data frame"
         raise GraphError(msg) from error

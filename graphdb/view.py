@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -15,18 +16,20 @@ import pyarrow as pa
 import torch
 
 from graphdb.edges import Csc, Edges, Triples
+from graphdb.files import write_parquet, write_safetensors
 from graphdb.layout import key_columns, node_table
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_of
 from graphdb.neighborhood import IdCache
 from graphdb.nodes import num_idx
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, begin_reading, count, run, select
+from graphdb.sql import GraphError, begin_reading, count, quote, run, select
 from graphdb.window import Window, create_windows
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
+    from graphdb.pyg import ViewFeatureStore, ViewGraphStore
     from graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
@@ -129,6 +132,37 @@ class GraphView:
             if edges.weight is not None:
                 data[relation.triple].edge_weight = edges.weight
         return data
+
+    def graph_store(self) -> ViewGraphStore:
+        """The window's topology behind PyG's GraphStore interface."""
+        from graphdb.pyg import ViewGraphStore  # noqa: PLC0415 - importing PyG takes seconds
+
+        return ViewGraphStore(self)
+
+    def feature_store(self) -> ViewFeatureStore:
+        """Numeric node properties behind PyG's FeatureStore interface."""
+        from graphdb.pyg import ViewFeatureStore  # noqa: PLC0415 - importing PyG takes seconds
+
+        return ViewFeatureStore(self)
+
+    def write_parquet(self, folder: str | Path) -> list[Path]:
+        """Writes `nodes_*`, `indices_*` and `indptr_*` Parquet files; returns them."""
+        return write_parquet(self, Path(folder))
+
+    def write_safetensors(self, path: str | Path) -> None:
+        """Writes the columns of each relation to one safetensors file."""
+        write_safetensors(self, Path(path))
+
+    def node_property(self, type: str, name: str) -> Array:  # noqa: A002 - as in node_ids
+        """A numeric property of a node type by idx: float64 [num_nodes], NaN where it is null."""
+        values = np.full(self.num_nodes[type], np.nan)
+        if name not in self.schema.node(type).properties:
+            msg = f"node type {type!r} has no property {name!r}, it has {list(self.schema.node(type).properties)}"
+            raise GraphError(msg)
+        query = f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {node_table(type)} WHERE {quote(name)} IS NOT NULL"
+        table = self._cursor.sql(query).to_arrow_table()
+        values[_column(table, "idx", np.int32)] = _column(table, "value", np.float64)
+        return values
 
     def sampler(
         self,

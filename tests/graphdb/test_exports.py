@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from graphdb import GraphSchema, GraphStore, GraphView
+from graphdb import GraphError, GraphSchema, GraphStore, GraphView
 
 NUM_EDGES = 5000
 
@@ -113,3 +117,52 @@ def test_an_empty_store_exports_nothing(store: GraphStore, schema: GraphSchema) 
     assert view.node_ids("user").type == pa.int64()
     assert len(view.fingerprint) == 64
     assert [len(view.edges(relation.name)) for relation in schema.relations] == [0, 0, 0]
+
+
+def test_parquet_files(view: GraphView, rows: dict[str, np.ndarray], tmp_path: Path) -> None:
+    files = view.write_parquet(tmp_path / "out")
+    assert {path.name for path in files} >= {"nodes_user.parquet", "indices_buys.parquet", "indptr_in.parquet"}
+    indices = pq.read_table(tmp_path / "out" / "indices_buys.parquet")
+    src, _, time, weight = _oracle(view, rows)
+    assert indices["src"].to_pylist() == src.tolist()
+    assert indices["time"].cast(pa.int64()).to_pylist() == time.tolist()
+    assert indices["weight"].to_pylist() == weight.tolist()
+    pointers = pq.read_table(tmp_path / "out" / "indptr_buys.parquet")["indptr"]
+    assert pointers.to_pylist() == view.csc("buys").colptr.tolist()
+    assert pq.read_table(tmp_path / "out" / "nodes_user.parquet")["id"].to_pylist() == view.node_ids("user").to_pylist()
+    with pytest.raises(FileExistsError, match="remove it"):
+        view.write_parquet(tmp_path / "out")
+
+
+def test_safetensors(view: GraphView, tmp_path: Path) -> None:
+    path = tmp_path / "graph.safetensors"
+    view.write_safetensors(path)
+    tensors = load_file(path)
+    columns = view.csc("buys")
+    assert set(tensors) >= {"buys.colptr", "buys.row", "buys.time", "buys.weight", "in.row"}
+    assert torch.equal(tensors["buys.colptr"], columns.colptr)
+    assert torch.equal(tensors["buys.row"], columns.row)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"fingerprint": view.fingerprint}
+
+
+def test_pyg_stores(store: GraphStore, view: GraphView) -> None:
+    graph, features = view.graph_store(), view.feature_store()
+    assert {attr.edge_type for attr in graph.get_all_edge_attrs()} == {relation.triple for relation in view.relations}
+    row, pointers = graph.get_edge_index(("user", "buys", "pin"), layout="csc")
+    assert row.dtype == pointers.dtype == torch.int64
+    assert row.tolist() == view.csc("buys").row.tolist()
+    src, dst = graph.get_edge_index(("user", "buys", "pin"), layout="coo")
+    assert (src.tolist(), dst.tolist()) == (view.edges("buys").src.tolist(), view.edges("buys").dst.tolist())
+    with pytest.raises(GraphError, match="a view does not change"):
+        graph.put_edge_index(torch.zeros(2, 1), ("user", "buys", "pin"), layout="coo")
+    store.load_nodes("user", pa.table({"id": [0, 7919], "age": [40, None], "country": ["fi", "se"]}))
+    view = store.view()
+    features = view.feature_store()
+    assert [(attr.group_name, attr.attr_name) for attr in features.get_all_tensor_attrs()] == [("user", "age")]
+    ages = features.get_tensor("user", "age", index=None)
+    assert ages.shape == (view.num_nodes["user"],)
+    assert ages[view.node_ids("user").to_pylist().index(0)] == 40
+    assert ages.isnan().sum() == len(ages) - 1
+    picked = features.get_tensor("user", "age", index=torch.tensor([view.node_ids("user").to_pylist().index(0)]))
+    assert picked.tolist() == [40]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -267,3 +268,12 @@ def test_a_larger_batch_is_loaded_right(store: GraphStore) -> None:
     assert (report.read, report.loaded) == (200_000, len(wanted))
     got = store.sql("SELECT src_id, dst_id, time FROM edges_clicks").to_pydict()
     assert set(zip(got["src_id"], got["dst_id"], got["time"], strict=True)) == wanted
+
+
+def test_relations_of_other_databases_are_read(store: GraphStore, tmp_path: Path, at: At) -> None:
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as other:
+        other.execute("CREATE TABLE log AS SELECT 1 AS src, i AS dst, TIMESTAMP '2026-01-01' AS time FROM range(5) AS t(i)")
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{tmp_path / 'warehouse.duckdb'}' AS warehouse (READ_ONLY)")
+        report = store.load_edges("clicks", connection.sql("SELECT * FROM warehouse.log WHERE dst > 1"))
+    assert (report.read, report.loaded) == (3, 3)
