@@ -28,7 +28,7 @@ class KgeValidation(BaseModel):
     max_fraction: float = Field(
         default=0.05, gt=0, lt=1, description="most of one relation's distinct edges that may be held out"
     )
-    every: int = Field(default=1, ge=1, description="epochs between validations; the last epoch always has one")
+    every: int = Field(default=2, ge=1, description="epochs between validations; the last epoch always has one")
 
 
 class KgeConfig(BaseModel):
@@ -43,15 +43,15 @@ class KgeConfig(BaseModel):
         default=False, description="give head queries relation parameters of their own (the relation's inverse)"
     )
 
-    epochs: int = Field(default=8, ge=1, description="passes over the edges")
-    batch_size: int = Field(default=512, ge=2, description="edges a step, all of one relation, sharing negatives")
+    epochs: int = Field(default=6, ge=1, description="passes over the edges")
+    batch_size: int = Field(default=256, ge=2, description="edges a step, all of one relation, sharing negatives")
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch and side, of the side's type")
-    num_degree: int = Field(default=128, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
+    num_degree: int = Field(default=64, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
     degree_power: float = Field(default=0.75, ge=0, description="power of the degree that those are drawn by")
     mask_known: bool = Field(default=True, description="mask negatives that make a known edge, not only the example's own")
     logq: bool = Field(default=True, description="correct scores for the chance of being drawn as a negative")
 
-    lr: float = Field(default=0.1, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
+    lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
     relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
     relation_weights: dict[str, float] = Field(

@@ -44,8 +44,9 @@ class RelationEdges:
         dst: node type of the tails.
         train: edges that are learned from.
         held_out: distinct edges that are not; no train edge joins the same two nodes by this relation.
-        tails_of: all known tails of each head, held-out ones included.
-        heads_of: all known heads of each tail, held-out ones included.
+        known: all (head, tail) pairs, held-out ones included: what filtered ranks leave out.
+        tails_of: the tails of each head in `train`: what is no negative. Masking held-out edges too would tell of them.
+        heads_of: the heads of each tail in `train`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RelationEdges:
     dst: str
     train: EdgeList
     held_out: EdgeList
+    known: PairIndex
     tails_of: PairIndex
     heads_of: PairIndex
 
@@ -110,12 +112,11 @@ def split_edges(view: GraphView, config: KgeConfig, generator: np.random.Generat
             validation=config.validation,
             generator=generator,
         )
-        held_pairs = PairIndex(held_out.heads, held_out.tails, num_left=num_src, num_right=num_dst)
-        tails_of = PairIndex(heads, tails, num_left=num_src, num_right=num_dst)
+        known = PairIndex(heads, tails, num_left=num_src, num_right=num_dst)
         if config.distinct_edges:
-            tails = tails_of.indices
-            heads = tails_of.left()
+            heads, tails = known.left(), known.indices
         if len(held_out):
+            held_pairs = PairIndex(held_out.heads, held_out.tails, num_left=num_src, num_right=num_dst)
             kept = ~held_pairs.contains(heads, tails)
             heads, tails = heads[kept], tails[kept]
         result.append(
@@ -125,8 +126,9 @@ def split_edges(view: GraphView, config: KgeConfig, generator: np.random.Generat
                 dst=relation.dst,
                 train=EdgeList(heads=heads, tails=tails),
                 held_out=held_out,
-                tails_of=tails_of,
-                heads_of=PairIndex(tails_of.indices, tails_of.left(), num_left=num_dst, num_right=num_src),
+                known=known,
+                tails_of=PairIndex(heads, tails, num_left=num_src, num_right=num_dst),
+                heads_of=PairIndex(tails, heads, num_left=num_dst, num_right=num_src),
             )
         )
     return result

