@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from serving.address import Address
 
@@ -20,6 +21,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Two clients in one process share no connection, so that closing or losing one never disturbs the other.
     ("grpc.use_local_subchannel_pool", 1),
+    # See PendingLookup.
+    (ChannelOptions.SingleThreadedUnaryStream, 1),
 )
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
+from torch.fx.graph import CodeGen
 
 from tables.artifact import ArtifactError
 
@@ -116,8 +117,18 @@ class UpperModel:
         self.device = torch.device(device)
         if self.device.type != "cpu":
             program = move_to_device_pass(program, self.device)
-        # Shapes are checked here once and by the server at every request: the guards would only repeat that.
-        self._module = program.module(check_guards=False)
+        signature = program.graph_signature
+        if len(signature.user_inputs) != 2 or len(signature.user_outputs) != 1:
+            raise ArtifactError(
+                f"the upper model takes {list(signature.user_inputs)} and answers {list(signature.user_outputs)}: "
+                "expected two tensors, dense and embeddings, and one of logits"
+            )
+        # An exported module takes its arguments apart and checks their shapes with sympy at every call, which costs
+        # more than a small model itself. Shapes are checked here and by the server: only the graph is run.
+        module = program.module(check_guards=False)
+        module.graph.set_codegen(CodeGen())
+        module.recompile()
+        self._module = module
         for num_candidates in (1, 2, 50):  # also warms up the allocator and the kernels
             dense = torch.zeros(num_candidates, num_dense)
             embeddings = torch.zeros(num_candidates, num_tables, dim)
@@ -145,5 +156,6 @@ class UpperModel:
             float32 [B, 2] on the CPU.
         """
         with torch.inference_mode():
-            logits: Tensor = self._module(dense.to(self.device), embeddings.to(self.device))
-            return logits.float().cpu()
+            (logits,) = self._module.forward(dense.to(self.device), embeddings.to(self.device))
+            answer: Tensor = logits.float().cpu()
+            return answer

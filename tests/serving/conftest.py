@@ -183,7 +183,7 @@ def lookup_client(lookup_server: LookupServer) -> Iterator[LookupClient]:
 
 @pytest.fixture(scope="module")
 def ranker_server(release: Release, lookup_server: LookupServer) -> Iterator[RankerServer]:
-    config = RankerConfig(releases=(release.path,), lookup=lookup_server.address, lookup_timeout_s=5, startup_timeout_s=10)
+    config = RankerConfig(releases=(release.path,), lookup=lookup_server.address, lookup_timeout_s=10, startup_timeout_s=10)
     with RankerServer(config) as server:
         yield server
 

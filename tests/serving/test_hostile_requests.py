@@ -153,7 +153,9 @@ def test_the_client_refuses_shapes_that_the_wire_cannot_tell(ranker_client):
 
 
 def test_open_reflection_streams_take_no_worker_away(release, lookup_server, request_of):
-    config = RankerConfig(releases=(release.path,), lookup=lookup_server.address, workers=1, drain_timeout_s=0.2)
+    config = RankerConfig(
+        releases=(release.path,), lookup=lookup_server.address, lookup_timeout_s=10, workers=1, drain_timeout_s=0.2
+    )
     with RankerServer(config) as server, grpc.insecure_channel(server.address) as channel:
         ended = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import urllib.request
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import (
+    DeadlineExceededError,
     InvalidRequestError,
     LookupClient,
     LookupConfig,
     LookupServer,
     OverloadedError,
+    ServingError,
     UnavailableError,
     VersionNotLoadedError,
 )
@@ -87,7 +90,7 @@ def test_a_lookup_must_name_its_version(lookup_client):
 
 def test_a_message_beyond_the_limit_is_refused(release):
     config = LookupConfig(releases=(release.path,), max_message_bytes=1000, max_ids_per_request=10**6)
-    with LookupServer(config) as server, LookupClient(server.address) as client:
+    with LookupServer(config) as server, LookupClient(server.address, timeout_s=10) as client:
         with pytest.raises(OverloadedError, match="larger than max"):
             client.lookup(release.version, {"user": range(1000)})
         assert client.lookup(release.version, {"user": range(100)}).version == release.version
@@ -106,7 +109,7 @@ def test_describe_tells_tables_and_limits(release, lookup_client):
 def test_a_damaged_release_is_not_loaded_and_the_others_stay(release, other_release, tmp_path):
     damaged = tmp_path / "damaged"
     _copy_with_a_flipped_byte(other_release.path, damaged)
-    with LookupServer(LookupConfig(releases=(release.path,))) as server, LookupClient(server.address) as client:
+    with LookupServer(LookupConfig(releases=(release.path,))) as server, LookupClient(server.address, timeout_s=10) as client:
         with pytest.raises(ValueError, match=r"lookup/pin_kge\.rows"):
             server.load(damaged)
         assert server.versions == (release.version,)
@@ -129,7 +132,7 @@ def test_two_servers_never_share_one_address(release, tmp_path):
             with pytest.raises(OSError, match=r"cannot listen|another server listens"):
                 second.start()
             second.stop()
-            with LookupClient(first.address) as client:
+            with LookupClient(first.address, timeout_s=10) as client:
                 assert client.describe().versions
         with LookupServer(config.model_copy(update={"listen": first.address})):
             pass  # free again
@@ -137,7 +140,7 @@ def test_two_servers_never_share_one_address(release, tmp_path):
 
 def test_metrics_count_rows_unknown_ids_and_statuses(release):
     config = LookupConfig(releases=(release.path,), metrics_listen="127.0.0.1:0")
-    with LookupServer(config) as server, LookupClient(server.address) as client:
+    with LookupServer(config) as server, LookupClient(server.address, timeout_s=10) as client:
         client.lookup(release.version, {"pin": [11, 12, 13], "user": [1000]})
         with pytest.raises(VersionNotLoadedError):
             client.lookup("0" * 64, {"user": [1]})
@@ -151,5 +154,36 @@ def test_metrics_count_rows_unknown_ids_and_statuses(release):
 
 
 def test_nobody_there_is_said_with_the_address():
-    with LookupClient("127.0.0.1:9") as client, pytest.raises(UnavailableError, match=r"lookup server 127\.0\.0\.1:9"):
+    with (
+        LookupClient("127.0.0.1:9", timeout_s=10) as client,
+        pytest.raises(UnavailableError, match=r"lookup server 127\.0\.0\.1:9"),
+    ):
         client.lookup("0" * 64, {"user": [1]})
+
+
+def test_a_started_lookup_runs_while_its_caller_does_something_else(release, lookup_server, lookup_client):
+    def answered() -> float:
+        return lookup_server.metrics.registry.get_sample_value("multifacet_lookup_requests_total", {"code": "OK"}) or 0.0
+
+    before = answered()
+    pending = lookup_client.start(release.version, {"user": [1000]}, timeout_s=10)
+    deadline = time.monotonic() + 8
+    while answered() == before:  # nothing here reads the answer, or even waits for it in gRPC
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert pending.elapsed_us == 0
+    assert pending.result().version == release.version
+    assert pending.elapsed_us > 0
+
+
+def test_a_lookup_that_was_given_up_says_so_and_leaves_the_connection_whole(release, lookup_client):
+    pending = lookup_client.start(release.version, {"user": range(16000)})
+    pending.cancel()
+    with pytest.raises(ServingError, match="CANCELLED"):
+        pending.result()
+    assert lookup_client.lookup(release.version, {"user": [1000]}).version == release.version
+
+
+def test_a_lookup_beyond_its_deadline_says_so(release, lookup_client):
+    with pytest.raises(DeadlineExceededError, match="lookup server"):
+        lookup_client.lookup(release.version, {"user": range(16000)}, timeout_s=1e-5)

@@ -105,8 +105,8 @@ def test_a_model_that_scores_nan_is_an_error_not_a_score(model, ranker_client, r
 def test_a_second_version_is_chosen_only_once_the_lookup_server_has_it(release, other_release, request_of):
     request_ids, candidate_ids, dense = request_of(3)
     with LookupServer(LookupConfig(releases=(release.path,))) as lookup:
-        config = RankerConfig(releases=(release.path,), lookup=lookup.address, startup_timeout_s=5)
-        with RankerServer(config) as ranker, RankerClient(ranker.address) as client:
+        config = RankerConfig(releases=(release.path,), lookup=lookup.address, lookup_timeout_s=10, startup_timeout_s=10)
+        with RankerServer(config) as ranker, RankerClient(ranker.address, timeout_s=10) as client:
             ranker.load(other_release.path)
             with pytest.raises(VersionNotLoadedError, match="not loaded by lookup server"):
                 ranker.choose(other_release.version)
@@ -135,7 +135,7 @@ def test_a_ranker_says_what_it_waits_for(release, other_release):
 
 def test_a_ranker_refuses_limits_that_its_lookup_server_does_not_keep(release):
     with LookupServer(LookupConfig(releases=(release.path,), max_ids_per_request=100)) as lookup:
-        config = RankerConfig(releases=(release.path,), lookup=lookup.address, max_candidates=50)
+        config = RankerConfig(releases=(release.path,), lookup=lookup.address, lookup_timeout_s=10, max_candidates=50)
         with pytest.raises(ValueError, match="lookups of up to 150 ids"):
             RankerServer(config).__enter__()
 
@@ -194,7 +194,7 @@ def test_rows_that_are_not_the_release_s_are_never_scored(release, lookup_server
         impostor.start()
         try:
             config = RankerConfig(releases=(release.path,), lookup=f"127.0.0.1:{port}", lookup_timeout_s=5)
-            with RankerServer(config) as ranker, RankerClient(ranker.address) as client:
+            with RankerServer(config) as ranker, RankerClient(ranker.address, timeout_s=10) as client:
                 request_ids, candidate_ids, dense = request_of(4)
                 with pytest.raises(kind, match=message):
                     client.rank(request_ids, candidate_ids, dense=dense)

@@ -138,7 +138,7 @@ def test_scores_are_of_one_version_both_halves_while_the_current_one_moves(relea
                     faults.append(answer)
 
     with LookupServer(LookupConfig(releases=(first_release.path, second_release.path))) as lookup:
-        config = RankerConfig(releases=(first_release.path,), lookup=lookup.address)
+        config = RankerConfig(releases=(first_release.path,), lookup=lookup.address, lookup_timeout_s=10)
         with RankerServer(config) as ranker:
             ranker.load(second_release.path)
             askers = [threading.Thread(target=ask, args=(seed,)) for seed in range(2)]
@@ -152,7 +152,7 @@ def test_scores_are_of_one_version_both_halves_while_the_current_one_moves(relea
             for asker in askers:
                 asker.join()
             mixed = np.zeros((1, 2), np.float32)
-            with RankerClient(ranker.address) as client:  # the witness does tell: rows of another id
+            with RankerClient(ranker.address, timeout_s=10) as client:  # the witness does tell: rows of another id
                 assert client.rank({"user": 1}, {"pin": [0]}, dense=mixed).ctr[0] == 1.0
     assert faults == []
     assert versions_seen == {first, second}
