@@ -70,9 +70,9 @@ class WorldConfig(BaseModel):
         le=20,
         description="log-odds of a response for one standard deviation of affinity; at 0 only popularity and activity matter",
     )
-    click_rate: float = Field(default=0.1, ge=0.001, le=0.9, description="mean probability of a click on a pin that is shown")
+    click_rate: float = Field(default=0.1, ge=0.01, le=0.9, description="mean probability of a click on a pin that is shown")
     conversion_rate: float = Field(
-        default=0.1, ge=0.001, le=0.9, description="mean probability that a pin brought before a user converts"
+        default=0.1, ge=0.01, le=0.9, description="mean probability that a pin brought before a user converts"
     )
     surface_correlation: float = Field(
         default=0.6, ge=-1, le=1, description="correlation of the affinities onsite and offsite over users and pins"
@@ -133,12 +133,14 @@ class WorldConfig(BaseModel):
         if last < 8:
             msg = f"a world of {self.days} days has {last} periods; a ranking task needs 8, which are {8 * PERIOD_DAYS} days"
             raise ValueError(msg)
-        pretrained, trained, validated = (round(last * share) for share in (36 / 53, 46 / 53, 48 / 53))
+        validated = min(round(last * 48 / 53), last - 1)
+        trained = min(round(last * 46 / 53), validated - 1)
+        pretrained = min(round(last * 36 / 53), trained - 1)
         return Splits(
             pretraining=(1, pretrained),
             training=(pretrained + 1, trained),
-            validation=(trained + 1, max(validated, trained + 1)),
-            test=(max(validated, trained + 1) + 1, last),
+            validation=(trained + 1, validated),
+            test=(validated + 1, last),
         )
 
     @property

@@ -61,8 +61,8 @@ class World:
     ) -> Self:
         """Generates a world, or opens the one of the same settings that is in the folder.
 
-        The folder is there whole or not at all. What an interrupted run has finished stays in a hidden folder beside it, and the
-        next run with the same settings goes on from there.
+        The folder is there whole or not at all. What an interrupted run has finished stays in a hidden folder beside it, and
+        the next run with the same settings goes on from there.
 
         Args:
             config: The settings. Neither threads nor chunks change what is generated.
