@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -232,12 +232,12 @@ def _serving(config: DemoConfig, done: Mapping[str, Stage]) -> Task:
 
 
 def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) -> dict[str, Any]:
-    graph = done["graph"].result
+    graph, recipe = done["graph"].result, Recipe.load(config.recipe)
     return {
         "graph": {
-            "nodes": graph["nodes"],
-            "edges": graph["edges"],
-            "relations": graph["relations"],
+            "nodes": _in_order(graph["nodes"], recipe.nodes),
+            "edges": _in_order(graph["edges"], recipe.relations),
+            "relations": _in_order(graph["relations"], recipe.relations),
             "loads": graph["loads"],
             "fingerprint": graph["fingerprint"],
         },
@@ -253,7 +253,7 @@ def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) 
             arm: {key: done[f"{arm}_demand"].result[key] for key in ("history", "validation", "coverage", "config")}
             for arm in _ARMS
         },
-        "quantization": done["quantization"].result,
+        "quantization": _in_order(done["quantization"].result, stages.PRECISIONS),
         "release": done["release"].result,
         "serving": done["serving"].result,
         "stages": [
@@ -267,6 +267,11 @@ def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) 
         ],
         "config": config.model_dump(mode="json"),
     }
+
+
+def _in_order(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Gives fields the order that a reader expects: a manifest keeps them by the alphabet."""
+    return {name: fields[name] for name in names}
 
 
 def _write(path: Path, text: str) -> None:

@@ -57,17 +57,20 @@ def intervals(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], tasks: M
 
 
 def precision_cost(quantization: Mapping[str, Mapping[str, Any]]) -> str:
-    """ROC-AUC against the tables' bytes, a point for each precision."""
+    """What each precision changes in ROC-AUC, against the tables' bytes."""
     figure = Figure(figsize=(_WIDTH_INCHES, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, x="tables, MB (log scale)", y="CTR ROC-AUC")
+    _style(axes, x="tables, MB (log scale)", y="CTR ROC-AUC against FP32")
     axes.set_xscale("log")
-    for precision, row in quantization.items():
-        megabytes = row["bytes"] / 1e6
-        low, high = row["ctr_roc_auc"] - row["ctr_roc_auc_low"], row["ctr_roc_auc_high"] - row["ctr_roc_auc"]
-        axes.errorbar(megabytes, row["ctr_roc_auc"], yerr=[[low], [high]], fmt="o", color=COLORS["pretrained"], capsize=3)
-        axes.annotate(precision.upper(), (megabytes, row["ctr_roc_auc"]), (7, 4), textcoords="offset points", fontsize=9)
     ticks = [row["bytes"] / 1e6 for row in quantization.values()]
+    changes = [row["ctr_roc_auc"] - quantization["fp32"]["ctr_roc_auc"] for row in quantization.values()]
+    axes.plot(ticks, changes, color=GRID, zorder=1)
+    axes.scatter(ticks, changes, color=COLORS["pretrained"], zorder=2)
+    for precision, tick, change in zip(quantization, ticks, changes, strict=True):
+        axes.annotate(
+            f"{precision.upper()} {change:+.5f}", (tick, change), (0, 8), textcoords="offset points", fontsize=9, ha="center"
+        )
+    axes.margins(x=0.12, y=0.35)
     axes.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
     axes.minorticks_off()
     return _svg(figure)

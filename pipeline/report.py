@@ -13,7 +13,12 @@ from pipeline.output import show, show_bytes
 
 ARM_NAMES = {"no_ids": "no id tables", "scratch": "id tables from scratch", "pretrained": "pretrained, fine-tuned"}
 TASKS = {"ctr": "CTR: bought what was promoted", "cvr": "CVR: bought it again within 28 days"}
+_HEADLINE = {
+    "kge": ("filtered_mrr", "filtered_hits@1", "filtered_hits@10"),
+    "contrastive": ("recall@20", "ndcg@20"),
+}
 _PHASES = {
+    "prepare_us": "reading and checking the request",
     "lookup_us": "lookup, start to answer",
     "lookup_server_us": "of which inside the lookup server",
     "assemble_us": "feature assembly, while the lookup runs",
@@ -53,6 +58,7 @@ def render(document: Mapping[str, Any]) -> str:
         document=document,
         figures=figures,
         arm_names=ARM_NAMES,
+        headline=_HEADLINE,
         tasks=TASKS,
         phases=_PHASES,
         config=json.dumps(document["config"], indent=2),
