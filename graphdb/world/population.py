@@ -50,7 +50,7 @@ class Population:
         for month in range(1, num_months) if num_replaced else ():
             luck = np.empty(num_alive)
             fill_units(derive_key(seed, name, "death", month), luck)
-            ends = np.sort(np.argsort(luck, kind="stable")[:num_replaced])
+            ends = np.sort(np.argpartition(luck, num_replaced - 1)[:num_replaced])
             died[alive[ends]] = month
             first = num_alive + (month - 1) * num_replaced
             alive[ends] = np.arange(first, first + num_replaced)

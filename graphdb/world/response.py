@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Final, Self
 
@@ -58,6 +59,7 @@ def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -700, 700))))
 
 
+@functools.cache
 def _solve_bias(rate: float, slope: float, dim: int) -> float:
     """Finds the bias for which a pair of random directions responds with probability `rate`."""
     # The angle between random directions of R^dim has density proportional to sin^(dim - 2).
