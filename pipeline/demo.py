@@ -51,7 +51,7 @@ class DemoConfig(BaseModel):
         full = cls()
         return cls(
             source=_SAMPLE,
-            kge=full.kge.model_copy(update={"epochs": 2}),
+            kge=full.kge.model_copy(update={"epochs": 2, "max_edges_per_relation": 20_000}),
             contrastive=full.contrastive.model_copy(update={"epochs": 2}),
             ranking={"max_epochs": 3},
             num_resamples=100,

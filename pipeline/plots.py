@@ -26,7 +26,7 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         _style(axes, x="epoch", y="loss")
         epochs = [row["epoch"] for row in rows]
         axes.plot(epochs, [row["loss"] for row in rows], color=COLORS.get(name, INK), marker="o", markersize=3)
-        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        axes.set_title(name.replace("_", " "), loc="left", fontsize=10, color=INK)
         axes.set_xticks(epochs if len(epochs) < 12 else epochs[:: len(epochs) // 8])
     return _svg(figure)
 

@@ -166,10 +166,10 @@ def column(table: pa.Table, name: str) -> NDArray[Any]:
         name: Column without nulls.
 
     Returns:
-        Array [rows] of the column's type.
+        Array [rows] of the column's type; writable, as torch wants it.
     """
     values: NDArray[Any] = table[name].combine_chunks().to_numpy(zero_copy_only=False)
-    return values
+    return np.require(values, requirements=("C", "W"))
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:

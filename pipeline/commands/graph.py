@@ -26,7 +26,9 @@ Since = Annotated[dt.datetime | None, typer.Option(help="Start of the window (UT
 @app.command()
 def init(
     store: Store,
-    schema: Annotated[Path | None, typer.Option(help="TOML file with [nodes.*] and [relations.*].")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="TOML file that declares node types and relations, as data/template.toml does.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Name of a dataset recipe, or path of one; loads its data too.")] = None,
     source: Annotated[Path | None, typer.Option(help="Folder of the recipe's raw files.")] = None,
     as_json: AsJson = False,
