@@ -53,8 +53,8 @@ class RankAnswer:
         request_id: As in the request.
         ctr: float32 [num_candidates], probability of a response.
         cvr: float32 [num_candidates], probability of a conversion.
-        phases: Microseconds by phase: lookup_us, lookup_wait_us, lookup_server_us, assemble_us, decode_us, upper_us,
-            total_us; see ``serving/protocol/ranker.proto``.
+        phases: Microseconds by phase: prepare_us, assemble_us, lookup_wait_us, decode_us, upper_us, total_us, and of the
+            lookup beside them lookup_us and lookup_server_us; see ``serving/protocol/ranker.proto``.
         num_unknown_ids: Distinct (table, id) pairs that got an out-of-vocabulary row.
     """
 

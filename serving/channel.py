@@ -26,21 +26,36 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(address: str, *, tls_ca: Path | None, max_answer_bytes: int) -> grpc.Channel:
+def open_channel(
+    address: str,
+    *,
+    tls_ca: Path | None = None,
+    tls_certificate: Path | None = None,
+    tls_key: Path | None = None,
+    max_answer_bytes: int,
+) -> grpc.Channel:
     """A channel to a server; it connects at the first request and connects again when the server comes back.
 
     Args:
         address: ``host:port`` or ``unix:/path``.
         tls_ca: PEM file of the authority that signed the server's certificate; None connects in plain text.
+        tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
+        tls_key: PEM file of that certificate's private key.
         max_answer_bytes: Longest answer accepted, in bytes.
 
     Raises:
-        ValueError: The address is not understood.
+        ValueError: The address is not understood, or a certificate comes without its key or without `tls_ca`.
         OSError: The PEM file cannot be read.
     """
     target = Address.parse(address).text
     options = (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
+    if (tls_certificate is None) != (tls_key is None) or (tls_certificate is not None and tls_ca is None):
+        raise ValueError("tls_certificate and tls_key go together, and with tls_ca")
     if tls_ca is None:
         return grpc.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(root_certificates=tls_ca.read_bytes())
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=tls_ca.read_bytes(),
+        private_key=tls_key.read_bytes() if tls_key is not None else None,
+        certificate_chain=tls_certificate.read_bytes() if tls_certificate is not None else None,
+    )
     return grpc.secure_channel(target, credentials, options=options)

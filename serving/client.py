@@ -38,11 +38,24 @@ class _Client:
         *,
         timeout_s: float = 1.0,
         tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ):
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = open_channel(address, tls_ca=tls_ca, max_answer_bytes=max_answer_bytes)
+        self._channel = open_channel(
+            address,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            max_answer_bytes=max_answer_bytes,
+        )
+        self._attach()
+
+    def _attach(self) -> None:
+        """Make the stubs of the service on the channel."""
+        raise NotImplementedError
 
     @property
     def _server(self) -> str:
@@ -110,20 +123,14 @@ class LookupClient(_Client):
         address: ``host:port`` or ``unix:/path``.
         timeout_s: Deadline of a request that names none, in seconds.
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on.
+        tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
+        tls_key: PEM file of that certificate's private key.
         max_answer_bytes: Longest answer accepted, in bytes.
     """
 
     _role = "lookup server"
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = 1.0,
-        tls_ca: Path | None = None,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
-    ):
-        super().__init__(address, timeout_s=timeout_s, tls_ca=tls_ca, max_answer_bytes=max_answer_bytes)
+    def _attach(self) -> None:
         self._stub = lookup_pb2_grpc.LookupStub(self._channel)  # type: ignore[no-untyped-call]
         self._start = self._channel.unary_stream(
             "/multifacet.serving.v1.Lookup/Lookup",
@@ -214,6 +221,8 @@ class RankerClient(_Client):
         address: ``host:port`` or ``unix:/path``.
         timeout_s: Deadline of a request that names none, in seconds.
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on.
+        tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
+        tls_key: PEM file of that certificate's private key.
         max_answer_bytes: Longest answer accepted, in bytes.
 
     Example:
@@ -222,15 +231,7 @@ class RankerClient(_Client):
 
     _role = "ranker"
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = 1.0,
-        tls_ca: Path | None = None,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
-    ):
-        super().__init__(address, timeout_s=timeout_s, tls_ca=tls_ca, max_answer_bytes=max_answer_bytes)
+    def _attach(self) -> None:
         self._stub = ranker_pb2_grpc.RankerStub(self._channel)  # type: ignore[no-untyped-call]
 
     def rank(

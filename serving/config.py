@@ -101,6 +101,10 @@ class RankerConfig(ListenConfig):
     lookup_tls_ca: Path | None = Field(
         default=None, description="PEM file of the authority that signed the lookup server's certificate; turns TLS on."
     )
+    lookup_tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the ranker's own certificate, for a lookup server that asks for one."
+    )
+    lookup_tls_key: Path | None = Field(default=None, description="PEM file of that certificate's private key.")
     lookup_timeout_s: PositiveFloat = Field(default=0.5, description="Longest wait for one lookup, in seconds.")
     startup_timeout_s: PositiveFloat = Field(
         default=60.0,

@@ -54,6 +54,8 @@ class RankerServer:
             config.lookup,
             timeout_s=config.lookup_timeout_s,
             tls_ca=config.lookup_tls_ca,
+            tls_certificate=config.lookup_tls_certificate,
+            tls_key=config.lookup_tls_key,
             max_answer_bytes=-1,  # every length is checked against the release
         )
         self._listener = Listener(
@@ -214,13 +216,14 @@ class RankerServer:
             self.metrics.count_rows(name, len(table.rows), table.num_unknown_ids)
             answer.num_unknown_ids += table.num_unknown_ids
         phases = {
-            "lookup_us": pending.elapsed_us,
-            "lookup_wait_us": (fetched_ns - assembled_ns) // 1000,
-            "lookup_server_us": rows.server_us,
+            "prepare_us": (sent_ns - started_ns) // 1000,
             "assemble_us": (assembled_ns - sent_ns) // 1000,
+            "lookup_wait_us": (fetched_ns - assembled_ns) // 1000,
             "decode_us": (decoded_ns - fetched_ns) // 1000,
             "upper_us": upper_us,
             "total_us": _since_us(started_ns),
+            "lookup_us": pending.elapsed_us,
+            "lookup_server_us": rows.server_us,
         }
         self.metrics.observe_us({name.removesuffix("_us"): value for name, value in phases.items()})
         answer.phases.CopyFrom(ranker_pb2.Phases(**phases))

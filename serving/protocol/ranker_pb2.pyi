@@ -40,22 +40,24 @@ class RankAnswer(_message.Message):
     def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., ctr: _Optional[_Iterable[float]] = ..., cvr: _Optional[_Iterable[float]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., num_unknown_ids: _Optional[int] = ...) -> None: ...
 
 class Phases(_message.Message):
-    __slots__ = ("lookup_us", "lookup_wait_us", "lookup_server_us", "assemble_us", "decode_us", "upper_us", "total_us")
-    LOOKUP_US_FIELD_NUMBER: _ClassVar[int]
-    LOOKUP_WAIT_US_FIELD_NUMBER: _ClassVar[int]
-    LOOKUP_SERVER_US_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("prepare_us", "assemble_us", "lookup_wait_us", "decode_us", "upper_us", "total_us", "lookup_us", "lookup_server_us")
+    PREPARE_US_FIELD_NUMBER: _ClassVar[int]
     ASSEMBLE_US_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_WAIT_US_FIELD_NUMBER: _ClassVar[int]
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     UPPER_US_FIELD_NUMBER: _ClassVar[int]
     TOTAL_US_FIELD_NUMBER: _ClassVar[int]
-    lookup_us: int
-    lookup_wait_us: int
-    lookup_server_us: int
+    LOOKUP_US_FIELD_NUMBER: _ClassVar[int]
+    LOOKUP_SERVER_US_FIELD_NUMBER: _ClassVar[int]
+    prepare_us: int
     assemble_us: int
+    lookup_wait_us: int
     decode_us: int
     upper_us: int
     total_us: int
-    def __init__(self, lookup_us: _Optional[int] = ..., lookup_wait_us: _Optional[int] = ..., lookup_server_us: _Optional[int] = ..., assemble_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., upper_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+    lookup_us: int
+    lookup_server_us: int
+    def __init__(self, prepare_us: _Optional[int] = ..., assemble_us: _Optional[int] = ..., lookup_wait_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., upper_us: _Optional[int] = ..., total_us: _Optional[int] = ..., lookup_us: _Optional[int] = ..., lookup_server_us: _Optional[int] = ...) -> None: ...
 
 class RankerDescribeRequest(_message.Message):
     __slots__ = ()

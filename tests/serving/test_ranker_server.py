@@ -75,7 +75,7 @@ def test_the_wanted_version_is_answered_or_refused_never_replaced(release, ranke
 def test_phases_say_where_the_time_went(ranker_client, request_of):
     request_ids, candidate_ids, dense = request_of(50)
     phases = ranker_client.rank(request_ids, candidate_ids, dense=dense).phases
-    parts = ("assemble_us", "lookup_wait_us", "decode_us", "upper_us")
+    parts = ("prepare_us", "assemble_us", "lookup_wait_us", "decode_us", "upper_us")
     assert 0 < sum(phases[part] for part in parts) <= phases["total_us"]
     assert 0 < phases["lookup_server_us"] <= phases["lookup_us"] <= phases["total_us"]
 
