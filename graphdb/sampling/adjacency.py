@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
+from graphdb.merging import is_clustered
 from graphdb.sampling.threads import run_ranges
 from graphdb.sql import GraphError
 
@@ -18,6 +19,7 @@ EdgeType = tuple[str, str, str]
 
 _MIN_COLUMNS_PER_THREAD: Final = 1 << 12
 _MAX_DEGREE: Final = 1 << 32
+_RUN: Final = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +93,7 @@ class Adjacency:
         if len(dst) and int(np.diff(colptr).max()) >= _MAX_DEGREE:
             msg = f"relation {edge_type}: a node has 2^32 or more edges; cut the window"
             raise GraphError(msg)
-        if not _is_clustered(dst, np.empty(0, np.int64) if time is None else time):
+        if not is_clustered(dst, time):
             order = _order_by_column(dst, colptr)
             if time is not None:
                 run_ranges(
@@ -146,15 +148,6 @@ def _column_pointers(dst: Any, num_dst: int) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _is_clustered(dst: Any, time: Any) -> bool:
-    timed = len(time) > 0
-    for edge in range(1, len(dst)):
-        if dst[edge] < dst[edge - 1] or (timed and dst[edge] == dst[edge - 1] and time[edge] < time[edge - 1]):
-            return False
-    return True
-
-
-@numba.njit(nogil=True, cache=True)
 def _order_by_column(dst: Any, colptr: Any) -> Any:
     """A stable counting argsort, int64 [E]."""
     order = np.empty(len(dst), np.int64)
@@ -168,20 +161,47 @@ def _order_by_column(dst: Any, colptr: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _sort_columns_by_time(colptr: Any, time: Any, order: Any, start: int, stop: int) -> None:
-    """Sorts each column's part of `order` by time, stably and in place."""
+    """Sorts each column's part of `order` by time, stably and in place: short runs by insertion, then merged."""
+    longest = 0
+    for column in range(start, stop):
+        longest = max(longest, colptr[column + 1] - colptr[column])
+    scratch = np.empty(longest, np.int64)
     for column in range(start, stop):
         first, end = colptr[column], colptr[column + 1]
-        if end - first > 64:
-            part = order[first:end].copy()
-            order[first:end] = part[np.argsort(time[part], kind="mergesort")]
-            continue
-        for position in range(first + 1, end):
-            edge = order[position]
-            hole = position
-            while hole > first and time[order[hole - 1]] > time[edge]:
-                order[hole] = order[hole - 1]
-                hole -= 1
-            order[hole] = edge
+        for left in range(first, end, _RUN):
+            _sort_run(time, order, left, min(left + _RUN, end))
+        width = _RUN
+        while width < end - first:
+            for left in range(first, end - width, 2 * width):
+                _merge_runs(time, order, scratch, left, left + width, min(left + 2 * width, end))
+            width *= 2
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort_run(time: Any, order: Any, first: int, end: int) -> None:
+    for position in range(first + 1, end):
+        edge = order[position]
+        hole = position
+        while hole > first and time[order[hole - 1]] > time[edge]:
+            order[hole] = order[hole - 1]
+            hole -= 1
+        order[hole] = edge
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge_runs(time: Any, order: Any, scratch: Any, first: int, middle: int, end: int) -> None:
+    for position in range(first, middle):
+        scratch[position - first] = order[position]
+    left, right = 0, middle
+    for position in range(first, end):
+        if left == middle - first:
+            return  # what is left of the right run stands where it belongs
+        if right == end or time[scratch[left]] <= time[order[right]]:
+            order[position] = scratch[left]
+            left += 1
+        else:
+            order[position] = order[right]
+            right += 1
 
 
 @numba.njit(nogil=True, cache=True)

@@ -124,10 +124,11 @@ def _alias_table(probabilities: Any) -> Any:
     """Thresholds float64 [n] and aliases int32 [n] (Vose 1991)."""
     num_nodes = len(probabilities)
     threshold = probabilities * num_nodes
-    alias = np.arange(num_nodes).astype(np.int32)
+    alias = np.empty(num_nodes, np.int32)
     small, large = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
     num_small, num_large = 0, 0
     for node in range(num_nodes):
+        alias[node] = node
         if threshold[node] < 1.0:
             small[num_small] = node
             num_small += 1

@@ -103,8 +103,8 @@ class Topology:
                 proportion.
 
         Raises:
-            GraphError: An unknown number of nodes, times that are no integers, edges that do not fit the nodes, weights that
-                are negative or not finite, or a weight attribute that no edge type has.
+            GraphError: No edge_index, an unknown number of nodes, times that are no integers, edges that do not fit the
+                nodes, weights that are negative or not finite, or a weight attribute that no edge type has.
         """
         is_hetero = isinstance(data, HeteroData)
         stores = {tuple(store._key): store for store in data.edge_stores} if is_hetero else {HOMOGENEOUS_EDGE: data}
@@ -112,6 +112,9 @@ class Topology:
         num_nodes = {name: _num_nodes(name, store.num_nodes) for name, store in nodes.items()}
         adjacencies = []
         for edge_type, store in stores.items():
+            if "edge_index" not in store:
+                msg = f"relation {edge_type} has no edge_index; make it from the adjacency, or remove this edge type"
+                raise GraphError(msg)
             edge_index = store.edge_index
             time = store[time_attr] if time_attr is not None and time_attr in store else None
             weight = store[weight_attr] if weight_attr is not None and weight_attr in store else None

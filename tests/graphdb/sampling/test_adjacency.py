@@ -82,6 +82,7 @@ def test_a_hetero_graph_keeps_types_times_and_isolated_types():
     [
         ({"time": torch.rand(2)}, "times are torch.float32"),
         ({"num_nodes": 1}, "expected 0 to 0"),
+        ({"edge_index": None}, "has no edge_index"),
         ({"edge_index": torch.tensor([[0, 2**40], [1, 0]])}, "does not fit 32 bits"),
     ],
 )

@@ -1,13 +1,16 @@
 """What every backend promises: PyG's conventions, right edges, disjointness, the past only, and repeatability."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch_geometric.typing
+from scipy.stats import chisquare
 from torch_geometric.data import Data
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
-from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology
+from graphdb.sampling import Adjacency, MultifacetSampler, SamplerConfig, Topology
 
 needs_pyg_lib = pytest.mark.skipif(
     not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (see requirements/pyg-lib.txt)"
@@ -148,6 +151,26 @@ def test_equal_seeds_repeat_and_others_do_not(random_topology: Topology, backend
     assert outputs(7) == outputs(7)
     assert outputs(7) != outputs(8)
     assert len({tuple(call) for call in outputs(7)}) == 3, "each call draws anew"
+
+
+def test_hops_and_relations_draw_independently(backend: str):
+    # Pins 0 and 1 lead to pins 2 and 3 by two relations, and 2 and 3 to 0 and 1: each draw is the toss of a coin.
+    ends = np.array([2, 3, 2, 3, 0, 1, 0, 1], np.int32), np.array([0, 0, 1, 1, 2, 2, 3, 3], np.int32)
+    relations = [Adjacency.from_edges(("pin", name, "pin"), *ends, num_src=4, num_dst=4) for name in ("near", "like")]
+    config = SamplerConfig(num_neighbors=[1, 1], disjoint=True, seed=3, backend=backend)
+    output = MultifacetSampler(Topology({"pin": 4}, relations), config).sample_from_nodes(seeds_of("pin", [0] * 4000))
+    tosses = {}
+    for name in ("near", "like"):
+        key = ("pin", name, "pin")
+        src, dst = output.row[key], output.col[key]
+        for hop, drawn in enumerate((src[:4000], src[4000:])):
+            owner = output.batch["pin"][dst[:4000] if hop == 0 else dst[4000:]]
+            first = torch.zeros(4000, dtype=torch.int64)
+            # Where a hop draws twice for a seed, the first of them: backwards, so that it is written last.
+            first[owner.flip(0)] = output.node["pin"][drawn.flip(0)] % 2
+            tosses[name, hop] = first
+    for one, other in itertools.combinations(tosses.values(), 2):
+        assert chisquare(torch.bincount(2 * one + other, minlength=4)).pvalue > 1e-4
 
 
 def test_torchs_global_generator_is_left_alone(random_topology: Topology, backend: str):

@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch_geometric.typing
 from pydantic import ValidationError
+from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling, NodeSamplerInput
+from torch_geometric.transforms import ToUndirected
 
 from graphdb import GraphError, GraphStore
 from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
@@ -192,6 +194,29 @@ def test_a_windows_sampler_sees_the_window(shop: GraphStore, at: Callable[[float
     numbers = sampler.edge_permutation[reverse][output.edge[reverse]]
     assert {ids["user"][src] for src in edges.src[numbers]} == {2}
     assert sorted(ids["pin"][dst] for dst in edges.dst[numbers]) == [2, 12, 22]
+
+
+def test_a_windows_stores_and_data_load_alike(shop: GraphStore):
+    shop.load_nodes("user", pa.table({"id": [1, 2, 3], "age": [31, 32, 33], "country": ["a", "b", "c"]}))
+    view = shop.view()
+    data = ToUndirected()(view.to_hetero_data())
+    stores = view.feature_store(), view.graph_store()
+    clicks = ("user", "clicks", "pin")
+    links = data[clicks].edge_index[:, :5]
+    batches = []
+    for source in (data, stores):
+        nodes = NodeLoader(source, view.sampler([2, 2], reverse=True), input_nodes=("pin", torch.arange(15)), batch_size=15)
+        ends = LinkLoader(
+            source, view.sampler([2], temporal="last"), (clicks, links), None, data[clicks].time[:5], "binary", batch_size=5
+        )
+        batches.append((next(iter(nodes)), next(iter(ends))))
+    for of_data, of_stores in zip(*batches, strict=True):
+        assert torch.equal(of_stores["user"].age, torch.tensor([31.0, 32.0, 33.0])[of_stores["user"].n_id])
+        for name in ("user", "pin"):
+            assert torch.equal(of_data[name].n_id, of_stores[name].n_id)
+        assert torch.equal(of_data[clicks].edge_index, of_stores[clicks].edge_index)
+    assert batches[0][0][clicks].edge_index.size(1) > 0
+    assert torch.equal(batches[0][1][clicks].edge_label_index, batches[1][1][clicks].edge_label_index)
 
 
 def test_a_windows_weights_and_times_are_used_where_they_are_asked_for(shop: GraphStore):
