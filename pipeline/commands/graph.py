@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import typer
 
 from pipeline.console import stderr
+from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_arrow, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
@@ -54,6 +55,25 @@ def init(
 
 
 @app.command()
+def synth(
+    store: Store,
+    folder: Annotated[Path, typer.Option(help="Folder for the world's files and its truth.")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a synthetic world, whose truth is known, and loads it into a store."""
+    from graphdb.world import World, WorldConfig
+
+    with stderr.status("generating"):
+        world = World.generate(WorldConfig(**parse_settings(settings)), folder)
+        reports = world.build_store(store)
+    if as_json:
+        emit_json({"store": str(store), "world": str(folder), "loads": [report.to_dict() for report in reports]})
+    else:
+        emit_reports(reports)
+
+
+@app.command()
 def load(
     store: Store,
     source: Annotated[list[str], typer.Argument(help="Parquet or CSV files, or globs.")],
@@ -65,7 +85,8 @@ def load(
     time: Annotated[str, typer.Option(help="Column of an edge's time.")] = "time",
     weight: Annotated[str, typer.Option(help="Column of an edge's weight.")] = "weight",
     missing_nodes: Annotated[
-        Literal["create", "reject"], typer.Option(help="What to do with an edge whose node is unknown.")
+        Literal["create", "hold", "reject"],
+        typer.Option(help="What to do with an edge whose node is unknown: hold keeps it until the node comes."),
     ] = "create",
     as_json: AsJson = False,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.console import stderr
+from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ Output = Annotated[Path, typer.Argument(help="Snapshot to write: a folder that d
 AsOf = Annotated[dt.datetime | None, typer.Option(help="End of the window (UTC, not within it).")]
 Since = Annotated[dt.datetime | None, typer.Option(help="Start of the window (UTC, within it).")]
 Relations = Annotated[list[str] | None, typer.Option("--relation", help="Only these relations of the view.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the configuration; the value is JSON or a bare word."),
-]
 
 
 @app.command("kge")
@@ -61,21 +57,6 @@ def pretrain_contrastive(
 
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, as_json=as_json)
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """Reads `FIELD=VALUE` options; a value that is not JSON is taken as text."""
-    fields = {}
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            msg = f"--set takes FIELD=VALUE, got {setting!r}"
-            raise typer.BadParameter(msg)
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
-    return fields
 
 
 def _pretrain(

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.pretrain import Settings, parse_settings
 from pipeline.console import stderr
+from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 Store = Annotated[Path, typer.Argument(help="Graph store with the ranking tables (periods, placements, responses, ...).")]

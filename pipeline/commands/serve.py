@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.pretrain import Settings, parse_settings
+from pipeline.options import Settings, parse_settings
 
 app = typer.Typer(no_args_is_help=True, help="Serve a release: rows from CPU memory, scores from the upper model.")
 
