@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.output import emit_rows, show_bytes, stdout
-from pipeline.report import ARM_NAMES
 
 
 def print_summary(document: Mapping[str, Any]) -> None:
@@ -29,13 +28,11 @@ def print_summary(document: Mapping[str, Any]) -> None:
             gain = document["differences"].get(arm, {}).get(task)
             rows.append(
                 {
-                    "arm": ARM_NAMES[arm],
+                    "id tables": arm.replace("no_ids", "none"),
                     "task": task.upper(),
                     "ROC-AUC": f"{values['roc_auc']:.4f}",
-                    "95% interval": f"{values['roc_auc_low']:.4f} to {values['roc_auc_high']:.4f}",
-                    "against no id tables": _signed(gain),
-                    "log loss": f"{values['log_loss']:.4f}",
-                    "normalised entropy": f"{values['normalized_entropy']:.4f}",
+                    "95% interval": f"{values['roc_auc_low']:.4f}-{values['roc_auc_high']:.4f}",
+                    "against none": _signed(gain),
                 }
             )
     emit_rows(rows, title="ranking, test weeks, negatives drawn by demand")
@@ -54,11 +51,11 @@ def print_summary(document: Mapping[str, Any]) -> None:
                 "candidates": serving["candidates"],
                 "p50 ms": f"{serving['p50_ms']:.2f}",
                 "p99 ms": f"{serving['p99_ms']:.2f}",
-                "answers of a wrong version": serving["wrong_version"],
-                "largest difference from offline": f"{serving['max_abs_diff']:.1e}",
+                "wrong version": serving["wrong_version"],
+                "max difference": f"{serving['max_abs_diff']:.1e}",
             }
         ],
-        title=f"serving, {document['release']['precision'].upper()}",
+        title=f"serving, {document['release']['precision'].upper()}, against the offline scores",
     )
     reused = sum(stage["reused"] for stage in document["stages"])
     stdout.print(f"{document['seconds']:.0f} s, {reused} of {len(document['stages'])} stages reused")
@@ -68,4 +65,4 @@ def print_summary(document: Mapping[str, Any]) -> None:
 def _signed(gain: Mapping[str, float] | None) -> str:
     if gain is None:
         return ""
-    return f"{gain['difference']:+.4f} ({gain['difference_low']:+.4f} to {gain['difference_high']:+.4f})"
+    return f"{gain['difference']:+.4f} ({gain['difference_low']:+.4f}, {gain['difference_high']:+.4f})"
