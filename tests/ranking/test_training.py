@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ranking import Arm, RankingConfig, RankingResult, arm_config, evaluate, train
+from ranking.evaluation import log_loss
+from tables import IdMap
+
+from .conftest import DIM, Planted
+
+SMALL: dict[str, Any] = {"dim": DIM, "batch_size": 256, "hidden": (32, 16), "projected": 8, "upper_lr": 5e-3}
+
+
+def fit(planted: Planted, arm: Arm, **overrides: Any) -> RankingResult:
+    config = arm_config(arm, **(SMALL | overrides))
+    return train(planted.train, planted.valid, config, snapshots=planted.snapshots)
+
+
+@pytest.fixture(scope="module")
+def results(planted: Planted) -> dict[Arm, RankingResult]:
+    arms: tuple[Arm, ...] = ("no_ids", "scratch", "pretrained")
+    return {arm: fit(planted, arm) for arm in arms}
+
+
+def test_pretrained_tables_find_the_planted_preference(planted: Planted, results: dict[Arm, RankingResult]) -> None:
+    areas = {
+        arm: {task: row["roc_auc"] for task, row in evaluate(result.score(planted.test), planted.test).items()}
+        for arm, result in results.items()
+    }
+    # Each user has ten examples: too few to learn eight elements, so only pretrained rows can tell.
+    for task in ("ctr", "cvr"):
+        assert areas["pretrained"][task] > areas["scratch"][task] + 0.1
+        assert areas["pretrained"][task] > areas["no_ids"][task] + 0.1
+
+
+def test_scratch_has_tables_of_the_same_shapes(results: dict[Arm, RankingResult]) -> None:
+    assert results["scratch"].model.specs == results["pretrained"].model.specs
+    assert results["no_ids"].model.specs == ()
+    assert [coverage.num_missing for coverage in results["pretrained"].coverage] == [1] * 6
+    assert results["scratch"].coverage == []
+    assert len(results["pretrained"].parents) == 2
+
+
+def test_the_best_weights_are_kept(planted: Planted, results: dict[Arm, RankingResult]) -> None:
+    result = results["scratch"]
+    losses = [row["valid_ctr_log_loss"] for row in result.history]
+    assert losses[-1] > min(losses)
+    assert result.metrics["valid_ctr_log_loss"] == min(losses)
+    scores = result.score(planted.valid)[:, 0]
+    assert log_loss(planted.valid.ctr_label, scores) == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone(planted: Planted) -> None:
+    before = torch.random.get_rng_state()
+    first, again = (fit(planted, "pretrained", max_epochs=1) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (first.score(planted.test) == again.score(planted.test)).all()
+    other = fit(planted, "pretrained", max_epochs=1, seed=1)
+    assert (first.score(planted.test) != other.score(planted.test)).any()
+
+
+def initial_tables(planted: Planted, arm: Arm) -> Mapping[str, torch.Tensor]:
+    frozen = fit(planted, arm, max_epochs=1, freeze_tables=True)
+    return {spec.name: frozen.model.table(spec.name) for spec in frozen.model.specs}
+
+
+def test_only_rows_of_training_examples_move(planted: Planted) -> None:
+    initial = initial_tables(planted, "pretrained")
+    few = planted.train.take(np.arange(300))
+    config = arm_config("pretrained", **SMALL, max_epochs=1)
+    result = train(few, planted.valid, config, snapshots=planted.snapshots)
+    for spec in result.model.specs:
+        used = np.zeros(spec.num_rows, dtype=bool)
+        used[result.id_maps[spec.feature].rows(few.ids(spec.feature))] = True
+        moved = (result.model.table(spec.name) != initial[spec.name]).any(1).numpy()
+        assert (moved == used).all()
+
+
+def test_frozen_tables_keep_the_snapshots_vectors(planted: Planted) -> None:
+    initial = initial_tables(planted, "pretrained")
+    vectors = planted.snapshots[1].vectors("pin")
+    norm = vectors.square().sum(1).mean().sqrt()
+    torch.testing.assert_close(initial["pin_kge"][:-1], vectors / norm)
+
+
+def test_unknown_conversion_labels_do_not_move_the_model(planted: Planted) -> None:
+    config = arm_config("pretrained", **SMALL, max_epochs=1, cvr_weight=1.0)
+    nothing_known = replace(planted.train, cvr_label=np.full(len(planted.train), np.nan, dtype=np.float32))
+    without = train(nothing_known, planted.valid, config, snapshots=planted.snapshots)
+    unweighted = config.model_copy(update={"cvr_weight": 0.0})
+    expected = train(planted.train, planted.valid, unweighted, snapshots=planted.snapshots)
+    assert (without.score(planted.test)[:, 0] == expected.score(planted.test)[:, 0]).all()
+
+
+def test_unknown_ids_share_the_out_of_vocabulary_row(planted: Planted, results: dict[Arm, RankingResult]) -> None:
+    one = planted.test.take(np.zeros(2, dtype=np.int64))
+    strangers = replace(one, user_id=np.array([99_999, 77_777]), pin_id=np.array([5, 6]))
+    first, second = results["pretrained"].score(strangers)
+    assert (first == second).all()
+
+
+def test_facets_can_be_pretrained_one_by_one(planted: Planted) -> None:
+    result = fit(planted, "pretrained", max_epochs=1, pretrained_facets=("kge",))
+    assert {coverage.table for coverage in result.coverage} == {"user_kge", "pin_kge", "advertiser_kge"}
+    assert len(result.model.specs) == 6
+
+
+def test_without_snapshots_the_training_ids_get_rows(planted: Planted) -> None:
+    config = arm_config("scratch", **SMALL, max_epochs=1)
+    result = train(planted.train, planted.valid, config)
+    assert result.id_maps["pin"].num_rows == len(np.unique(planted.train.pin_id)) + 1
+
+
+def test_id_maps_can_be_given(planted: Planted) -> None:
+    maps = {
+        feature: IdMap.hashed(16, id_type="int64", seed=position)
+        for position, feature in enumerate(("user", "pin", "advertiser"))
+    }
+    config = arm_config("pretrained", **SMALL, max_epochs=1)
+    result = train(planted.train, planted.valid, config, snapshots=planted.snapshots, id_maps=maps)
+    assert {spec.num_rows for spec in result.model.specs} == {16}
+
+
+def test_progress_sees_every_validation(planted: Planted) -> None:
+    rows: list[Mapping[str, float]] = []
+    config = arm_config("no_ids", **SMALL, max_epochs=2, validations_per_epoch=2, patience=9)
+    result = train(planted.train, planted.valid, config, progress=rows.append)
+    assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5, 2.0]
+    assert rows == result.history
+
+
+def test_misfitting_arguments_are_refused(planted: Planted, results: dict[Arm, RankingResult]) -> None:
+    with pytest.raises(ValueError, match=r"no snapshot of the pretrained facets \['kge'\]"):
+        train(planted.train, planted.valid, arm_config("pretrained"), snapshots=planted.snapshots[:1])
+    with pytest.raises(ValidationError, match="not in facets"):
+        RankingConfig(facets=("kge",), pretrained_facets=("contrastive",))
+    with pytest.raises(ValueError, match="expected one of no_ids, scratch, pretrained"):
+        arm_config("other")  # type: ignore[arg-type]
+    renamed = replace(planted.test, dense_names=("a", "b", "c"))
+    with pytest.raises(ValueError, match="dense features"):
+        results["no_ids"].score(renamed)
+    wild = replace(planted.train, dense=np.full_like(planted.train.dense, np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        train(wild, planted.valid, arm_config("no_ids", **SMALL))
