@@ -43,17 +43,18 @@ class KgeConfig(BaseModel):
         default=False, description="give head queries relation parameters of their own (the relation's inverse)"
     )
 
-    epochs: int = Field(default=6, ge=1, description="passes over the edges")
+    epochs: int = Field(default=4, ge=1, description="passes over the edges")
     batch_size: int = Field(default=256, ge=2, description="edges a step, all of one relation, sharing negatives")
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch and side, of the side's type")
     num_degree: int = Field(default=64, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
     degree_power: float = Field(default=0.75, ge=0, description="power of the degree that those are drawn by")
-    mask_known: bool = Field(default=True, description="mask negatives that make a known edge, not only the example's own")
+    mask_known: bool = Field(default=False, description="mask negatives that make another training edge (its own is never one)")
     logq: bool = Field(default=True, description="correct scores for the chance of being drawn as a negative")
 
     lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
     relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
+    l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
     relation_weights: dict[str, float] = Field(
         default_factory=dict, description="relation name -> weight of its loss; 1 where not named, 0 leaves it out"
     )

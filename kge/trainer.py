@@ -320,9 +320,14 @@ class Trainer:
             bias = -squares if bias is None else bias - squares
             queries = 2.0 * queries
         loss = sampled_softmax_loss(queries, keys, torch.from_numpy(candidates.targets).long(), bias=bias, hits=candidates.hits)
+        objective = loss
+        if config.l2:
+            # Of the edges' own ends, as often as they stand in the batch: frequent entities are held as firmly as rare.
+            share = torch.from_numpy(np.bincount(candidates.targets, minlength=len(candidates.rows)) / len(batch))
+            objective = loss + config.l2 * (ends[side].square().sum(1) @ share.float())
         names = list(parameters)
         weight = torch.tensor(config.relation_weights.get(batch.relation.name, 1.0))
-        gradients = torch.autograd.grad(loss, [*leaves, *(parameters[name] for name in names)], weight)
+        gradients = torch.autograd.grad(objective, [*leaves, *(parameters[name] for name in names)], weight)
         return _SideGradients(
             loss=float(loss.detach()),
             key=key,

@@ -20,7 +20,16 @@ MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "com
 
 def build(view: GraphView, **options: object) -> Trainer:
     config = KgeConfig.model_validate(
-        {"dim": 8, "init_scale": 0.5, "validation": KgeValidation(num_edges=0), "num_uniform": 6, "num_degree": 4} | options
+        {
+            "dim": 8,
+            "init_scale": 0.5,
+            "mask_known": True,
+            "l2": 0.0,
+            "validation": KgeValidation(num_edges=0),
+            "num_uniform": 6,
+            "num_degree": 4,
+        }
+        | options
     )
     generator = np.random.default_rng(config.seed)
     return Trainer(split_edges(view, config, generator), view.num_nodes, config, generator)
@@ -76,11 +85,13 @@ def spelled_out_loss(
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("relation_name", ["clicks", "alike"])
-@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"reciprocal": True, "l2": 0.3}, {"mask_known": False, "logq": False}], ids=["plain", "reciprocal", "raw"]
+)
 def test_a_step_follows_the_gradient_of_the_loss_written_out(
-    view: GraphView, name: ModelName, relation_name: str, reciprocal: bool
+    view: GraphView, name: ModelName, relation_name: str, options: dict[str, object]
 ) -> None:
-    trainer = build(view, model=name, reciprocal=reciprocal)
+    trainer = build(view, model=name, **options)
     for values in trainer.state.relations.values.values():
         for value in values.values():
             value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(5)) * 0.3)
@@ -98,7 +109,8 @@ def test_a_step_follows_the_gradient_of_the_loss_written_out(
     drawn = {"head": batch.heads, "tail": batch.tails}
     expected = spelled_out_loss(trainer, relation, heads, tails, drawn, tables, parameters)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
-    expected.backward()
+    lengths = tables[relation.src][heads].square().sum(1) + tables[relation.dst][tails].square().sum(1)
+    (expected + trainer.config.l2 * lengths.mean()).backward()
     for key, table in tables.items():
         if table.grad is None:
             assert torch.equal(trainer.state.tables[key], before[key])
