@@ -72,5 +72,6 @@ def _until_signalled() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        # A process that was told to end is ending: told once more, it must not be cut off with another exit status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if stop.is_set() else before[signal.SIGTERM])
