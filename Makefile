@@ -43,7 +43,7 @@ hooks: venv-dev  ## run the linters before every commit
 
 requirements:  ## pin the lists anew from pyproject.toml (needs uv)
 	$(UV_COMPILE) pyproject.toml --extra cpu --extra demo --no-emit-package torch -o requirements/cpu.txt
-	$(UV_COMPILE) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+	$(UV_COMPILE) --group dev --no-emit-package torch -c requirements/cpu.txt -o requirements/dev.txt
 
 wheel: venv  ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
