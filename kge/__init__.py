@@ -1,12 +1,12 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
 from kge.config import KgeConfig, KgeValidation
-from kge.edges import EdgeList
 from kge.evaluation import evaluate
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
 from kge.trainer import train
+from kge.triples import EdgeList, TripleSet, TripleSplit
 
 __all__ = [
     "ComplEx",
@@ -21,6 +21,8 @@ __all__ = [
     "TransE",
     "TransR",
     "TransRA",
+    "TripleSet",
+    "TripleSplit",
     "build_model",
     "evaluate",
     "train",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kge.triples import EdgeList
 from tables.pairs import PairIndex
 
 if TYPE_CHECKING:
@@ -16,22 +17,6 @@ if TYPE_CHECKING:
     from kge.config import KgeConfig, KgeValidation
 
 __all__ = ["EdgeList", "RelationEdges", "split_edges"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EdgeList:
-    """Heads and tails of one relation.
-
-    Attributes:
-        heads: int32 [E], idx within the relation's src type.
-        tails: int32 [E], idx within the relation's dst type.
-    """
-
-    heads: NDArray[np.int32]
-    tails: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kge.edges import EdgeList
     from kge.predictor import LinkPredictor
+    from kge.triples import EdgeList
 
 __all__ = ["evaluate", "filtered_ranks", "ranking_metrics"]
 

@@ -1,0 +1,407 @@
+"""Triples as columns: what pretraining and evaluation read, from a graph store's view or from plain text files."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from graphdb import GraphView
+    from kge.config import KgeValidation
+
+__all__ = ["EdgeList", "TripleSet", "TripleSplit"]
+
+# The one node type of triples that come from text, which says nothing of types.
+_ENTITY = "entity"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdgeList:
+    """Heads and tails of one relation.
+
+    Attributes:
+        heads: int32 [E], idx within the relation's src type.
+        tails: int32 [E], idx within the relation's dst type.
+    """
+
+    heads: NDArray[np.int32]
+    tails: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TripleSet:
+    """Triples of several relations, with the vocabulary that their numbers count in.
+
+    Attributes:
+        heads: int32 [T], idx within the src type of the triple's relation.
+        relations: int32 [T], position in `relation_names`.
+        tails: int32 [T], idx within the dst type of the triple's relation.
+        relation_names: the relations' names, each once.
+        ends: relation name -> (node type of its heads, node type of its tails).
+        num_nodes: node type -> rows, so that every idx of the type is below it.
+        ids: node type -> external id of each idx, where known.
+        times: int64 [T], microseconds since the epoch (UTC), `NO_TIME` for a relation without times; None if none has any.
+
+    Raises:
+        ValueError: if the columns' lengths differ, a number lies outside its vocabulary, or a type or name is missing.
+
+    Example:
+        >>> triples = TripleSet(
+        ...     heads=np.int32([0, 1]), relations=np.int32([0, 0]), tails=np.int32([2, 2]),
+        ...     relation_names=("likes",), ends={"likes": ("user", "pin")}, num_nodes={"user": 2, "pin": 3},
+        ... )
+        >>> triples
+        TripleSet(user=2, pin=3, (user, likes, pin)=2)
+    """
+
+    heads: NDArray[np.int32]
+    relations: NDArray[np.int32]
+    tails: NDArray[np.int32]
+    relation_names: tuple[str, ...]
+    ends: Mapping[str, tuple[str, str]]
+    num_nodes: Mapping[str, int]
+    ids: Mapping[str, pa.Array] = field(default_factory=dict)
+    times: NDArray[np.int64] | None = None
+
+    NO_TIME = np.iinfo(np.int64).min
+
+    def __post_init__(self) -> None:
+        columns = {"heads": self.heads, "relations": self.relations, "tails": self.tails}
+        for name, column in columns.items():
+            if column.dtype != np.int32 or column.shape != self.heads.shape or column.ndim != 1:
+                raise ValueError(
+                    f"{name} must be an int32 column as long as heads ({len(self.heads)}), got {column.dtype} {column.shape}"
+                )
+        if self.times is not None and self.times.shape != self.heads.shape:
+            raise ValueError(f"times must be a column as long as heads ({len(self.heads)}), got {self.times.shape}")
+        if len(set(self.relation_names)) != len(self.relation_names) or set(self.ends) != set(self.relation_names):
+            raise ValueError(
+                f"relation_names must be distinct and those of ends, got {self.relation_names} and {set(self.ends)}"
+            )
+        missing = {node_type for pair in self.ends.values() for node_type in pair} - set(self.num_nodes)
+        if missing:
+            raise ValueError(f"num_nodes lacks the node types {sorted(missing)} that relations end in")
+        for node_type, ids in self.ids.items():
+            if len(ids) != self.num_nodes[node_type]:
+                raise ValueError(f"{node_type}: {self.num_nodes[node_type]} nodes, but {len(ids)} external ids")
+        _check_range("relations", self.relations, np.int64(len(self.relation_names)))
+        if len(self):
+            for name, column, end in (("heads", self.heads, 0), ("tails", self.tails, 1)):
+                sizes = np.array([self.num_nodes[self.ends[relation][end]] for relation in self.relation_names])
+                _check_range(name, column, sizes[self.relations])
+
+    @classmethod
+    def from_view(cls, view: GraphView, *, relations: Collection[str] | None = None, ids: bool = False) -> Self:
+        """Read the edges of a graph window.
+
+        Args:
+            view: the window.
+            relations: names of the relations to read, in any order; None for all.
+            ids: whether to read the nodes' external ids too.
+
+        Returns:
+            The triples, relation by relation in the view's order, repeated edges as often as the window has them.
+
+        Raises:
+            ValueError: if the view lacks one of the relations.
+        """
+        names = [relation.name for relation in view.relations]
+        if unknown := [name for name in relations or () if name not in names]:
+            raise ValueError(f"relations names {unknown}, but the view has {names}")
+        chosen = [relation for relation in view.relations if relations is None or relation.name in relations]
+        edges = [view.edges(relation.name) for relation in chosen]
+        timed = any(edge.time is not None for edge in edges)
+        return cls(
+            heads=_concatenate([edge.src.numpy() for edge in edges]),
+            relations=np.repeat(np.arange(len(chosen), dtype=np.int32), [len(edge) for edge in edges]),
+            tails=_concatenate([edge.dst.numpy() for edge in edges]),
+            relation_names=tuple(relation.name for relation in chosen),
+            ends={relation.name: (relation.src, relation.dst) for relation in chosen},
+            num_nodes=dict(view.num_nodes),
+            ids={node_type: view.node_ids(node_type) for node_type in view.num_nodes} if ids else {},
+            times=np.concatenate(
+                [edge.time.numpy() if edge.time is not None else np.full(len(edge), cls.NO_TIME) for edge in edges]
+            )
+            if timed
+            else None,
+        )
+
+    def take(self, positions: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Self:
+        """Give some of the triples, by position or mask, with the same vocabulary."""
+        return replace(
+            self,
+            heads=self.heads[positions],
+            relations=self.relations[positions],
+            tails=self.tails[positions],
+            times=None if self.times is None else self.times[positions],
+        )
+
+    def edges(self) -> dict[str, EdgeList]:
+        """Give each relation's heads and tails, relations without triples included."""
+        order = np.argsort(self.relations, kind="stable")
+        bounds = np.searchsorted(self.relations[order], np.arange(len(self.relation_names) + 1))
+        return {
+            name: EdgeList(heads=self.heads[order[begin:end]], tails=self.tails[order[begin:end]])
+            for name, begin, end in zip(self.relation_names, bounds[:-1], bounds[1:], strict=True)
+        }
+
+    def distinct(self) -> Self:
+        """Give each triple once, by its first position."""
+        return self.take(_first_positions(self))
+
+    def hold_out(self, validation: KgeValidation, generator: np.random.Generator) -> TripleSplit:
+        """Set distinct triples apart for validation.
+
+        Args:
+            validation: how many, of which relations, at random or the latest. "Latest" is by a triple's FIRST time:
+                nothing of it lies before the time that it is asked for.
+            generator: source of the random choice.
+
+        Returns:
+            The split: no triple of `valid` is in `train`; `test` is empty.
+
+        Raises:
+            ValueError: if the validation names a relation that is not there.
+        """
+        if unknown := [name for name in validation.relations or () if name not in self.relation_names]:
+            raise ValueError(f"validation.relations names {unknown}, but there are {list(self.relation_names)}")
+        first = _first_positions(self)
+        held_out = []
+        present = np.bincount(self.relations[first], minlength=len(self.relation_names))
+        chosen = [
+            number
+            for number, name in enumerate(self.relation_names)
+            if present[number] and (validation.relations is None or name in validation.relations)
+        ]
+        quota = validation.num_edges // max(1, len(chosen))
+        for number in chosen:
+            positions = first[self.relations[first] == number]
+            size = min(quota, int(len(positions) * validation.max_fraction))
+            if validation.choose == "latest" and self.times is not None and self.times[positions[0]] != self.NO_TIME:
+                times = _first_times(self, number)
+                held_out.append(positions[np.argsort(times, kind="stable")[len(times) - size :]])
+            else:
+                held_out.append(generator.choice(positions, size=size, replace=False))
+        valid = self.take(np.sort(_concatenate(held_out)).astype(np.intp))
+        return TripleSplit(train=self.take(~_are_among(self, valid)), valid=valid, test=self.take(slice(0)))
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.relations, minlength=len(self.relation_names))
+        parts = [f"{name}={count}" for name, count in self.num_nodes.items()]
+        if len(self.relation_names) > 8:
+            parts.append(f"{len(self.relation_names)} relations={len(self)}")
+        else:
+            parts += [
+                f"({self.ends[name][0]}, {name}, {self.ends[name][1]})={count}"
+                for name, count in zip(self.relation_names, counts, strict=True)
+            ]
+        return f"TripleSet({', '.join(parts)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TripleSplit:
+    """Triples to learn from, to choose by and to report on: three sets of one vocabulary, no triple in two of them.
+
+    Attributes:
+        train: what is learned from.
+        valid: what configurations and stopping times are chosen by.
+        test: what is reported, once.
+    """
+
+    train: TripleSet
+    valid: TripleSet
+    test: TripleSet
+
+    def __post_init__(self) -> None:
+        for name, other in (("valid", self.valid), ("test", self.test)):
+            if (other.relation_names, other.ends, other.num_nodes) != (
+                self.train.relation_names,
+                self.train.ends,
+                self.train.num_nodes,
+            ):
+                raise ValueError(f"{name} counts in another vocabulary than train: {other} beside {self.train}")
+
+    @classmethod
+    def from_files(cls, *, train: str | Path, valid: str | Path | None = None, test: str | Path | None = None) -> Self:
+        """Read tab-separated head, relation, tail lines, plain or compressed (.gz), into one vocabulary.
+
+        Entities and relations are numbered in the order of train, valid, test. An entity that only valid or test has
+        gets a number (and an untrained row) too, so that everyone ranks among the same candidates.
+
+        Args:
+            train: triples to learn from.
+            valid: triples to choose by; None for none.
+            test: triples to report on; None for none.
+
+        Returns:
+            The split, with one node type, "entity".
+
+        Raises:
+            ValueError: if a line does not have three non-empty fields, or a triple stands in the files twice; the
+                message names file and line.
+            FileNotFoundError: if there is no such file.
+        """
+        paths = [Path(path) for path in (train, valid, test) if path is not None]
+        tables = [_read_lines(path) for path in paths]
+        sizes = [table.num_rows for table in tables]
+        ends = pa.chunked_array(
+            [chunk for table in tables for name in ("head", "tail") for chunk in table[name].chunks], pa.string()
+        )
+        entities, entity_ids = _number(ends)
+        relations, relation_ids = _number(pa.chunked_array([chunk for table in tables for chunk in table["relation"].chunks]))
+        # Per file: its heads, then its tails.
+        parts = np.split(entities, np.cumsum([size for size in sizes for _ in range(2)])[:-1])
+        names = tuple(relation_ids.to_pylist())
+        everything = TripleSet(
+            heads=_concatenate(parts[0::2]),
+            relations=relations,
+            tails=_concatenate(parts[1::2]),
+            relation_names=names,
+            ends=dict.fromkeys(names, (_ENTITY, _ENTITY)),
+            num_nodes={_ENTITY: len(entity_ids)},
+            ids={_ENTITY: entity_ids},
+        )
+        _refuse_duplicates(everything, paths, sizes)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        given = [path is not None for path in (train, valid, test)]
+        pieces = iter([everything.take(slice(begin, end)) for begin, end in itertools.pairwise(bounds)])
+        sets = [next(pieces) if is_given else everything.take(slice(0)) for is_given in given]
+        return cls(train=sets[0], valid=sets[1], test=sets[2])
+
+    def __iter__(self) -> Iterator[TripleSet]:
+        return iter((self.train, self.valid, self.test))
+
+    def __repr__(self) -> str:
+        return f"TripleSplit(train={len(self.train)}, valid={len(self.valid)}, test={len(self.test)}, of {self.train})"
+
+
+def _check_range(name: str, column: NDArray[np.int32], sizes: NDArray[np.int64] | np.int64) -> None:
+    outside = (column < 0) | (column >= sizes)
+    if outside.any():
+        position = int(np.argmax(outside))
+        size = int(np.broadcast_to(sizes, column.shape)[position])
+        raise ValueError(f"{name}[{position}] is {column[position]}, outside its vocabulary of {size}")
+
+
+def _concatenate(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(columns) if columns else np.empty(0, dtype=np.int32)
+
+
+def _sorted_order(triples: TripleSet) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Give the stable order by (relation, head, tail), and for each place whether its triple is the same as before it."""
+    order = np.lexsort((triples.tails, triples.heads, triples.relations))
+    repeats = np.zeros(len(order), dtype=np.bool_)
+    repeats[1:] = True
+    for column in (triples.relations, triples.heads, triples.tails):
+        ordered = column[order]
+        repeats[1:] &= ordered[1:] == ordered[:-1]
+    return order, repeats
+
+
+def _first_positions(triples: TripleSet) -> NDArray[np.intp]:
+    order, repeats = _sorted_order(triples)
+    return np.sort(order[~repeats])
+
+
+def _first_times(triples: TripleSet, relation: int) -> NDArray[np.int64]:
+    """Give the earliest time of each distinct triple of a timed relation, in the order of `_first_positions`."""
+    part = triples.take(np.flatnonzero(triples.relations == relation))
+    assert part.times is not None  # noqa: S101 - the caller has looked
+    order, repeats = _sorted_order(part)
+    starts = np.flatnonzero(~repeats)
+    earliest = np.minimum.reduceat(part.times[order], starts)
+    return earliest[np.argsort(order[starts], kind="stable")]
+
+
+def _are_among(triples: TripleSet, others: TripleSet) -> NDArray[np.bool_]:
+    """Say of each triple whether it is one of the others, which are distinct."""
+    both = replace(
+        triples,
+        heads=np.concatenate([others.heads, triples.heads]),
+        relations=np.concatenate([others.relations, triples.relations]),
+        tails=np.concatenate([others.tails, triples.tails]),
+        times=None,
+    )
+    order, repeats = _sorted_order(both)
+    # Within equal triples the order is stable: one of the others, if any, is the first.
+    leaders = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))
+    found = np.empty(len(order), dtype=np.bool_)
+    found[order] = order[leaders] < len(others)
+    return found[len(others) :]
+
+
+def _read_lines(path: Path) -> pa.Table:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no triple file {path}")
+
+    refused: list[pyarrow.csv.InvalidRow] = []
+
+    def refuse(row: pyarrow.csv.InvalidRow) -> str:
+        refused.append(row)
+        return "error"
+
+    try:
+        table = pyarrow.csv.read_csv(
+            path,
+            # One thread: with more, pyarrow does not tell a line's number.
+            read_options=pyarrow.csv.ReadOptions(column_names=["head", "relation", "tail"], use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="\t", quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(("head", "relation", "tail"), pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if refused:
+            raise ValueError(
+                f"{path}, line {refused[0].number}: expected head, relation and tail with a tab between them, "
+                f"got {refused[0].text!r}"
+            ) from error
+        raise ValueError(f"{path}: {error}") from error
+    for name in table.column_names:
+        empty = table[name].to_numpy() == ""
+        if empty.any():
+            raise ValueError(f"{path}, line {int(np.argmax(empty)) + 1}: the {name} is empty")
+    return table
+
+
+def _number(values: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
+    """Number distinct strings in the order of their first appearance."""
+    encoded = values.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int32), encoded.dictionary
+
+
+def _refuse_duplicates(triples: TripleSet, paths: Sequence[Path], sizes: Sequence[int]) -> None:
+    order, repeats = _sorted_order(triples)
+    if not repeats.any():
+        return
+    place = int(np.flatnonzero(repeats)[np.argmin(order[repeats])])
+    bounds = np.cumsum(sizes)
+
+    def name(position: int) -> str:
+        number = int(np.searchsorted(bounds, position, side="right"))
+        return f"{paths[number]}, line {position - (int(bounds[number - 1]) if number else 0) + 1}"
+
+    raise ValueError(
+        f"{name(int(order[place]))}: the triple stands already in {name(int(order[place - 1]))}; a triple that is given twice "
+        "would be learned from and ranked at once, or counted twice: remove one"
+    )
