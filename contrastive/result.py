@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tables.snapshot import Snapshot, SnapshotTable
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from contrastive.config import ContrastiveConfig
     from graphdb import GraphView
+    from tables.snapshot import OptimizerRows
+    from tables.warmstart import WarmStart
 
 __all__ = ["ContrastiveResult"]
 
@@ -28,12 +30,16 @@ class ContrastiveResult:
             a row that training never touched is zero.
         history: one row an epoch: epoch, loss, seconds, pairs_per_s and the validation's metrics.
         metrics: the last row's figures without the timings, and the number of held-out pairs.
+        optimizer: node type -> what a warm start needs of each row.
+        warm_start: what the training started from, or None.
     """
 
     config: ContrastiveConfig
     vectors: dict[str, Tensor]
     history: list[dict[str, float]]
     metrics: dict[str, float]
+    optimizer: dict[str, OptimizerRows] = field(default_factory=dict)
+    warm_start: WarmStart | None = None
 
     def write_snapshot(self, path: str | Path, view: GraphView) -> Snapshot:
         """Write the tables beside the external ids of their rows.
@@ -59,15 +65,20 @@ class ContrastiveResult:
             "as_of": view.as_of.isoformat() if view.as_of else None,
             "relations": [relation.name for relation in view.relations],
         }
+        metrics: dict[str, Any] = dict(self.metrics)
+        parents = [view.fingerprint]
+        if self.warm_start is not None:
+            metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids)
+            parents.append(self.warm_start.snapshot.fingerprint)
         return Snapshot.write(
             path,
             facet="contrastive",
             tables={
-                node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors)
+                node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=self.optimizer.get(node_type))
                 for node_type, vectors in self.vectors.items()
             },
-            parents=[view.fingerprint],
+            parents=parents,
             window=window,
-            metrics=self.metrics,
+            metrics=metrics,
             config=self.config.model_dump(mode="json"),
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,9 +16,12 @@ from contrastive.evaluation import evaluate
 from contrastive.positives import compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
+from tables.checkpoint import SavedState
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad, accumulate_rows
+from tables.snapshot import OptimizerRows
 from tables.softmax import sampled_softmax_loss
+from tables.training import Lifecycle, Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from contrastive.positives import Positives
     from contrastive.towers import Batch
     from graphdb import GraphView
+    from tables.candidates import CandidateSampler
     from tables.pairs import PairIndex
 
 __all__ = ["Trainer", "TrainerState", "train"]
@@ -40,6 +43,7 @@ def train(
     config: ContrastiveConfig,
     *,
     progress: Callable[[Mapping[str, float]], None] | None = None,
+    lifecycle: Lifecycle | None = None,
 ) -> ContrastiveResult:
     """Learn tables of queries, of items and of the composed towers by telling positives from sampled negatives.
 
@@ -47,13 +51,22 @@ def train(
         view: the graph window.
         config: positives, loss and how it is trained.
         progress: called with the history's row after each epoch.
+        lifecycle: checkpoints, resuming, a warm start and progress by step.
 
     Returns:
         Tables, history and metrics.
 
     Raises:
         ValueError: if the configuration does not fit the view, or the loss stops being a number.
+        CheckpointError: if the checkpoint to resume from is of another run.
     """
+    lifecycle = lifecycle or Lifecycle()
+    run = TrainingRun(
+        lifecycle,
+        config=config.model_dump(mode="json"),
+        window=view.fingerprint if lifecycle.checkpoint else "",
+        num_epochs=config.epochs,
+    )
     generator = np.random.default_rng(config.seed)
     positives, held_out = hold_out_latest(read_positives(view, config), config.validation, generator)
     towers = [Tower(config.item_type, positives, config, share=1.0)]
@@ -61,43 +74,63 @@ def train(
         pairs = compose(positives, view, config.item_type, composed)
         towers.append(Tower(composed.node_type, pairs, config, share=composed.share))
     trainer = Trainer(towers, config, generator)
+    state, warm_start = trainer.state, lifecycle.warm_start
+    if warm_start is not None:
+        warm_start.apply(state.tables, state.optimizers, view.node_ids, facet="contrastive")
+    run.resume(state)
     seen, relevant = positives.index(), held_out.index()
-    for epoch in range(1, config.epochs + 1):
-        row = trainer.run_epoch()
+    for epoch in range(state.position.epoch + 1, config.epochs + 1):
+        row = trainer.run_epoch(run)
         if len(held_out) and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= trainer.validate(relevant, seen)
-        trainer.state.history.append(row)
+        state.position.history.append(row)
         logger.info("contrastive epoch %d: %s", epoch, row)
         if progress is not None:
             progress(row)
+    run.finish(state)
     # No clock: equal trainings have equal metrics, and so equal snapshots.
     timings = ("seconds", "pairs_per_s")
-    metrics = {name: value for name, value in trainer.state.history[-1].items() if name not in timings}
+    metrics = {name: value for name, value in state.position.history[-1].items() if name not in timings}
     return ContrastiveResult(
         config=config,
-        vectors={node_type: trainer.vectors(node_type) for node_type in trainer.state.tables},
-        history=trainer.state.history,
+        vectors={node_type: trainer.vectors(node_type) for node_type in state.tables},
+        history=state.position.history,
         metrics=metrics | {"num_held_out": float(len(held_out))},
+        optimizer={node_type: trainer.optimizer_rows(node_type) for node_type in state.tables},
+        warm_start=warm_start,
     )
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainerState:
-    """All that changes while a trainer runs, beside the towers' queues.
+    """All that changes while a trainer runs.
 
     Attributes:
         tables: node type -> float32 [num_nodes, D].
         optimizers: node type -> row-wise Adagrad.
-        generator: source of positives and negatives.
-        epoch: epochs finished.
-        history: one row a finished epoch.
+        samplers: node type -> the tower's sampler, whose queue holds positives of past batches.
+        position: where the training stands, with the source of positives and negatives.
     """
 
     tables: dict[str, Tensor]
     optimizers: dict[str, RowwiseAdagrad]
-    generator: np.random.Generator
-    epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    samplers: dict[str, CandidateSampler]
+    position: Position
+
+    def save(self) -> SavedState:
+        """Give all of it but the position, which the run saves."""
+        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
+        tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
+        tensors |= {f"queue/{node_type}": torch.from_numpy(sampler.queue) for node_type, sampler in self.samplers.items()}
+        return SavedState(tensors=tensors, fields={})
+
+    def restore(self, saved: SavedState) -> None:
+        """Go to where `save` was called, in place."""
+        for node_type, table in self.tables.items():
+            table.copy_(saved.tensors[f"table/{node_type}"])
+            self.optimizers[node_type].state.copy_(saved.tensors[f"adagrad/{node_type}"])
+        for node_type, sampler in self.samplers.items():
+            sampler.queue = saved.tensors[f"queue/{node_type}"].numpy()
 
 
 class _Gradients(NamedTuple):
@@ -130,33 +163,38 @@ class Trainer:
                 for node_type, count in num_rows.items()
             },
             optimizers={node_type: RowwiseAdagrad(count, config.lr) for node_type, count in num_rows.items()},
-            generator=generator,
+            samplers={tower.node_type: tower.sampler for tower in towers},
+            position=Position(generator=generator),
         )
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
         """Draw as many positives as there are distinct ones, and the composed towers' share beside them.
+
+        Args:
+            run: what saves the state between two steps; None for a run that is never saved.
 
         Returns:
             epoch, loss (of the items' tower, in nats), loss/<node type> of each composed tower, seconds, pairs_per_s.
         """
-        begin = time.perf_counter()
-        losses: dict[str, list[float]] = {tower.node_type: [] for tower in self.towers}
+        run, config, position = run or TrainingRun(), self.config, self.state.position
+        schedule = position.begin_epoch(lambda _: list(self._schedule()))
         with Lanes() as lanes:
-            batches = ((tower, tower.draw(self.state.generator)) for tower in self._schedule())
-            following = lanes.prepare(lambda: next(batches, None))
-            while (drawn := following.result()) is not None:
-                following = lanes.prepare(lambda: next(batches, None))
-                tower, batch = drawn
-                losses[tower.node_type].append(self.step(tower, batch, lanes))
-        self.state.epoch += 1
-        means = {node_type: float(np.mean(values)) for node_type, values in losses.items() if values}
+            batches = ((tower, tower.draw(position.generator)) for tower in schedule[position.step :])
+            for tower, batch in run.steps(batches, lanes, self.state, num_steps=len(schedule)):
+                loss = self.step(tower, batch, lanes)
+                position.add(examples=config.batch_size, **{f"loss/{tower.node_type}": loss, f"steps/{tower.node_type}": 1.0})
+        seconds = run.epoch_seconds(position)
+        totals = position.end_epoch()
+        means = {
+            tower.node_type: totals[f"loss/{tower.node_type}"] / totals[f"steps/{tower.node_type}"]
+            for tower in self.towers
+            if f"steps/{tower.node_type}" in totals
+        }
         if not all(math.isfinite(mean) for mean in means.values()):
-            raise ValueError(f"the losses of epoch {self.state.epoch} are {means}; lower lr or raise temperature")
-        seconds = time.perf_counter() - begin
-        num_pairs = self.config.batch_size * sum(len(values) for values in losses.values())
-        row = {"epoch": float(self.state.epoch), "loss": means.pop(self.config.item_type)}
+            raise ValueError(f"the losses of epoch {position.epoch} are {means}; lower lr or raise temperature")
+        row = {"epoch": float(position.epoch), "loss": means.pop(config.item_type)}
         row |= {f"loss/{node_type}": mean for node_type, mean in means.items()}
-        return row | {"seconds": seconds, "pairs_per_s": num_pairs / seconds}
+        return row | {"seconds": seconds, "pairs_per_s": totals["examples"] / seconds}
 
     def step(self, tower: Tower, batch: Batch, lanes: Lanes) -> float:
         """Learn from one batch; each lane takes half of its queries.
@@ -201,6 +239,12 @@ class Trainer:
         if self.config.similarity == "cosine":
             table = F.normalize(table)
         return table * touched
+
+    def optimizer_rows(self, node_type: str) -> OptimizerRows:
+        """Give what a warm start needs to go on with a table: `vectors` times `lengths` is the table."""
+        adagrad, table = self.state.optimizers[node_type].state, self.state.tables[node_type]
+        lengths = table.norm(dim=1) if self.config.similarity == "cosine" else torch.ones(len(table))
+        return OptimizerRows(adagrad=adagrad, lengths=lengths)
 
     def _gradients(self, tower: Tower, batch: Batch, part: slice) -> _Gradients:
         """Give what some of the batch's queries add to its mean loss, and the gradients of that."""

@@ -48,6 +48,45 @@ class RelationParameters:
         """Give one relation's parameters as leaves of a new graph."""
         return {name: value.detach().requires_grad_() for name, value in self.values[key].items()}
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Give the values and their Adagrad state by name, `relation/<key>/<parameter>` and `relation_adagrad/...`."""
+        return {
+            f"{kind}/{key}/{name}": value
+            for kind, tables in (("relation", self.values), ("relation_adagrad", self.state))
+            for key, parameters in tables.items()
+            for name, value in parameters.items()
+        }
+
+    def copy_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `to_tensors` gave, in place."""
+        for name, value in self.to_tensors().items():
+            value.copy_(tensors[name])
+
+    def warm_start(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the relations that an older training knew; others begin as from scratch.
+
+        Args:
+            tensors: from `to_tensors` of that training.
+
+        Raises:
+            ValueError: if a relation's parameters are of another model.
+        """
+        for key, parameters in self.values.items():
+            old = {
+                name.split("/")[-1]: value for name, value in tensors.items() if name.rpartition("/")[0] == f"relation/{key}"
+            }
+            if not old:
+                continue
+            shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+            if {name: tuple(value.shape) for name, value in old.items()} != shapes:
+                raise ValueError(
+                    f"relation {key!r} has the parameters { {name: tuple(value.shape) for name, value in old.items()} } in the "
+                    f"older snapshot, and {shapes} here: start from one of the same model, dim and rank"
+                )
+            for name, value in parameters.items():
+                value.copy_(old[name])
+                self.state[key][name].copy_(tensors[f"relation_adagrad/{key}/{name}"])
+
     def step(self, key: str, gradients: Mapping[str, Tensor]) -> None:
         """Apply one Adagrad step to one relation's parameters, in place."""
         for name, gradient in gradients.items():

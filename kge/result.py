@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from kge.models import build_model
 from kge.predictor import LinkPredictor
-from tables.snapshot import Snapshot, SnapshotTable
+from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from graphdb import GraphView
     from kge.config import KgeConfig
     from kge.relations import RelationParameters
+    from tables.warmstart import WarmStart
 
 __all__ = ["KgeResult"]
 
@@ -33,6 +36,8 @@ class KgeResult:
         ends: relation name -> (node type of the heads, node type of the tails).
         history: one row an epoch: epoch, loss, seconds, edges_per_s and the validation's metrics.
         metrics: the last row's figures without the timings, and the number of held-out edges.
+        adagrad: node type -> accumulated squares of each row, float32 [num_nodes]: what a warm start needs.
+        warm_start: what the training started from, or None.
     """
 
     config: KgeConfig
@@ -41,6 +46,8 @@ class KgeResult:
     ends: Mapping[str, tuple[str, str]]
     history: list[dict[str, float]]
     metrics: dict[str, float]
+    adagrad: dict[str, Tensor] = field(default_factory=dict)
+    warm_start: WarmStart | None = None
 
     def predictor(self) -> LinkPredictor:
         """Give the scores of the trained tables."""
@@ -70,15 +77,23 @@ class KgeResult:
             "as_of": view.as_of.isoformat() if view.as_of else None,
             "relations": [relation.name for relation in view.relations],
         }
+        metrics: dict[str, Any] = dict(self.metrics)
+        parents = [view.fingerprint]
+        if self.warm_start is not None:
+            metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids)
+            parents.append(self.warm_start.snapshot.fingerprint)
+        tables = {}
+        for node_type, vectors in self.vectors.items():
+            adagrad = self.adagrad.get(node_type)
+            kept = None if adagrad is None else OptimizerRows(adagrad=adagrad, lengths=torch.ones(len(adagrad)))
+            tables[node_type] = SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=kept)
         return Snapshot.write(
             path,
             facet="kge",
-            tables={
-                node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors)
-                for node_type, vectors in self.vectors.items()
-            },
-            parents=[view.fingerprint],
+            tables=tables,
+            parents=parents,
             window=window,
-            metrics=self.metrics,
+            metrics=metrics,
             config=self.config.model_dump(mode="json"),
+            parameters=self.relations.to_tensors(),
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,9 +17,11 @@ from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
 from kge.result import KgeResult
 from tables.candidates import CandidateSampler
+from tables.checkpoint import SavedState
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
 from tables.softmax import sampled_softmax_loss
+from tables.training import Lifecycle, Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,42 +39,65 @@ __all__ = ["Batch", "Trainer", "TrainerState", "train"]
 logger = logging.getLogger(__name__)
 
 
-def train(view: GraphView, config: KgeConfig, *, progress: Callable[[Mapping[str, float]], None] | None = None) -> KgeResult:
+def train(
+    view: GraphView,
+    config: KgeConfig,
+    *,
+    progress: Callable[[Mapping[str, float]], None] | None = None,
+    lifecycle: Lifecycle | None = None,
+) -> KgeResult:
     """Learn a table for each node type of a view by predicting its links.
 
     Args:
         view: the graph window; all of its relations take part unless their weight is zero.
         config: the model and how it is trained.
         progress: called with the history's row after each epoch.
+        lifecycle: checkpoints, resuming, a warm start and progress by step.
 
     Returns:
         Tables, relation parameters, history and metrics.
 
     Raises:
         ValueError: if the configuration does not fit the view, or the loss stops being a number.
+        CheckpointError: if the checkpoint to resume from is of another run.
     """
+    lifecycle = lifecycle or Lifecycle()
+    run = TrainingRun(
+        lifecycle,
+        config=config.model_dump(mode="json"),
+        window=view.fingerprint if lifecycle.checkpoint else "",
+        num_epochs=config.epochs,
+    )
     generator = np.random.default_rng(config.seed)
     edges = split_edges(view, config, generator)
     trainer = Trainer(edges, view.num_nodes, config, generator)
+    state, warm_start = trainer.state, lifecycle.warm_start
+    if warm_start is not None:
+        warm_start.apply(state.tables, state.optimizers, view.node_ids, facet="kge")
+        state.relations.warm_start(warm_start.snapshot.parameters())
+    run.resume(state)
     num_held_out = sum(len(relation.held_out) for relation in edges)
-    for epoch in range(1, config.epochs + 1):
-        row = trainer.run_epoch()
+    for epoch in range(state.position.epoch + 1, config.epochs + 1):
+        row = trainer.run_epoch(run)
         if num_held_out and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= trainer.validate()
-        trainer.state.history.append(row)
+        state.position.history.append(row)
         logger.info("kge epoch %d: %s", epoch, row)
         if progress is not None:
             progress(row)
+    run.finish(state)
     # No clock: equal trainings have equal metrics, and so equal snapshots.
     timings = ("seconds", "edges_per_s")
-    metrics = {name: value for name, value in trainer.state.history[-1].items() if name not in timings}
+    metrics = {name: value for name, value in state.position.history[-1].items() if name not in timings}
     return KgeResult(
         config=config,
-        vectors=trainer.state.tables,
-        relations=trainer.state.relations,
+        vectors=state.tables,
+        relations=state.relations,
         ends=trainer.ends,
-        history=trainer.state.history,
+        history=state.position.history,
         metrics=metrics | {"num_held_out": float(num_held_out)},
+        adagrad={node_type: optimizer.state for node_type, optimizer in state.optimizers.items()},
+        warm_start=warm_start,
     )
 
 
@@ -85,17 +109,26 @@ class TrainerState:
         tables: node type -> float32 [num_nodes, D].
         optimizers: node type -> row-wise Adagrad.
         relations: the relations' parameters with their Adagrad state.
-        generator: source of shuffles and negatives.
-        epoch: epochs finished.
-        history: one row a finished epoch.
+        position: where the training stands, with the source of shuffles and negatives.
     """
 
     tables: dict[str, Tensor]
     optimizers: dict[str, RowwiseAdagrad]
     relations: RelationParameters
-    generator: np.random.Generator
-    epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    position: Position
+
+    def save(self) -> SavedState:
+        """Give all of it but the position, which the run saves."""
+        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
+        tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
+        return SavedState(tensors=tensors | self.relations.to_tensors(), fields={})
+
+    def restore(self, saved: SavedState) -> None:
+        """Go to where `save` was called, in place."""
+        for node_type, table in self.tables.items():
+            table.copy_(saved.tensors[f"table/{node_type}"])
+            self.optimizers[node_type].state.copy_(saved.tensors[f"adagrad/{node_type}"])
+        self.relations.copy_from(saved.tensors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +202,7 @@ class Trainer:
                 lr=config.relation_lr,
                 generator=seeded,
             ),
-            generator=generator,
+            position=Position(generator=generator),
         )
         scratch = {node_type: np.full(count, -1, dtype=np.int32) for node_type, count in num_nodes.items()}
         self._samplers: dict[str, dict[Side, CandidateSampler]] = {
@@ -180,31 +213,30 @@ class Trainer:
             for relation in edges
         }
 
-    def run_epoch(self) -> dict[str, float]:
-        """Pass once over the edges.
+    def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
+        """Pass once over the edges, or over those that are left of an epoch that was interrupted.
+
+        Args:
+            run: what saves the state between two steps; None for a run that is never saved.
 
         Returns:
             epoch, loss (mean over edges of both sides' cross-entropy, in nats), seconds and edges_per_s.
         """
-        begin = time.perf_counter()
-        total_loss, num_edges = 0.0, 0
+        run, position = run or TrainingRun(), self.state.position
+        plan = position.begin_epoch(self._plan)
         with Lanes() as lanes:
-            batches = self._batches()
-            following = lanes.prepare(lambda: next(batches, None))
-            while (batch := following.result()) is not None:
-                following = lanes.prepare(lambda: next(batches, None))
-                total_loss += self.step(batch, lanes) * len(batch)
-                num_edges += len(batch)
-        self.state.epoch += 1
-        loss = total_loss / num_edges
+            for batch in run.steps(self._batches(plan[position.step :]), lanes, self.state, num_steps=len(plan)):
+                position.add(loss=self.step(batch, lanes) * len(batch), examples=len(batch))
+        seconds = run.epoch_seconds(position)
+        totals = position.end_epoch()
+        loss = totals["loss"] / totals["examples"]
         if not np.isfinite(loss):
-            raise ValueError(f"the loss of epoch {self.state.epoch} is {loss}; lower lr or init_scale")
-        seconds = time.perf_counter() - begin
+            raise ValueError(f"the loss of epoch {position.epoch} is {loss}; lower lr or init_scale")
         return {
-            "epoch": float(self.state.epoch),
+            "epoch": float(position.epoch),
             "loss": loss,
             "seconds": seconds,
-            "edges_per_s": num_edges / seconds,
+            "edges_per_s": totals["examples"] / seconds,
         }
 
     def draw(self, relation: RelationEdges, heads: NDArray[np.int32], tails: NDArray[np.int32]) -> Batch:
@@ -218,7 +250,7 @@ class Trainer:
         Returns:
             The batch.
         """
-        samplers, generator = self._samplers[relation.name], self.state.generator
+        samplers, generator = self._samplers[relation.name], self.state.position.generator
         masks = self.config.mask_known
         return Batch(
             relation=relation,
@@ -271,17 +303,17 @@ class Trainer:
             slot_of_row=scratch,
         )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _plan(self, generator: np.random.Generator) -> list[tuple[RelationEdges, NDArray[np.int64]]]:
         """Shuffle the edges within each relation, and the relations' batches among each other."""
-        config, generator = self.config, self.state.generator
+        batch_size = self.config.batch_size
         batches = []
         for relation in self.edges:
-            order = generator.permutation(len(relation.train))[: config.max_edges_per_relation]
-            batches += [
-                (relation, order[begin : begin + config.batch_size]) for begin in range(0, len(order), config.batch_size)
-            ]
-        for position in generator.permutation(len(batches)):
-            relation, edges = batches[position]
+            order = generator.permutation(len(relation.train))[: self.config.max_edges_per_relation]
+            batches += [(relation, order[begin : begin + batch_size]) for begin in range(0, len(order), batch_size)]
+        return [batches[position] for position in generator.permutation(len(batches))]
+
+    def _batches(self, plan: Sequence[tuple[RelationEdges, NDArray[np.int64]]]) -> Iterator[Batch]:
+        for relation, edges in plan:
             yield self.draw(relation, relation.train.heads[edges], relation.train.tails[edges])
 
     def _rows(self, batch: Batch) -> list[_TableRows]:

@@ -5,26 +5,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+    from tables.checkpoint import Checkpoint, CheckpointError, SavedState
     from tables.codec import Precision, check_encodable, decode, encode, row_bytes
     from tables.collisions import CollisionReport
+    from tables.drift import TableDrift, compare_snapshots
     from tables.idmap import IdMap
+    from tables.neighbors import find_neighbors
     from tables.rowwise import RowwiseAdagrad, accumulate_rows
-    from tables.snapshot import Snapshot, SnapshotTable
+    from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
+    from tables.training import Lifecycle, Position, StepProgress, TrainingRun
+    from tables.warmstart import WarmStart
 
 __all__ = [
     "Artifact",
     "ArtifactError",
     "ArtifactWriter",
+    "Checkpoint",
+    "CheckpointError",
     "CollisionReport",
     "IdMap",
+    "Lifecycle",
+    "OptimizerRows",
+    "Position",
     "Precision",
     "RowwiseAdagrad",
+    "SavedState",
     "Snapshot",
     "SnapshotTable",
+    "StepProgress",
+    "TableDrift",
+    "TrainingRun",
+    "WarmStart",
     "accumulate_rows",
     "check_encodable",
+    "compare_snapshots",
     "decode",
     "encode",
+    "find_neighbors",
     "remove_stale_temporaries",
     "row_bytes",
 ]
@@ -32,11 +49,16 @@ __all__ = [
 # Imported at first use: opening an artefact needs neither torch nor FBGEMM, whose imports take seconds.
 _MODULES = {
     "artifact": ("Artifact", "ArtifactError", "ArtifactWriter", "remove_stale_temporaries"),
+    "checkpoint": ("Checkpoint", "CheckpointError", "SavedState"),
     "codec": ("Precision", "check_encodable", "decode", "encode", "row_bytes"),
     "collisions": ("CollisionReport",),
+    "drift": ("TableDrift", "compare_snapshots"),
     "idmap": ("IdMap",),
+    "neighbors": ("find_neighbors",),
     "rowwise": ("RowwiseAdagrad", "accumulate_rows"),
-    "snapshot": ("Snapshot", "SnapshotTable"),
+    "snapshot": ("OptimizerRows", "Snapshot", "SnapshotTable"),
+    "training": ("Lifecycle", "Position", "StepProgress", "TrainingRun"),
+    "warmstart": ("WarmStart",),
 }
 _MODULE_OF = {name: f"tables.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -130,6 +130,11 @@ class CandidateSampler:
         """Positives of past batches, newest last, int32 [at most queue_size]."""
         return self._queue[: self._queue_length]
 
+    @queue.setter
+    def queue(self, positives: NDArray[np.int32]) -> None:
+        self._queue_length = len(positives)
+        self._queue[: self._queue_length] = positives
+
     def draw(
         self,
         positives: NDArray[np.int32],

@@ -29,6 +29,7 @@ KIND: Final = "snapshot"
 SnapshotPrecision = Literal["fp32", "fp16"]
 
 _DTYPES: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
+_PARAMETERS: Final = "parameters.safetensors"
 _NODE_TYPE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -39,10 +40,26 @@ class SnapshotTable:
     Attributes:
         ids: External ids, int64 or string [rows]; position i is idx i of the graph.
         vectors: float32 [rows, dim]; row i belongs to ids[i].
+        optimizer: What a later training of these rows needs beside them, float32 [rows] each; None to keep nothing.
     """
 
     ids: pa.Array
     vectors: Tensor
+    optimizer: OptimizerRows | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OptimizerRows:
+    """What row-wise Adagrad knows of each row: 8 bytes a row, which a warm start needs to keep old rows in their place.
+
+    Attributes:
+        adagrad: Accumulated mean squares of the gradients, float32 [rows]; 0 where no gradient has ever been.
+        lengths: What to multiply a row by to get it as it was trained, float32 [rows]: 1, or its length if the snapshot
+            holds rows of length 1.
+    """
+
+    adagrad: Tensor
+    lengths: Tensor
 
 
 class _Entry(BaseModel):
@@ -56,6 +73,7 @@ class _Entry(BaseModel):
     id_type: IdType = Field(description="The external ids' type.")
     vectors: str = Field(description="The safetensors file.")
     ids: str = Field(description="The Parquet file.")
+    optimizer: str | None = Field(default=None, description="The safetensors file of what a warm start needs.")
 
 
 class _Contents(BaseModel):
@@ -69,6 +87,7 @@ class _Contents(BaseModel):
     window: dict[str, Any] = Field(description="The graph window.")
     metrics: dict[str, Any] = Field(description="What the training measured.")
     config: dict[str, Any] = Field(description="The effective configuration.")
+    parameters: str | None = Field(default=None, description="The safetensors file of what was trained beside the tables.")
 
 
 class Snapshot:
@@ -86,6 +105,8 @@ class Snapshot:
         manifest.json               facet, tables, parents, window, metrics, config, and the files' sha256
         vectors/<node type>.safetensors     key "vectors", [rows, dim], float32 or float16
         ids/<node type>.parquet             column "id", int64 or string [rows]
+        optimizer/<node type>.safetensors   keys "adagrad", "lengths", float32 [rows]; only if it was kept
+        parameters.safetensors              what was trained beside the tables, such as relations; only if it was kept
 
     Row i of both belongs to idx i of the graph that was trained on.
 
@@ -106,6 +127,7 @@ class Snapshot:
         self.metrics: Mapping[str, Any] = contents.metrics
         self.config: Mapping[str, Any] = contents.config
         self._tables: Mapping[str, _Entry] = contents.tables
+        self._parameters: str | None = contents.parameters
 
     def __repr__(self) -> str:
         tables = ", ".join(f"{name}=[{entry.rows}, {entry.dim}]" for name, entry in self._tables.items())
@@ -123,6 +145,7 @@ class Snapshot:
         window: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
         precision: SnapshotPrecision = "fp32",
         replace: bool = False,
     ) -> Self:
@@ -136,6 +159,7 @@ class Snapshot:
             window: The graph window, e.g. {"since": ..., "as_of": ...}; times are written in ISO 8601.
             metrics: What the training measured.
             config: The effective configuration.
+            parameters: What was trained beside the tables, by name, such as a relation's translation.
             precision: "fp32", or "fp16" for half the bytes.
             replace: Whether a snapshot that is already there is replaced.
 
@@ -156,6 +180,8 @@ class Snapshot:
         with ArtifactWriter(path, kind=KIND, replace=replace) as writer:
             (writer.directory / "vectors").mkdir()
             (writer.directory / "ids").mkdir()
+            if any(table.optimizer is not None for table in tables.values()):
+                (writer.directory / "optimizer").mkdir()
             described = {name: _write_table(writer.directory, name, table, precision) for name, table in tables.items()}
             writer.manifest |= {
                 "facet": facet,
@@ -165,6 +191,10 @@ class Snapshot:
                 "metrics": dict(metrics or {}),
                 "config": dict(config or {}),
             }
+            if parameters:
+                contiguous = {name: value.detach().contiguous() for name, value in parameters.items()}
+                save_file(contiguous, writer.directory / _PARAMETERS)
+                writer.manifest["parameters"] = _PARAMETERS
             _validate(writer.manifest, f"The snapshot {path} is not written")
         return cls.load(path, verify=False)
 
@@ -243,19 +273,48 @@ class Snapshot:
             ArtifactError: The file does not hold what the manifest says, or was replaced.
         """
         entry = self._entry(node_type)
-        path = self._artifact.file(entry.vectors)
-        try:
-            with safe_open(path, framework="pt") as stored:
-                vectors: Tensor = stored.get_tensor("vectors")
-        except SafetensorError as error:
-            raise ArtifactError(f"{path} is not a safetensors file with the key 'vectors': {error}.") from error
-        self._artifact.check_unreplaced()
+        vectors = self._tensors(entry.vectors, ("vectors",))["vectors"]
         if vectors.shape != (entry.rows, entry.dim) or vectors.dtype != _DTYPES[entry.precision]:
             raise ArtifactError(
-                f"{path} holds {vectors.dtype} {list(vectors.shape)}; the manifest says {entry.precision} "
+                f"{self.path / entry.vectors} holds {vectors.dtype} {list(vectors.shape)}; the manifest says {entry.precision} "
                 f"[{entry.rows}, {entry.dim}]."
             )
         return vectors
+
+    def optimizer(self, node_type: str) -> OptimizerRows | None:
+        """Maps what a warm start needs of a table's rows; None if the snapshot does not keep it.
+
+        Raises:
+            KeyError: There is no table for this node type.
+            ArtifactError: The file does not hold what the manifest says, or was replaced.
+        """
+        entry = self._entry(node_type)
+        if entry.optimizer is None:
+            return None
+        found = self._tensors(entry.optimizer, ("adagrad", "lengths"))
+        for name, values in found.items():
+            if values.shape != (entry.rows,) or values.dtype != torch.float32:
+                raise ArtifactError(
+                    f"{self.path / entry.optimizer} holds {name} as {values.dtype} {list(values.shape)}; expected "
+                    f"torch.float32 [{entry.rows}]."
+                )
+        return OptimizerRows(adagrad=found["adagrad"], lengths=found["lengths"])
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Maps what was trained beside the tables, by name; empty if the snapshot does not keep it."""
+        return {} if self._parameters is None else self._tensors(self._parameters)
+
+    def _tensors(self, name: str, keys: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Maps tensors of one file, all of them if no keys are given."""
+        path = self._artifact.file(name)
+        try:
+            with safe_open(path, framework="pt") as stored:
+                found = {key: stored.get_tensor(key) for key in (keys if keys is not None else stored.keys())}
+        except SafetensorError as error:
+            named = f" with the key{'s' * (len(keys) > 1)} {', '.join(map(repr, keys))}" if keys else ""
+            raise ArtifactError(f"{path} is not a safetensors file{named}: {error}.") from error
+        self._artifact.check_unreplaced()
+        return found
 
     def _entry(self, node_type: str) -> _Entry:
         if node_type not in self._tables:
@@ -274,15 +333,19 @@ def _check_table(name: str, table: SnapshotTable, precision: SnapshotPrecision) 
     if not _NODE_TYPE.fullmatch(name):
         raise ValueError(f"The node type {name!r} is refused; use letters, digits, '_', '-' and '.' only.")
     try:
-        _check_rows(table.ids, table.vectors, precision)
+        _check_rows(table.ids, table.vectors, table.optimizer, precision)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Table {name}: {error}") from error
 
 
-def _check_rows(ids: pa.Array, vectors: Tensor, precision: SnapshotPrecision) -> None:
+def _check_rows(ids: pa.Array, vectors: Tensor, optimizer: OptimizerRows | None, precision: SnapshotPrecision) -> None:
     check_encodable(vectors, precision)
     if len(ids) != len(vectors):
         raise ValueError(f"{len(ids)} ids and {len(vectors)} vectors; they must match row by row.")
+    if optimizer is not None:
+        for name, values in (("adagrad", optimizer.adagrad), ("lengths", optimizer.lengths)):
+            if values.shape != (len(ids),) or values.dtype != torch.float32:
+                raise ValueError(f"{name} is {values.dtype} {list(values.shape)}; expected torch.float32 [{len(ids)}].")
     IdIndex.build(IdColumn.of(ids))  # refuses nulls and duplicates
 
 
@@ -292,7 +355,13 @@ def _write_table(directory: Path, name: str, table: SnapshotTable, precision: Sn
     ids = to_arrow(table.ids)
     save_file({"vectors": vectors}, directory / vectors_file)
     pq.write_table(pa.table({"id": ids}), directory / ids_file, compression="zstd")
+    optional = {}
+    if table.optimizer is not None:
+        optional["optimizer"] = f"optimizer/{name}.safetensors"
+        rows = {"adagrad": table.optimizer.adagrad.contiguous(), "lengths": table.optimizer.lengths.contiguous()}
+        save_file(rows, directory / optional["optimizer"])
     return {
+        **optional,
         "rows": vectors.shape[0],
         "dim": vectors.shape[1],
         "precision": precision,

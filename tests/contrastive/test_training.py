@@ -75,7 +75,7 @@ def test_a_step_has_the_loss_written_out_example_by_example(view: GraphView) -> 
     trainer = Trainer([tower], config, np.random.default_rng(1))
     known = set(zip(positives.queries.tolist(), positives.items.tolist(), strict=True))
     for _ in range(2):  # the second batch has a queue
-        batch = tower.draw(trainer.state.generator)
+        batch = tower.draw(trainer.state.position.generator)
         users = F.normalize(trainer.state.tables["user"].double())
         pins = F.normalize(trainer.state.tables["pin"].double())
         expected = 0.0
@@ -104,7 +104,7 @@ def test_the_two_lanes_give_the_gradient_of_the_whole_batch(view: GraphView, num
     positives = read_positives(view, config)
     tower = Tower("pin", positives, config, share=1.0)
     trainer = Trainer([tower], config, np.random.default_rng(1))
-    batch = tower.draw(trainer.state.generator)
+    batch = tower.draw(trainer.state.position.generator)
     users = trainer.state.tables["user"].clone().requires_grad_()
     pins = trainer.state.tables["pin"].clone().requires_grad_()
     candidates = batch.candidates

@@ -190,7 +190,8 @@ def test_a_cap_gives_each_relation_at_most_so_many_edges_an_epoch(view: GraphVie
     trainer = build(view, max_edges_per_relation=30, batch_size=16)
     seen = {relation.name: 0 for relation in trainer.edges}
 
-    for batch in trainer._batches():
+    plan = trainer._plan(trainer.state.position.generator)
+    for batch in trainer._batches(plan):
         seen[batch.relation.name] += len(batch)
 
     assert seen == {"clicks": 30, "made_by": 30, "alike": 30}

@@ -1,0 +1,88 @@
+"""Exact nearest rows of a table, in bounded memory."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Backend", "Similarity", "find_neighbors"]
+
+Similarity = Literal["cosine", "dot"]
+Backend = Literal["torch", "faiss"]
+
+# Scores and copied rows held at once: 64 MiB of float32 each.
+_BLOCK_ELEMENTS: Final = 1 << 24
+
+
+def find_neighbors(
+    queries: Tensor, vectors: Tensor, k: int, *, similarity: Similarity = "cosine", backend: Backend = "torch"
+) -> tuple[Tensor, Tensor]:
+    """Finds the k most similar rows of a table for each query, by comparing it with every row.
+
+    The table is read block by block, so it may be a mapped file that is larger than memory. Both backends are exact; among
+    equal similarities either may come first.
+
+    Args:
+        queries: float [Q, D].
+        vectors: the table, float32 or float16 [N, D].
+        k: rows to find; no more than N are given.
+        similarity: "cosine" (a row of zeros is at 0 from everything), or "dot".
+        backend: "torch", or "faiss" for `faiss.knn`, where faiss is installed.
+
+    Returns:
+        The similarities, float32 [Q, k], from the largest; and the rows, int64 [Q, k].
+
+    Raises:
+        ValueError: k is below 1, or the widths differ.
+        RuntimeError: faiss is asked for and not installed.
+
+    Example:
+        >>> similarities, rows = find_neighbors(torch.tensor([[1.0, 0.1]]), torch.eye(2), 1)
+        >>> rows.tolist()
+        [[0]]
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
+    if queries.ndim != 2 or vectors.ndim != 2 or queries.shape[1] != vectors.shape[1]:
+        raise ValueError(
+            f"queries [Q, D] and vectors [N, D] need one width, got {list(queries.shape)} and {list(vectors.shape)}"
+        )
+    k = min(k, len(vectors))
+    queries = queries.float()
+    if similarity == "cosine":
+        queries = F.normalize(queries)
+    search = _search_by_faiss() if backend == "faiss" else _search
+    best = queries.new_full((len(queries), 0), 0.0)
+    rows = torch.empty((len(queries), 0), dtype=torch.int64)
+    block_rows = max(k, _BLOCK_ELEMENTS // max(1, len(queries), vectors.shape[1]))
+    for begin in range(0, len(vectors), block_rows):
+        block = vectors[begin : begin + block_rows].float()
+        if similarity == "cosine":
+            block = F.normalize(block)
+        scores, positions = search(queries, block, min(k, len(block)))
+        best, kept = torch.cat([best, scores], 1).topk(min(k, best.shape[1] + scores.shape[1]), dim=1)
+        rows = torch.cat([rows, positions + begin], 1).gather(1, kept)
+    return best, rows
+
+
+def _search(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores, positions = (queries @ block.t()).topk(k, dim=1)
+    return scores, positions
+
+
+def _search_by_faiss() -> Any:
+    if find_spec("faiss") is None:
+        raise RuntimeError('the backend "faiss" needs the package faiss-cpu, which is not installed; the default is exact too')
+    import faiss  # noqa: PLC0415 - optional, and slow to import
+
+    def search(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, positions = faiss.knn(queries.numpy(), block.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(scores), torch.from_numpy(positions)
+
+    return search
