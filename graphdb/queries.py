@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import duckdb
 import pyarrow as pa
 
 from graphdb.layout import delta_table, node_table, out_table
 from graphdb.neighborhood import IdCache, neighbors
+from graphdb.reach import Node, Reach, Step, ends, hops_table
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, quote_text, run
 
 Direction = Literal["out", "in", "both"]
-_MAX_HOPS = 6
+INVERSE: Final = "^-1"
 
 
 class Queries:
@@ -64,13 +65,14 @@ class Queries:
             GraphError: Unknown type or relation, or no relation of the type goes that way.
         """
         steps = self._steps(type, relation, direction)
-        idx = self._idx(type, id, missing_ok=True)
+        idx = self.idx(type, id, missing_ok=True)
         ways = [(edge, way, self._edges(edge, way)) for edge, way in steps]
         return neighbors(self._cursor, self._ids, idx, ways, since, as_of, limit)
 
     def degrees(self, relation: str, end: Literal["src", "dst"] = "dst") -> pa.Table:
         """How many nodes have how many edges: columns degree, nodes; nodes without an edge count under 0."""
         declared = self._schema.relation(relation)
+        self._steps(declared.src, relation, "out")
         nodes = node_table(declared.src if end == "src" else declared.dst)
         counted = f"SELECT {end} AS idx, count(*) AS degree FROM {self._rows[relation]} GROUP BY ALL"
         query = (
@@ -89,10 +91,10 @@ class Queries:
         limit: int = 100,
     ) -> pa.Table:
         """The nodes that two nodes of a type are both linked to: columns relation, direction, type, id (as text)."""
-        pair = self._idx(type, id), self._idx(type, other)
+        pair = self.idx(type, id), self.idx(type, other)
         parts = []
         for edge, way in self._steps(type, relation, "both"):
-            own, far, far_type = _ends(edge, way)
+            own, far, far_type = ends(edge, way)
             sides = [f"SELECT {far} AS idx FROM {self._edges(edge, way)} WHERE {own} = {idx}" for idx in pair]
             parts.append(
                 f"SELECT {quote_text(edge.name)} AS relation, '{way}' AS direction, {quote_text(far_type)} AS type, "
@@ -110,15 +112,16 @@ class Queries:
     ) -> pa.Table:
         """The nodes at the end of a path of relations from one node, by the number of ways to them.
 
-        The advertisers that a user buys most from are `top("user", 7, ["buys", "made_by"])`.
+        The advertisers that a user buys most from are `top("user", 7, ["buys", "made_by"])`; `"made_by^-1"` goes back.
 
         Returns:
             A table with columns type, id (as text), edges.
         """
-        rows, kind = f"SELECT {self._idx(type, id)}::INTEGER AS idx, 1::HUGEINT AS edges", type
+        rows, kind = f"SELECT {self.idx(type, id)}::INTEGER AS idx, 1::HUGEINT AS edges", type
         for name in path:
-            edge, way = self._steps(kind, name, "both")[0]
-            own, far, kind = _ends(edge, way)
+            wanted = "in" if name.endswith(INVERSE) else "both"
+            edge, way = self._steps(kind, name.removesuffix(INVERSE), wanted)[0]
+            own, far, kind = ends(edge, way)
             rows = (
                 f"SELECT edge.{far} AS idx, sum(near.edges) AS edges FROM {self._edges(edge, way)} AS edge "
                 f"JOIN ({rows}) AS near ON near.idx = edge.{own} GROUP BY ALL"
@@ -136,13 +139,7 @@ class Queries:
         num_hops: int = 2,
     ) -> pa.Table:
         """How many nodes are first reached in how many hops, edges taken both ways: columns hop, type, nodes."""
-        layers = self._layers((type, self._idx(type, id)), num_hops)
-        rows = [
-            {"hop": hop, "type": name, "nodes": sum(kind == name for kind, _ in layer)}
-            for hop, layer in enumerate(layers)
-            for name in sorted({kind for kind, _ in layer})
-        ]
-        return pa.Table.from_pylist(rows, pa.schema([("hop", pa.int64()), ("type", pa.string()), ("nodes", pa.int64())]))
+        return hops_table(self._reach().layers((type, self.idx(type, id)), num_hops))
 
     def paths(
         self,
@@ -163,11 +160,8 @@ class Queries:
         Returns:
             A table with columns path, hop, relation, direction, type, id (as text): a row for each step.
         """
-        start, end = ((name, self._idx(name, identifier)) for name, identifier in (source, target))
-        layers = self._layers(start, max_hops, until=end)
-        paths: list[list[tuple[str, str, Node]]] = []
-        if end in layers[-1]:
-            _collect(layers, len(layers) - 1, end, [], paths, limit)
+        start, end = ((name, self.idx(name, identifier)) for name, identifier in (source, target))
+        paths = self._reach().paths(start, end, max_hops=max_hops, limit=limit)
         rows = [
             {"path": number, "hop": hop, "relation": relation, "direction": way, "type": node[0], "id": self._id(node)}
             for number, path in enumerate(paths)
@@ -178,37 +172,17 @@ class Queries:
             rows, pa.schema([*fields, *((n, pa.string()) for n in ("relation", "direction", "type", "id"))])
         )
 
-    def _layers(self, start: Node, num_hops: int, until: Node | None = None) -> list[Layer]:
-        """Nodes by their distance from `start`, each with the steps that reach it from the layer before."""
-        if not 0 <= num_hops <= _MAX_HOPS:
-            msg = f"expected 0 to {_MAX_HOPS} hops, got {num_hops}"
-            raise GraphError(msg)
-        seen: set[Node] = {start}
-        layers: list[Layer] = [{start: []}]
-        while len(layers) <= num_hops and layers[-1] and (until is None or until not in layers[-1]):
-            layer: Layer = {}
-            for kind in sorted({kind for kind, _ in layers[-1]}):
-                near = pa.table({"idx": pa.array([idx for name, idx in layers[-1] if name == kind], pa.int32())})
-                self._cursor.register("_near", near)
-                for edge, way in self._steps(kind, None, "both", needed=False):
-                    own, far, far_type = _ends(edge, way)
-                    query = f"SELECT DISTINCT {own}, {far} FROM {self._edges(edge, way)} SEMI JOIN _near ON _near.idx = {own}"
-                    for idx, reached in run(self._cursor, query):
-                        if (far_type, reached) not in seen:
-                            layer.setdefault((far_type, reached), []).append(((kind, idx), edge.name, way))
-                self._cursor.unregister("_near")
-            seen.update(layer)
-            layers.append(layer)
-        return layers
-
     def _steps(self, kind: str, relation: str | None, direction: str, *, needed: bool = True) -> list[tuple[Relation, str]]:
         self._schema.node(kind)
-        chosen = [self._schema.relation(relation)] if relation else [r for r in self._schema.relations if r.name in self._rows]
+        if relation and self._schema.relation(relation).name not in self._rows:
+            msg = f"relation {relation!r} is not in this view, which has {list(self._rows)}"
+            raise GraphError(msg)
+        chosen = [r for r in self._schema.relations if r.name in self._rows and relation in {None, r.name}]
         ways = [
             (edge, way)
             for edge in chosen
             for way in ("out", "in")
-            if _ends_at(edge, way) == kind and direction in {way, "both"}
+            if (edge.src if way == "out" else edge.dst) == kind and direction in {way, "both"}
         ]
         if needed and not ways:
             msg = f"no relation goes {'in or out' if direction == 'both' else direction} of {kind!r}" + (
@@ -217,14 +191,25 @@ class Queries:
             raise GraphError(msg)
         return ways
 
+    def _reach(self) -> Reach:
+        def steps(kind: str) -> list[Step]:
+            return [(edge, way, self._edges(edge, way)) for edge, way in self._steps(kind, None, "both", needed=False)]
+
+        return Reach(self._cursor, self._schema, steps)
+
     def _edges(self, relation: Relation, way: str) -> str:
         if way == "out" and self._is_whole and relation.out_clustered:
             return f"(FROM {out_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
         return self._rows[relation.name]
 
-    def _idx(self, kind: str, identifier: int | str, *, missing_ok: bool = False) -> int:
-        self._schema.node(kind)
-        found = run(self._cursor, f"SELECT idx FROM {node_table(kind)} WHERE id = ?", [identifier])
+    def idx(self, kind: str, identifier: int | str, *, missing_ok: bool = False) -> int:
+        """The idx of a node; -1 for one that is not there, where that is no error.
+
+        Raises:
+            GraphError: An unknown type, something that is no id of it, or a node that is not there.
+        """
+        given = self._schema.node(kind).external_id(identifier)
+        found = run(self._cursor, f"SELECT idx FROM {node_table(kind)} WHERE id = ?", [given])
         if not found and not missing_ok:
             msg = f"there is no {kind} {identifier!r} in the store"
             raise GraphError(msg)
@@ -235,34 +220,3 @@ class Queries:
 
     def _table(self, query: str) -> pa.Table:
         return self._cursor.sql(query).to_arrow_table()
-
-
-Node = tuple[str, int]
-Layer = dict[Node, list[tuple[Node, str, str]]]
-
-
-def _ends(relation: Relation, way: str) -> tuple[str, str, str]:
-    """The column of the near end, that of the far end, and the far end's type."""
-    return ("src", "dst", relation.dst) if way == "out" else ("dst", "src", relation.src)
-
-
-def _ends_at(relation: Relation, way: str) -> str:
-    return relation.src if way == "out" else relation.dst
-
-
-def _collect(
-    layers: Sequence[Layer],
-    depth: int,
-    node: Node,
-    tail: list[tuple[str, str, Node]],
-    paths: list[list[tuple[str, str, Node]]],
-    limit: int,
-) -> None:
-    """Walks back from `node` to the first layer, gathering at most `limit` paths."""
-    if depth == 0:
-        paths.append(tail)
-        return
-    for before, relation, way in layers[depth][node]:
-        if len(paths) >= limit:
-            return
-        _collect(layers, depth - 1, before, [(relation, way, node), *tail], paths, limit)

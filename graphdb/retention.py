@@ -29,6 +29,7 @@ def drop_before(
 
 def forget(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType, identifier: int | str) -> dict[str, int]:
     """Deletes a node and all that the store has of it; returns the number of its edges by relation."""
+    identifier = node.external_id(identifier)
     found = run(connection, f"SELECT idx FROM {node_table(node.name)} WHERE id = ?", [identifier])
     if not found:
         msg = f"there is no {node.name} {identifier!r} to forget"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ IdType = Literal["int64", "string"]
 Surface = Literal["onsite", "offsite"]
 Duplicates = Literal["first", "last", "sum", "all"]
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _PROPERTY_TYPES = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP"})
 _RESERVED_NODE_PROPERTIES = frozenset({"idx", "id"})
 _RESERVED_EDGE_PROPERTIES = frozenset({"src", "dst", "src_idx", "dst_idx", "src_id", "dst_id", "time", "weight"})
@@ -40,6 +42,25 @@ class NodeType(_Declaration):
     def sql_id_type(self) -> str:
         """DuckDB type of the external ids."""
         return "BIGINT" if self.id_type == "int64" else "VARCHAR"
+
+    def external_id(self, given: int | str) -> int | str:
+        """An external id of this type, also from its digits, as a command line has them.
+
+        Raises:
+            GraphError: What is given cannot be one.
+        """
+        if self.id_type == "string":
+            if isinstance(given, str):
+                return given
+            expected = f"strings, such as {str(given)!r}"
+        else:
+            expected = "int64"
+            if isinstance(given, int) or _INTEGER.fullmatch(given):
+                number = int(given)
+                if -(1 << 63) <= number < 1 << 63:
+                    return number
+        msg = f"{given!r} is not an id of {self.name!r}, whose ids are {expected}"
+        raise GraphError(msg)
 
 
 class Relation(_Declaration):
