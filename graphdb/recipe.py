@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
+from graphdb.progress import Progress
 from graphdb.report import LoadReport
 from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.sql import GraphError, quote, quote_text, run
@@ -133,6 +134,7 @@ class Recipe(_Section):
         folder: str | Path | None = None,
         *,
         on_load: Callable[[LoadReport], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[LoadReport]:
         """Builds the store at `path`; it appears there whole or not at all.
 
@@ -140,6 +142,7 @@ class Recipe(_Section):
             path: The store to create.
             folder: Folder of the raw files; the installed package's by default.
             on_load: Called with each load's report as it ends.
+            progress: Called during a long load with the step's name and the share of it that is done.
 
         Returns:
             The reports in order.
@@ -161,11 +164,11 @@ class Recipe(_Section):
                 GraphStore.create(unfinished, self._expanded(raw).graph_schema) as store,
             ):
                 for name, fields in self.nodes.items():
-                    reports.append(store.load_nodes(name, _rows(raw, fields["sql"])))
+                    reports.append(store.load_nodes(name, _rows(raw, fields["sql"]), progress=progress))
                     if on_load:
                         on_load(reports[-1])
                 for name, fields in self._expanded(raw).relations.items():
-                    reports.append(store.load_edges(name, _rows(raw, fields["sql"])))
+                    reports.append(store.load_edges(name, _rows(raw, fields["sql"]), progress=progress))
                     if on_load:
                         on_load(reports[-1])
                 for name, fields in self.tables.items():

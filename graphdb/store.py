@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -28,7 +28,9 @@ from graphdb.schema import GraphSchema, NodeType, Relation, Surface
 from graphdb.source import Source, scan
 from graphdb.sql import GraphError, begin_reading, changed, quote, run, select
 from graphdb.statistics import count_all, describe_all
-from graphdb.view import GraphView
+
+if TYPE_CHECKING:
+    from graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +224,8 @@ class GraphStore:
         """
         chosen = [self.schema.relation(name) for name in relations] if relations is not None else list(self.schema.relations)
         chosen = [relation for relation in chosen if surface is None or relation.surface == surface]
+        from graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
+
         return GraphView(
             self._connection.cursor(),
             self.schema,
