@@ -9,10 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import cli
 from tables import Snapshot, SnapshotTable
-
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
 SCHEMA = """
 [nodes.user]
@@ -22,21 +19,6 @@ src = "user"
 dst = "pin"
 timed = false
 """
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["multifacet", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
