@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tables.hashing import mix64, read_word
+from tables.prefetch import prefetch
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _gather_text(offsets: Any, text: Any, slots: Any, new_offsets: Any, new_text
 def _lookup(table: Any, query: Any, shift: Any, missing: int, found: Any, start: int, stop: int) -> None:
     """Fills found[start:stop].
 
-    Works in blocks and, within a block, array by array: the loads of one step do not wait for each other, so the
+    Works in blocks and, within a block, array by array: each step asks for what the next one reads, so that the
     processor has many cache misses under way at once.
     """
     starts, keys, rows, offsets, text = table
@@ -187,9 +188,14 @@ def _lookup(table: Any, query: Any, shift: Any, missing: int, found: Any, start:
     for first in range(start, stop, _BLOCK):
         size = min(_BLOCK, stop - first)
         for lane in range(size):
-            bucket = np.int64(mix64(np.uint64(query_keys[first + lane])) >> shift)
+            ends[lane] = np.int64(mix64(np.uint64(query_keys[first + lane])) >> shift)
+            prefetch(starts, np.intp(ends[lane]) * starts.itemsize)
+        for lane in range(size):
+            bucket = ends[lane]
             slots[lane] = starts[bucket]
             ends[lane] = starts[bucket + 1]
+            prefetch(keys, np.intp(slots[lane]) * keys.itemsize)
+            prefetch(rows, np.intp(slots[lane]) * rows.itemsize)
         for lane in range(size):
             slots[lane] = _find_key(keys, query_keys[first + lane], slots[lane], ends[lane])
         if len(offsets) > 0:
