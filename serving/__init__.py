@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serving.answers import LookupAnswer, RankAnswer, TableRows
-    from serving.client import LookupClient, RankerClient
+    from serving.client import LookupClient, RankerClient, connect_lookup
     from serving.config import LookupConfig, RankerConfig
     from serving.errors import (
         BrokenAnswerError,
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         InvalidRequestError,
         OverloadedError,
         ServingError,
+        UnauthenticatedError,
         UnavailableError,
         VersionNotLoadedError,
     )
+    from serving.framed_client import FramedLookupClient
     from serving.local import LocalDeployment, ServerProcess
     from serving.lookup import LookupServer
     from serving.process import serve_lookup, serve_ranker
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "answers": ("LookupAnswer", "RankAnswer", "TableRows"),
-    "client": ("LookupClient", "RankerClient"),
+    "client": ("LookupClient", "RankerClient", "connect_lookup"),
     "config": ("LookupConfig", "RankerConfig"),
     "errors": (
         "BrokenAnswerError",
@@ -38,9 +40,11 @@ _HOMES = {
         "InvalidRequestError",
         "OverloadedError",
         "ServingError",
+        "UnauthenticatedError",
         "UnavailableError",
         "VersionNotLoadedError",
     ),
+    "framed_client": ("FramedLookupClient",),
     "local": ("LocalDeployment", "ServerProcess"),
     "lookup": ("LookupServer",),
     "process": ("serve_lookup", "serve_ranker"),
@@ -53,6 +57,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BrokenAnswerError",
     "DeadlineExceededError",
+    "FramedLookupClient",
     "InvalidRequestError",
     "LocalDeployment",
     "LookupAnswer",
@@ -68,8 +73,10 @@ __all__ = [
     "ServerProcess",
     "ServingError",
     "TableRows",
+    "UnauthenticatedError",
     "UnavailableError",
     "VersionNotLoadedError",
+    "connect_lookup",
     "publish",
     "serve_lookup",
     "serve_ranker",

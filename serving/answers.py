@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import BrokenAnswerError
+from serving.frames import padded
 from serving.protocol import lookup_pb2, ranker_pb2
 
 
@@ -84,6 +85,38 @@ def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
             precision=table.precision,
             num_unknown_ids=table.num_unknown_ids,
         )
+    return LookupAnswer(version=answer.version, tables=tables, server_us=answer.server_us)
+
+
+def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uint8], server: str) -> LookupAnswer:
+    """A lookup server's answer from its message and the rows behind it, which are not copied.
+
+    Args:
+        answer: The message, with ``num_rows`` of each table.
+        rows: uint8, the rows of all tables as a frame holds them.
+        server: What to call the other end in messages.
+
+    Raises:
+        BrokenAnswerError: The rows do not have the length that the message says.
+    """
+    tables = {}
+    start = 0
+    for table in answer.tables:
+        num_bytes = table.num_rows * table.row_bytes
+        if not table.row_bytes or start + padded(num_bytes) > len(rows):
+            raise BrokenAnswerError(
+                f"{server}: table {table.table!r} should have {table.num_rows} rows of {table.row_bytes} bytes, but the frame "
+                f"has {len(rows) - start} bytes of rows left"
+            )
+        tables[table.table] = TableRows(
+            rows=rows[start : start + num_bytes].reshape(table.num_rows, table.row_bytes),
+            dim=table.dim,
+            precision=table.precision,
+            num_unknown_ids=table.num_unknown_ids,
+        )
+        start += padded(num_bytes)
+    if start != len(rows):
+        raise BrokenAnswerError(f"{server}: the frame has {len(rows) - start} bytes of rows that no table owns")
     return LookupAnswer(version=answer.version, tables=tables, server_us=answer.server_us)
 
 

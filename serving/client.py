@@ -1,9 +1,9 @@
-"""Clients of the two servers: synchronous, safe to share between threads, one connection each."""
+"""Clients of the two servers over gRPC: synchronous, safe to share between threads, one connection each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,13 +14,10 @@ import numpy.typing as npt
 
 from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
 from serving.channel import open_channel
-from serving.errors import (
-    BrokenAnswerError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    UnavailableError,
-    from_rpc_error,
-)
+from serving.config import read_token
+from serving.errors import BrokenAnswerError, InvalidRequestError, from_rpc_error
+from serving.framed_client import FRAMED, FramedLookupClient
+from serving.lookups import LookupConnection
 from serving.packing import pack_ids
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
@@ -40,10 +37,13 @@ class _Client:
         tls_ca: Path | None = None,
         tls_certificate: Path | None = None,
         tls_key: Path | None = None,
+        token_file: Path | None = None,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ):
         self.address = address
         self.timeout_s = timeout_s
+        token = read_token(token_file)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
         self._channel = open_channel(
             address,
             tls_ca=tls_ca,
@@ -58,14 +58,16 @@ class _Client:
         raise NotImplementedError
 
     @property
-    def _server(self) -> str:
+    def server(self) -> str:
+        """How messages name the other end."""
         return f"{self._role} {self.address}"
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+            deadline_s = self.timeout_s if timeout_s is None else timeout_s
+            return method(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self._server) from error
+            raise from_rpc_error(error, self.server) from error
 
     def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
@@ -81,17 +83,17 @@ class _Client:
         return f"{type(self).__name__}({self.address}, timeout_s={self.timeout_s})"
 
 
-class PendingLookup:
-    """A lookup under way.
+class GrpcPendingLookup:
+    """A lookup under way over gRPC.
 
     It is called as a stream of one answer, which on the wire is the same thing: gRPC for Python runs such a call on
     the threads that start and read it, but starts a thread of its own for each future, at a third of a millisecond.
     """
 
-    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float):
+    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float, metadata: Any):
         self._server = server
         self._started_ns = time.perf_counter_ns()
-        self._call = method(request, timeout=timeout_s)
+        self._call = method(request, timeout=timeout_s, metadata=metadata)
         self.elapsed_us = 0
         """Microseconds from sending to reading the answer; 0 until it is read."""
 
@@ -116,7 +118,7 @@ class PendingLookup:
         return read_lookup(answer, self._server)
 
 
-class LookupClient(_Client):
+class LookupClient(_Client, LookupConnection):
     """Asks a lookup server for rows.
 
     Args:
@@ -125,6 +127,7 @@ class LookupClient(_Client):
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on.
         tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
         tls_key: PEM file of that certificate's private key.
+        token_file: File with the token that the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes.
     """
 
@@ -138,29 +141,9 @@ class LookupClient(_Client):
             response_deserializer=lookup_pb2.LookupAnswer.FromString,
         )
 
-    def lookup(
-        self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
-    ) -> LookupAnswer:
-        """Rows of every table that the given features feed.
-
-        Args:
-            version: Version of the release; it must be loaded.
-            ids: External ids [n] by feature, int64 or strings; unknown ids get the out-of-vocabulary row.
-            timeout_s: Deadline in seconds.
-            request_id: For the server's log.
-
-        Raises:
-            InvalidRequestError: Unknown feature, ids of the wrong type, too many.
-            VersionNotLoadedError: The version is not loaded; `loaded` has those that are.
-            UnavailableError: The server cannot be reached.
-            DeadlineExceededError: It took longer than the deadline.
-            OverloadedError: Too many requests in hand, or the message is too large.
-        """
-        return self.start(version, ids, timeout_s=timeout_s, request_id=request_id).result()
-
     def start(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
-    ) -> PendingLookup:
+    ) -> GrpcPendingLookup:
         """Send a lookup and return at once; see `lookup`."""
         request = lookup_pb2.LookupRequest(
             version=version,
@@ -168,7 +151,7 @@ class LookupClient(_Client):
             request_id=request_id,
         )
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
-        return PendingLookup(self._start, request, self._server, deadline_s)
+        return GrpcPendingLookup(self._start, request, self.server, deadline_s, self._metadata)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
@@ -176,42 +159,6 @@ class LookupClient(_Client):
             self._stub.Describe, lookup_pb2.LookupDescribeRequest(), timeout_s
         )
         return description
-
-    def wait_for_versions(
-        self, versions: Sequence[str], *, timeout_s: float, stopped: Callable[[], bool] = lambda: False
-    ) -> lookup_pb2.LookupDescription | None:
-        """Wait until the server is up and has all of these versions loaded.
-
-        Args:
-            versions: Versions to wait for.
-            timeout_s: Longest wait in seconds.
-            stopped: Ends the wait early when it says so.
-
-        Returns:
-            The server's description; None if `stopped`.
-
-        Raises:
-            UnavailableError: It cannot be reached, or lacks a version, until the end of the wait; says which.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not stopped():
-            try:
-                description = self.describe(timeout_s=min(1.0, timeout_s))
-            except (UnavailableError, DeadlineExceededError) as error:
-                trouble = str(error)
-            else:
-                loaded = [entry.version for entry in description.versions]
-                missing = [version for version in versions if version not in loaded]
-                if not missing:
-                    return description
-                trouble = f"it has not loaded {', '.join(missing)}; loaded: {', '.join(loaded)}"
-            if time.monotonic() >= deadline:
-                raise UnavailableError(
-                    f"{self._server} was not ready within {timeout_s:g} s: {trouble}. Start it with the same release, "
-                    "or mend the address."
-                )
-            time.sleep(0.05)
-        return None
 
 
 class RankerClient(_Client):
@@ -223,6 +170,7 @@ class RankerClient(_Client):
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on.
         tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
         tls_key: PEM file of that certificate's private key.
+        token_file: File with the token that the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes.
 
     Example:
@@ -273,7 +221,7 @@ class RankerClient(_Client):
             dense=features.tobytes(),
         )
         answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
-        return read_rank(answer, len(features), self._server)
+        return read_rank(answer, len(features), self.server)
 
     def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""
@@ -281,3 +229,42 @@ class RankerClient(_Client):
             self._stub.Describe, ranker_pb2.RankerDescribeRequest(), timeout_s
         )
         return description
+
+
+def connect_lookup(
+    address: str,
+    *,
+    timeout_s: float = 1.0,
+    tls_ca: Path | None = None,
+    tls_certificate: Path | None = None,
+    tls_key: Path | None = None,
+    token_file: Path | None = None,
+    max_answer_bytes: int = _MAX_ANSWER_BYTES,
+) -> LookupConnection:
+    """A client of a lookup server, over frames where the address says ``framed:`` and over gRPC otherwise.
+
+    Args:
+        address: ``host:port``, ``unix:/path``, ``framed:host:port`` or ``framed:unix:/path``.
+        timeout_s: Deadline of a request that names none, in seconds.
+        tls_ca: As `LookupClient`; gRPC only.
+        tls_certificate: As `LookupClient`; gRPC only.
+        tls_key: As `LookupClient`; gRPC only.
+        token_file: File with the token that the server asks for.
+        max_answer_bytes: Longest answer accepted, in bytes; -1 for no limit.
+
+    Raises:
+        ValueError: The address is not understood, or frames are to travel over TLS.
+    """
+    if not address.startswith(FRAMED):
+        return LookupClient(
+            address,
+            timeout_s=timeout_s,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            token_file=token_file,
+            max_answer_bytes=max_answer_bytes,
+        )
+    if tls_ca is not None or tls_certificate is not None or tls_key is not None:
+        raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
+    return FramedLookupClient(address, timeout_s=timeout_s, token_file=token_file, max_answer_bytes=max_answer_bytes)

@@ -37,6 +37,12 @@ class VersionNotLoadedError(ServingError):
         self.loaded = tuple(loaded)
 
 
+class UnauthenticatedError(ServingError):
+    """The server asks for a token, and the client has none or another one."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class UnavailableError(ServingError):
     """The server cannot be reached, or is draining: the same request may succeed later or elsewhere."""
 
@@ -67,11 +73,13 @@ _KINDS: dict[grpc.StatusCode, type[ServingError]] = {
         ServingError,
         InvalidRequestError,
         VersionNotLoadedError,
+        UnauthenticatedError,
         UnavailableError,
         DeadlineExceededError,
         OverloadedError,
     )
 }
+_CODES = {code.name: code for code in grpc.StatusCode}
 
 
 def from_rpc_error(error: grpc.RpcError, server: str) -> ServingError:
@@ -81,12 +89,24 @@ def from_rpc_error(error: grpc.RpcError, server: str) -> ServingError:
         error: What gRPC raised on the client's side.
         server: What to call the other end in the message, such as ``lookup server 127.0.0.1:7000``.
     """
-    code, details = error.code(), error.details()
-    message = f"{server}: {details}"
+    code = error.code()
+    listed = ""
     if code is grpc.StatusCode.FAILED_PRECONDITION:
-        trailers = dict(error.trailing_metadata() or ())
-        listed = str(trailers.get(LOADED_VERSIONS_TRAILER, ""))
-        return VersionNotLoadedError(message, loaded=[version for version in listed.split(",") if version])
-    if code in _KINDS:
-        return _KINDS[code](message)
-    return ServingError(f"{server}: {code.name}: {details}")
+        listed = str(dict(error.trailing_metadata() or ()).get(LOADED_VERSIONS_TRAILER, ""))
+    return from_status(code.name, str(error.details()), [version for version in listed.split(",") if version], server)
+
+
+def from_status(code: str, details: str, loaded: Sequence[str], server: str) -> ServingError:
+    """The error of a status, as the class that the server raised.
+
+    Args:
+        code: Name of a gRPC status.
+        details: The server's message.
+        loaded: The versions that it said it has loaded.
+        server: What to call the other end in the message.
+    """
+    kind = _KINDS.get(_CODES.get(code, grpc.StatusCode.UNKNOWN))
+    if kind is None:
+        return ServingError(f"{server}: {code}: {details}")
+    message = f"{server}: {details}"
+    return kind(message, loaded=loaded) if kind is VersionNotLoadedError else kind(message)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -14,7 +15,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.address import Address
-from serving.errors import LOADED_VERSIONS_TRAILER, DeadlineExceededError, ServingError, VersionNotLoadedError
+from serving.errors import (
+    LOADED_VERSIONS_TRAILER,
+    DeadlineExceededError,
+    ServingError,
+    UnauthenticatedError,
+    VersionNotLoadedError,
+)
 
 if TYPE_CHECKING:
     from serving.config import ListenConfig
@@ -49,6 +56,7 @@ class Listener:
         self._role = role
         self._service = service
         self._metrics = metrics
+        self._token = config.read_token()
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{role}-worker")
         # Reflection is a stream that its client may leave open: on the shared pool each would take a worker away.
         self._reflection_worker = ThreadPoolExecutor(1, thread_name_prefix=f"{role}-reflection")
@@ -135,6 +143,7 @@ class Listener:
         failure: ServingError
         try:
             _check_active(context)
+            self._check_token(context)
             answer = call()
         except ServingError as error:
             failure = error
@@ -150,6 +159,15 @@ class Listener:
             context.set_trailing_metadata(((LOADED_VERSIONS_TRAILER, ",".join(failure.loaded)),))
         context.abort(failure.code, str(failure))
         raise failure  # abort has raised already
+
+    def _check_token(self, context: grpc.ServicerContext) -> None:
+        if self._token is None:
+            return
+        given = dict(context.invocation_metadata()).get("authorization", "")
+        if not compare_digest(str(given).encode(), f"Bearer {self._token}".encode()):
+            raise UnauthenticatedError(
+                f"this {self._role} asks for a token: " + ("the one given is not its own" if given else "give the client one")
+            )
 
     def _bind(self) -> str:
         config = self._config

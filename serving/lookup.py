@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,9 @@ import numpy.typing as npt
 
 from serving.config import LookupConfig
 from serving.errors import InvalidRequestError
+from serving.framed_server import FramedServer
+from serving.frames import Kind, padded
+from serving.gather import SendBuffer, gather
 from serving.listener import Listener
 from serving.metrics import ServerMetrics
 from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
@@ -26,6 +30,39 @@ from tables.idmap import IdMap
 logger = logging.getLogger(__name__)
 
 SERVICE = "multifacet.serving.v1.Lookup"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRows:
+    """Rows of one table, found and not yet read.
+
+    Attributes:
+        table: The table.
+        stored: uint8 [table.rows, row_bytes]: all of its rows, mapped.
+        rows: int32 [num_ids], the row of each id.
+        num_unknown_ids: How many of them are the out-of-vocabulary row.
+    """
+
+    table: ReleaseTable
+    stored: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.int32]
+    num_unknown_ids: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the rows, back to back."""
+        return len(self.rows) * self.table.row_bytes
+
+    def describe(self) -> lookup_pb2.TableRows:
+        """The table's part of an answer, without the rows."""
+        table = self.table
+        return lookup_pb2.TableRows(
+            table=table.name,
+            row_bytes=table.row_bytes,
+            dim=table.dim,
+            precision=table.precision,
+            num_unknown_ids=self.num_unknown_ids,
+        )
 
 
 class LookupHalf:
@@ -53,15 +90,17 @@ class LookupHalf:
                 )
         for id_map in self._id_maps.values():  # compiles the look-up kernels, or reads their cache, before serving
             id_map.rows(np.zeros(1, np.int64) if id_map.id_type == "int64" else [""])
+        for table in release.tables:
+            gather(self._rows[table.name], np.zeros(1, np.int32), np.empty(table.row_bytes, np.uint8))
 
-    def gather(self, ids: Mapping[str, IdArray]) -> list[lookup_pb2.TableRows]:
-        """Rows of every table that the features feed.
+    def find(self, ids: Mapping[str, IdArray]) -> list[FoundRows]:
+        """Where the rows of every table are that the features feed.
 
         Args:
             ids: External ids [n] by feature; each feature one of the release's.
 
         Returns:
-            One message a table, in the release's order of tables.
+            One entry a table, in the release's order of tables.
         """
         found: dict[tuple[str, str], tuple[npt.NDArray[np.int32], int]] = {}
         answers = []
@@ -71,17 +110,7 @@ class LookupHalf:
             key = (table.feature, table.id_map)
             if key not in found:
                 found[key] = self._find(table, ids[table.feature])
-            rows, num_unknown_ids = found[key]
-            answers.append(
-                lookup_pb2.TableRows(
-                    table=table.name,
-                    rows=np.take(self._rows[table.name], rows, axis=0).tobytes(),
-                    row_bytes=table.row_bytes,
-                    dim=table.dim,
-                    precision=table.precision,
-                    num_unknown_ids=num_unknown_ids,
-                )
-            )
+            answers.append(FoundRows(table, self._rows[table.name], *found[key]))
         return answers
 
     def _find(self, table: ReleaseTable, ids: IdArray) -> tuple[npt.NDArray[np.int32], int]:
@@ -123,6 +152,13 @@ class LookupServer:
             ),
             metrics=self.metrics,
         )
+        self._send_buffer = SendBuffer()
+        self._framed = FramedServer(config, self._answer_frame, self.metrics) if config.framed_listen is not None else None
+
+    @property
+    def framed_address(self) -> str:
+        """Where it takes frames, as clients name it; empty before `start`, and if nowhere."""
+        return f"framed:{self._framed.address}" if self._framed is not None and self._framed.address else ""
 
     @property
     def address(self) -> str:
@@ -170,10 +206,18 @@ class LookupServer:
         Returns:
             The bound address.
         """
-        return self._listener.start({"versions": list(self.versions)})
+        if self._framed is not None:
+            try:
+                self._framed.start()
+            except OSError:
+                self._listener.stop(0)
+                raise
+        return self._listener.start({"versions": list(self.versions), "framed_address": self.framed_address})
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Drain and stop; see `Listener.stop`."""
+        if self._framed is not None:
+            self._framed.stop(self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
         self._listener.stop(drain_timeout_s)
 
     def __enter__(self) -> Self:
@@ -184,7 +228,33 @@ class LookupServer:
         self.stop()
 
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
+        """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
+        tables = []
+        for found in self._find(request):
+            rows = np.empty(found.num_bytes, np.uint8)
+            gather(found.stored, found.rows, rows)
+            tables.append(found.describe())
+            tables[-1].rows = rows.tobytes()
+        return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
+
+    def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
+        """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
+        started_ns = time.perf_counter_ns()
+        all_found = self._find(request)
+        rows = self._send_buffer.take(sum(padded(found.num_bytes) for found in all_found))
+        tables = []
+        start = 0
+        for found in all_found:
+            gather(found.stored, found.rows, rows[start : start + found.num_bytes])
+            rows[start + found.num_bytes : start + padded(found.num_bytes)] = 0
+            start += padded(found.num_bytes)
+            tables.append(found.describe())
+            tables[-1].num_rows = len(found.rows)
+        answer = lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
+        return answer.SerializeToString(), rows.data
+
+    def _find(self, request: lookup_pb2.LookupRequest) -> list[FoundRows]:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
         half = self._loaded.get(request.version)
@@ -199,12 +269,21 @@ class LookupServer:
         ids = {message.feature: unpack_ids(message) for message in request.features}
         for feature, given in ids.items():
             check_id_type(feature, given, id_types[feature], where)
-        tables = half.gather(ids)
-        for table in tables:
-            self.metrics.count_rows(table.table, len(table.rows) // table.row_bytes, table.num_unknown_ids)
+        all_found = half.find(ids)
+        for found in all_found:
+            self.metrics.count_rows(found.table.name, len(found.rows), found.num_unknown_ids)
+        return all_found
+
+    def _observe(self, started_ns: int) -> int:
         total_us = (time.perf_counter_ns() - started_ns) // 1000
         self.metrics.observe_us({"total": total_us})
-        return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=total_us)
+        return total_us
+
+    def _answer_frame(self, kind: Kind, message: bytes | bytearray | memoryview) -> tuple[bytes, memoryview]:
+        if kind is Kind.LOOKUP:
+            return self._lookup_framed(lookup_pb2.LookupRequest.FromString(message))
+        lookup_pb2.LookupDescribeRequest.FromString(message)
+        return self._describe().SerializeToString(), memoryview(b"")
 
     def _describe(self) -> lookup_pb2.LookupDescription:
         return lookup_pb2.LookupDescription(

@@ -12,7 +12,7 @@ from typing import Self
 import grpc
 import numpy as np
 
-from serving.client import LookupClient
+from serving.client import connect_lookup
 from serving.config import RankerConfig
 from serving.errors import InvalidRequestError, VersionNotLoadedError
 from serving.listener import Listener
@@ -50,12 +50,13 @@ class RankerServer:
         self.metrics = ServerMetrics("ranker", _PHASES)
         for path in config.releases:
             self.load(path, current=True)
-        self._lookup = LookupClient(
+        self._lookup = connect_lookup(
             config.lookup,
             timeout_s=config.lookup_timeout_s,
             tls_ca=config.lookup_tls_ca,
             tls_certificate=config.lookup_tls_certificate,
             tls_key=config.lookup_tls_key,
+            token_file=config.lookup_token_file,
             max_answer_bytes=-1,  # every length is checked against the release
         )
         self._listener = Listener(

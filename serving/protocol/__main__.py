@@ -6,7 +6,12 @@ from pathlib import Path
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
-MESSAGES = ("serving/protocol/ids.proto", "serving/protocol/lookup.proto", "serving/protocol/ranker.proto")
+MESSAGES = (
+    "serving/protocol/ids.proto",
+    "serving/protocol/frames.proto",
+    "serving/protocol/lookup.proto",
+    "serving/protocol/ranker.proto",
+)
 SERVICES = ("serving/protocol/lookup.proto", "serving/protocol/ranker.proto")
 
 

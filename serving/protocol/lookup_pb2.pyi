@@ -28,20 +28,22 @@ class LookupAnswer(_message.Message):
     def __init__(self, version: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ..., server_us: _Optional[int] = ...) -> None: ...
 
 class TableRows(_message.Message):
-    __slots__ = ("table", "rows", "row_bytes", "dim", "precision", "num_unknown_ids")
+    __slots__ = ("table", "rows", "row_bytes", "dim", "precision", "num_unknown_ids", "num_rows")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     NUM_UNKNOWN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     table: str
     rows: bytes
     row_bytes: int
     dim: int
     precision: str
     num_unknown_ids: int
-    def __init__(self, table: _Optional[str] = ..., rows: _Optional[bytes] = ..., row_bytes: _Optional[int] = ..., dim: _Optional[int] = ..., precision: _Optional[str] = ..., num_unknown_ids: _Optional[int] = ...) -> None: ...
+    num_rows: int
+    def __init__(self, table: _Optional[str] = ..., rows: _Optional[bytes] = ..., row_bytes: _Optional[int] = ..., dim: _Optional[int] = ..., precision: _Optional[str] = ..., num_unknown_ids: _Optional[int] = ..., num_rows: _Optional[int] = ...) -> None: ...
 
 class LookupDescribeRequest(_message.Message):
     __slots__ = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from serving import (
-    LookupClient,
     LookupConfig,
     LookupServer,
     RankerClient,
     RankerConfig,
     RankerServer,
     Release,
+    connect_lookup,
     publish,
 )
+from serving.lookups import LookupConnection
 from tables import ArtifactWriter, IdMap, decode, encode
 
 DENSE = ("age_days", "price", "hour")
@@ -169,21 +171,58 @@ def all_ids() -> Callable[[dict[str, int], dict[str, Any], int], dict[str, Any]]
     return expand
 
 
+class Transport:
+    """One way to ask a lookup server, for the tests that hold for all of them."""
+
+    def __init__(self, name: str, folder: Path):
+        self.name = name
+        self.folder = folder
+
+    def config(self, **fields: Any) -> LookupConfig:
+        """A configuration that takes requests this way."""
+        if self.name == "framed-unix":
+            fields.setdefault("framed_listen", f"unix:{self.folder / uuid.uuid4().hex[:8]}.sock")
+        elif self.name == "framed-tcp":
+            fields.setdefault("framed_listen", "127.0.0.1:0")
+        return LookupConfig(**fields)
+
+    def address(self, server: LookupServer) -> str:
+        """Where the server takes requests this way."""
+        return server.address if self.name == "grpc" else server.framed_address
+
+    def connect(self, server: LookupServer, **fields: Any) -> LookupConnection:
+        """A client that asks this way."""
+        return connect_lookup(self.address(server), **{"timeout_s": 10, **fields})
+
+
+@pytest.fixture(scope="module", params=["grpc", "framed-unix", "framed-tcp"])
+def transport(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Transport:
+    return Transport(request.param, tmp_path_factory.mktemp("sockets"))
+
+
 @pytest.fixture(scope="module")
-def lookup_server(release: Release) -> Iterator[LookupServer]:
-    with LookupServer(LookupConfig(releases=(release.path,))) as server:
+def lookup_server(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LookupServer]:
+    framed = f"unix:{tmp_path_factory.mktemp('framed') / 'lookup.sock'}"
+    with LookupServer(LookupConfig(releases=(release.path,), framed_listen=framed)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def lookup_client(lookup_server: LookupServer) -> Iterator[LookupClient]:
-    with LookupClient(lookup_server.address, timeout_s=5) as client:
-        yield client
+def served(release: Release, transport: Transport) -> Iterator[LookupServer]:
+    with LookupServer(transport.config(releases=(release.path,))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def ranker_server(release: Release, lookup_server: LookupServer) -> Iterator[RankerServer]:
-    config = RankerConfig(releases=(release.path,), lookup=lookup_server.address, lookup_timeout_s=10, startup_timeout_s=10)
+def lookup_client(served: LookupServer, transport: Transport) -> Iterator[LookupConnection]:
+    with transport.connect(served) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", params=["grpc", "framed"])
+def ranker_server(release: Release, lookup_server: LookupServer, request: pytest.FixtureRequest) -> Iterator[RankerServer]:
+    lookup = lookup_server.address if request.param == "grpc" else lookup_server.framed_address
+    config = RankerConfig(releases=(release.path,), lookup=lookup, lookup_timeout_s=10, startup_timeout_s=10)
     with RankerServer(config) as server:
         yield server
 

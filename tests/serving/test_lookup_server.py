@@ -21,6 +21,7 @@ from serving import (
     ServingError,
     UnavailableError,
     VersionNotLoadedError,
+    connect_lookup,
 )
 from tables import encode
 
@@ -88,9 +89,9 @@ def test_a_lookup_must_name_its_version(lookup_client):
         lookup_client.lookup("", {"user": [1]})
 
 
-def test_a_message_beyond_the_limit_is_refused(release):
-    config = LookupConfig(releases=(release.path,), max_message_bytes=1000, max_ids_per_request=10**6)
-    with LookupServer(config) as server, LookupClient(server.address, timeout_s=10) as client:
+def test_a_message_beyond_the_limit_is_refused(release, transport):
+    config = transport.config(releases=(release.path,), max_message_bytes=1000, max_ids_per_request=10**6)
+    with LookupServer(config) as server, transport.connect(server) as client:
         with pytest.raises(OverloadedError, match="larger than max"):
             client.lookup(release.version, {"user": range(1000)})
         assert client.lookup(release.version, {"user": range(100)}).version == release.version
@@ -106,10 +107,10 @@ def test_describe_tells_tables_and_limits(release, lookup_client):
     assert description.max_ids_per_request == 16384
 
 
-def test_a_damaged_release_is_not_loaded_and_the_others_stay(release, other_release, tmp_path):
+def test_a_damaged_release_is_not_loaded_and_the_others_stay(release, other_release, transport, tmp_path):
     damaged = tmp_path / "damaged"
     _copy_with_a_flipped_byte(other_release.path, damaged)
-    with LookupServer(LookupConfig(releases=(release.path,))) as server, LookupClient(server.address, timeout_s=10) as client:
+    with LookupServer(transport.config(releases=(release.path,))) as server, transport.connect(server) as client:
         with pytest.raises(ValueError, match=r"lookup/pin_kge\.rows"):
             server.load(damaged)
         assert server.versions == (release.version,)
@@ -138,9 +139,23 @@ def test_two_servers_never_share_one_address(release, tmp_path):
             pass  # free again
 
 
-def test_metrics_count_rows_unknown_ids_and_statuses(release):
-    config = LookupConfig(releases=(release.path,), metrics_listen="127.0.0.1:0")
-    with LookupServer(config) as server, LookupClient(server.address, timeout_s=10) as client:
+def test_two_servers_never_share_one_framed_address(release, tmp_path):
+    for listen in ("127.0.0.1:0", f"unix:{tmp_path / 'a.sock'}"):
+        with LookupServer(LookupConfig(releases=(release.path,), framed_listen=listen)) as first:
+            config = LookupConfig(releases=(release.path,), framed_listen=first.framed_address.removeprefix("framed:"))
+            second = LookupServer(config)
+            with pytest.raises(OSError, match=r"cannot listen|another server listens"):
+                second.start()
+            second.stop()
+            with connect_lookup(first.framed_address, timeout_s=10) as client:
+                assert client.describe().versions
+        with LookupServer(config):
+            pass  # free again
+
+
+def test_metrics_count_rows_unknown_ids_and_statuses(release, transport):
+    config = transport.config(releases=(release.path,), metrics_listen="127.0.0.1:0")
+    with LookupServer(config) as server, transport.connect(server) as client:
         client.lookup(release.version, {"pin": [11, 12, 13], "user": [1000]})
         with pytest.raises(VersionNotLoadedError):
             client.lookup("0" * 64, {"user": [1]})
@@ -153,17 +168,15 @@ def test_metrics_count_rows_unknown_ids_and_statuses(release):
     assert 'multifacet_lookup_phase_seconds_count{phase="total"} 1.0' in lines
 
 
-def test_nobody_there_is_said_with_the_address():
-    with (
-        LookupClient("127.0.0.1:9", timeout_s=10) as client,
-        pytest.raises(UnavailableError, match=r"lookup server 127\.0\.0\.1:9"),
-    ):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "framed:127.0.0.1:9", "framed:unix:/nowhere/at/all.sock"])
+def test_nobody_there_is_said_with_the_address(address):
+    with connect_lookup(address, timeout_s=10) as client, pytest.raises(UnavailableError, match=f"lookup server {address}"):
         client.lookup("0" * 64, {"user": [1]})
 
 
-def test_a_started_lookup_runs_while_its_caller_does_something_else(release, lookup_server, lookup_client):
+def test_a_started_lookup_runs_while_its_caller_does_something_else(release, served, lookup_client):
     def answered() -> float:
-        return lookup_server.metrics.registry.get_sample_value("multifacet_lookup_requests_total", {"code": "OK"}) or 0.0
+        return served.metrics.registry.get_sample_value("multifacet_lookup_requests_total", {"code": "OK"}) or 0.0
 
     before = answered()
     pending = lookup_client.start(release.version, {"user": [1000]}, timeout_s=10)
