@@ -75,6 +75,11 @@ def train(
     if warm_start is not None:
         warm_start.apply(state.tables, state.optimizers, view.node_ids, facet="kge")
         state.relations.warm_start(warm_start.snapshot.parameters())
+        if config.validation.num_edges and config.validation.choose == "random":
+            logger.warning(
+                "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
+                "validation.choose='latest' holds out what came after it"
+            )
     run.resume(state)
     num_held_out = sum(len(relation.held_out) for relation in edges)
     for epoch in range(state.position.epoch + 1, config.epochs + 1):

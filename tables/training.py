@@ -201,6 +201,8 @@ class TrainingRun:
             "window": window,
             "warm_start": warm_start.identity() if warm_start is not None else None,
         }
+        # Taken here, as a `Lanes` block changes the number of threads for its length.
+        self._environment = _environment()
         self._saved_at = time.monotonic()
         self._began_at = time.perf_counter()
         self._has_saved = False
@@ -227,7 +229,7 @@ class TrainingRun:
             logger.info("there is no checkpoint at %s yet: starting from the beginning", path)
             return False
         checkpoint = Checkpoint.load(path, identity=self.identity)
-        differences = list_differences(checkpoint.fields["environment"], _environment())
+        differences = list_differences(checkpoint.fields["environment"], self._environment)
         if differences:
             logger.warning("resuming in another environment, so the last bits may differ: %s", "; ".join(differences))
         saved = checkpoint.state()
@@ -281,7 +283,7 @@ class TrainingRun:
         position = state.position
         fields = position.to_fields() | {"seconds": self.epoch_seconds(position) if position.epoch_start else 0.0}
         saved = state.save()
-        saved = SavedState(tensors=saved.tensors, fields={**saved.fields, "position": fields, "environment": _environment()})
+        saved = SavedState(tensors=saved.tensors, fields={**saved.fields, "position": fields, "environment": self._environment})
         try:
             Checkpoint.write(path, saved, identity=self.identity)
             self._has_saved = True

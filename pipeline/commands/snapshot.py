@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
-app = typer.Typer(no_args_is_help=True, help="Show and verify embedding snapshots.")
+app = typer.Typer(no_args_is_help=True, help="Show, verify and compare embedding snapshots.")
 
 Path_ = Annotated[Path, typer.Argument(metavar="SNAPSHOT", help="Folder of a snapshot.")]
 
@@ -41,3 +42,87 @@ def verify(path: Path_, as_json: AsJson = False) -> None:
         emit_json({"fingerprint": snapshot.fingerprint, "files": len(snapshot.manifest["files"]), "bytes": num_bytes})
     else:
         stdout.print(f"{path}: {len(snapshot.manifest['files'])} files, {show_bytes(num_bytes)}, whole and unchanged")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of the earlier snapshot.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the later snapshot.")],
+    align: Annotated[
+        bool, typer.Option(help="Also compare after the rotation that brings the old tables closest to the new ones.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tells how far each table has moved: rows by external id, cosines, lengths, and whether neighbours stayed."""
+    from tables import Snapshot, compare_snapshots
+
+    snapshots = Snapshot.load(old, verify=False), Snapshot.load(new, verify=False)
+    drift = {name: table.to_dict() for name, table in compare_snapshots(*snapshots, align=align).items()}
+    if as_json:
+        fingerprints = [snapshot.fingerprint for snapshot in snapshots]
+        emit_json({"old": fingerprints[0], "new": fingerprints[1], "tables": drift})
+    else:
+        emit_drift(drift)
+
+
+def emit_drift(drift: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a drift report: medians and the worst twentieth; the rest is in the JSON."""
+    rows = []
+    for name, table in drift.items():
+        cosine, aligned = table["cosine"], table["aligned_cosine"] or {}
+        figures = {
+            "cos p5": cosine.get("p5"),
+            "cos p50": cosine.get("p50"),
+            "aligned p50": aligned.get("p50"),
+            "length": table["norm_ratio"].get("p50"),
+            "same 10": table["neighbor_overlap"],
+        }
+        counts = {"same": table["num_matched"], "new": table["num_new"], "gone": table["num_gone"]}
+        rounded = {key: None if value is None else round(value, 3) for key, value in figures.items()}
+        rows.append({"type": name, **counts, **rounded})
+    emit_rows(rows)
+    stdout.print(
+        "[dim]cos: cosine of a row with its old self (p5: of the worst twentieth); aligned: after the best common rotation; "
+        "length: new over old, median; same 10: share of the 10 nearest that stayed[/dim]"
+    )
+
+
+@app.command()
+def neighbors(
+    path: Path_,
+    node_type: Annotated[str, typer.Argument(metavar="TYPE", help="Node type of the id.")],
+    id: Annotated[str, typer.Argument(help="External id.")],  # noqa: A002 - the argument's name
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to list.")] = 10,
+    among: Annotated[
+        str | None, typer.Option(help="Node type to search, e.g. the pins for a user; the id's own by default.")
+    ] = None,
+    similarity: Annotated[Literal["cosine", "dot"], typer.Option(help="What to compare by.")] = "cosine",
+    backend: Annotated[Literal["torch", "faiss"], typer.Option(help="What searches; both are exact.")] = "torch",
+    as_json: AsJson = False,
+) -> None:
+    """Lists the nearest rows of an id, by comparing it with every row."""
+    from tables import IdMap, Snapshot, find_neighbors
+
+    snapshot = Snapshot.load(path, verify=False)
+    for name in (node_type, among or node_type):
+        if name not in snapshot.node_types:
+            msg = f"{path} has no table {name!r}; it has {', '.join(snapshot.node_types)}"
+            raise ValueError(msg)
+    ids = snapshot.ids(node_type)
+    rows = IdMap.exact(ids)
+    key = [int(id)] if rows.id_type == "int64" else [id]
+    row = int(rows.rows(key)[0])
+    if row == rows.oov_row:
+        msg = f"{path} has no {node_type} with the id {id}"
+        raise ValueError(msg)
+    searched = among or node_type
+    own = searched == node_type
+    query = snapshot.vectors(node_type)[row : row + 1]
+    scores, found = find_neighbors(query, snapshot.vectors(searched), k + own, similarity=similarity, backend=backend)
+    pairs = [(int(index), float(score)) for index, score in zip(found[0], scores[0], strict=True) if not (own and index == row)]
+    searched_ids = snapshot.ids(searched)
+    result = [{"id": searched_ids[index].as_py(), similarity: score} for index, score in pairs[:k]]
+    if as_json:
+        emit_json({"type": node_type, "id": key[0], "among": searched, "neighbors": result})
+    else:
+        emit_rows([{**row, "id": str(row["id"])} for row in result], columns=["id", similarity])

@@ -1,6 +1,7 @@
 """The command's contract: names, --json, and exit codes 0 for success, 1 for failure, 2 for wrong usage."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tables import Snapshot, SnapshotTable
+from pipeline.training import TrainingDisplay
+from tables import Checkpoint, Snapshot, SnapshotTable, StepProgress
 
 SCHEMA = """
 [nodes.user]
@@ -108,3 +110,71 @@ def test_a_synthetic_world_becomes_a_store(run: Any, tmp_path: Path) -> None:
     )
     assert code == 0
     assert sum(load["loaded"] for load in json.loads(out)["loads"]) > 4000
+
+
+SMALL_KGE = ("--set", "dim=4", "--set", "epochs=2", "--set", 'validation={"num_edges":0}')
+
+
+def test_pretraining_goes_on_after_ctrl_c_and_a_later_one_starts_warm(
+    run: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_at_the_first_step(self: TrainingDisplay, progress: StepProgress) -> None:
+        if (progress.epoch, progress.step) == (0, 1):
+            signal.raise_signal(signal.SIGINT)
+
+    arguments = ("pretrain", "kge", store, tmp_path / "first", *SMALL_KGE)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingDisplay, "on_step", interrupt_at_the_first_step)
+        code, _, err = run(*arguments, "--set", "batch_size=2")
+    assert code == 130
+    assert "writing a checkpoint" in err
+    assert not (tmp_path / "first").exists()
+    assert Checkpoint.load(tmp_path / "first.checkpoint").fields["position"]["step"] > 0
+    code, _, err = run(*arguments, "--set", "batch_size=2")
+    assert code == 1
+    assert "--resume" in err
+    code, _, err = run(*arguments, "--set", "batch_size=2", "--resume", "--set", "lr=0.7")
+    assert code == 1
+    assert "config.lr: 0.2 there, 0.7 here" in err.replace("\n", " ")
+    assert run(*arguments, "--set", "batch_size=2", "--resume")[0] == 0
+    assert not (tmp_path / "first.checkpoint").exists()
+    assert run("pretrain", "kge", store, tmp_path / "whole", *SMALL_KGE, "--set", "batch_size=2")[0] == 0
+    assert Snapshot.load(tmp_path / "whole").fingerprint == Snapshot.load(tmp_path / "first").fingerprint
+
+    code, out, _ = run("pretrain", "kge", store, tmp_path / "second", *SMALL_KGE, "--warm-start", tmp_path / "first", "--json")
+    assert code == 0
+    assert json.loads(out)["metrics"]["drift"]["pin"]["num_matched"] == 2
+    code, out, _ = run("snapshot", "diff", tmp_path / "first", tmp_path / "second", "--json")
+    assert code == 0
+    assert json.loads(out)["tables"] == json.loads(json.dumps(dict(Snapshot.load(tmp_path / "second").metrics["drift"])))
+    code, out, _ = run("snapshot", "diff", tmp_path / "first", tmp_path / "second")
+    assert code == 0
+    assert "user" in out
+
+
+def test_an_option_of_a_warm_start_without_one_is_wrong_usage(run: Any, store: Path, tmp_path: Path) -> None:
+    assert run("pretrain", "contrastive", store, tmp_path / "out", "--pull", "1")[0] == 2
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_neighbours_are_listed_by_external_id(run: Any, tmp_path: Path, backend: str) -> None:
+    pins = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    tables = {
+        "pin": SnapshotTable(ids=pa.array([10, 20, 30, 40]), vectors=pins),
+        "user": SnapshotTable(ids=pa.array(["ann"]), vectors=torch.tensor([[0.0, 2.0]])),
+    }
+    path = tmp_path / "snapshot"
+    Snapshot.write(path, facet="kge", tables=tables)
+    code, out, _ = run("snapshot", "neighbors", path, "pin", "10", "-k", "2", "--backend", backend, "--json")
+    assert code == 0
+    assert [row["id"] for row in json.loads(out)["neighbors"]] == [20, 30]
+    code, out, _ = run("snapshot", "neighbors", path, "user", "ann", "--among", "pin", "--similarity", "dot", "--json")
+    assert code == 0
+    assert json.loads(out)["neighbors"][0] == {"id": 30, "dot": 2.0}
+    assert len(json.loads(out)["neighbors"]) == 4
+    code, _, err = run("snapshot", "neighbors", path, "pin", "99")
+    assert code == 1
+    assert "no pin with the id 99" in err
+    code, out, _ = run("snapshot", "neighbors", path, "pin", "10", "-k", "1")
+    assert code == 0
+    assert "20" in out
