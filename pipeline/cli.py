@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from pipeline.commands import data, graph, pretrain, ranking, serve, snapshot
+from pipeline.commands import data, experiment, graph, pretrain, ranking, serve, snapshot
 from pipeline.console import ConsoleWatcher, stderr
 from pipeline.output import AsJson, emit_json, stdout
 
@@ -27,6 +27,7 @@ app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
 app.add_typer(serve.app, name="serve")
+app.command()(experiment.experiment)
 
 
 @app.callback()
@@ -89,17 +90,24 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Page to write; report.html in the folder by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Writes the page of a run again, from its results."""
+    """Writes the page of a demo, or of all experiments in a folder, again from the results."""
     import json
 
+    from pipeline.experiments.page import find_results, write_page
     from pipeline.report import render
 
     results = work_dir / "results.json"
-    if not results.is_file():
-        msg = f"{results} is missing; run `multifacet demo` first, or name the folder of a finished run"
+    if results.is_file():
+        page = output or work_dir / "report.html"
+        page.write_text(render(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
+    elif find_results(work_dir):
+        page = write_page(work_dir, output)
+    else:
+        msg = (
+            f"{work_dir} holds neither a demo's results.json nor experiments' results; run `multifacet demo` or "
+            "`multifacet experiment NAME` first, or name the folder of a finished run"
+        )
         raise FileNotFoundError(msg)
-    page = output or work_dir / "report.html"
-    page.write_text(render(json.loads(results.read_text(encoding="utf-8"))), encoding="utf-8")
     if as_json:
         emit_json({"report": str(page)})
     else:

@@ -93,6 +93,62 @@ def latency_histogram(histogram: Mapping[str, Sequence[float]], percentiles: Map
     return _svg(figure)
 
 
+def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> str:
+    """Differences with their intervals, a panel for each task, around a line at 0.
+
+    Args:
+        panels: Title -> (label, difference, low, high) of each comparison.
+    """
+    most = max((len(rows) for rows in panels.values()), default=1)
+    figure = Figure(figsize=(_WIDTH_INCHES + 1.8, 0.9 + 0.34 * most), layout="constrained")
+    for axes, (title, rows) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+        _style(axes, x="difference in ROC-AUC (95% interval over users and seeds)")
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for height, (_, difference, low, high) in enumerate(reversed(rows)):
+            holds_zero = low <= 0 <= high
+            color = MUTED if holds_zero else COLORS["pretrained"]
+            axes.plot([low, high], [height, height], color=color, linewidth=2)
+            axes.plot(difference, height, "o", color=color, markersize=5)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+    return _svg(figure)
+
+
+def line(
+    points: Sequence[tuple[float, float, float | None]], levels: Mapping[str, float], *, axis: str, y: str = "CTR ROC-AUC"
+) -> str:
+    """Arms along an axis, with the levels of arms that have no place on it.
+
+    Args:
+        points: (position, value, deviation or None), ascending.
+        levels: Label -> value, drawn across.
+        axis: What the positions mean.
+        y: What the values are.
+    """
+    figure = Figure(figsize=(_WIDTH_INCHES, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, x=axis, y=y)
+    positions = [position for position, *_ in points]
+    deviations = [deviation or 0.0 for *_, deviation in points]
+    axes.errorbar(
+        positions,
+        [value for _, value, _ in points],
+        deviations,
+        color=COLORS["pretrained"],
+        marker="o",
+        markersize=5,
+        capsize=3,
+    )
+    for label, level in levels.items():
+        axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
+        axes.annotate(
+            f" {label}", (positions[-1], level), (0, 4), textcoords="offset points", fontsize=8, color=MUTED, ha="right"
+        )
+    axes.set_xticks(positions, [f"{position:g}" for position in positions])
+    return _svg(figure)
+
+
 def _row(figure: Figure, count: int) -> Sequence[Axes]:
     return list(figure.subplots(1, count, squeeze=False)[0])
 

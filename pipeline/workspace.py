@@ -185,7 +185,7 @@ class Workspace:
         return [self._finish(self._made(task)) for task in self._workers.run(paths)]
 
     def _path(self, task: Task) -> Path:
-        return self.root / f"{task.name}-{_key(task.inputs())[:12]}"
+        return self.root / f"{task.name}-{content_key(task.inputs())[:12]}"
 
     def _find(self, task: Task) -> Stage | None:
         path = self._path(task)
@@ -218,7 +218,7 @@ def _make(task: Task, path: Path, say: Say) -> None:
     with ArtifactWriter(path, kind=_KIND, replace=True) as writer:
         with Meter() as meter:
             result = task.run(writer.directory, say)
-        writer.manifest.update(inputs=inputs, key=_key(inputs), result=result)
+        writer.manifest.update(inputs=inputs, key=content_key(inputs), result=result)
         writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
 
 
@@ -301,7 +301,8 @@ def _open(path: Path, *, reused: bool) -> Stage:
     )
 
 
-def _key(inputs: dict[str, Any]) -> str:
+def content_key(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of JSON-able fields, whatever their order."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
 
 from ranking.config import Arm, RankingConfig, arm_config
-from ranking.evaluation import compare, evaluate
+from ranking.evaluation import bootstrap_roc_auc, compare, evaluate, roc_auc
 from ranking.examples import Examples
 from ranking.export import ExportedModel, export_model, load_model, quantized_scores
 from ranking.exposures import build_examples
@@ -25,6 +25,7 @@ __all__ = [
     "UpperModel",
     "Weighting",
     "arm_config",
+    "bootstrap_roc_auc",
     "build_examples",
     "compare",
     "evaluate",
@@ -32,5 +33,6 @@ __all__ = [
     "init_tables",
     "load_model",
     "quantized_scores",
+    "roc_auc",
     "train",
 ]

@@ -79,6 +79,7 @@ def bootstrap_roc_auc(
     *,
     num_resamples: int = 200,
     seed: int = 0,
+    population: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Compute ROC-AUC on resamples of users: a user's rows are drawn together, with replacement.
 
@@ -91,14 +92,24 @@ def bootstrap_roc_auc(
         users: User of each row, [n].
         num_resamples: Resamples R.
         seed: Seed of the draws.
+        population: Distinct users that are drawn from, ascending; those of the rows by default. Named when several sets
+            of rows, not all with rows of every user, must get the same resamples.
 
     Returns:
         float64 [R]; NaN for a resample without positives or without negatives.
 
     Raises:
-        ValueError: As `roc_auc`.
+        ValueError: As `roc_auc`, or if a row's user is not in the population.
     """
     distinct, user_idx = np.unique(users, return_inverse=True)
+    if population is not None:
+        strangers = np.setdiff1d(distinct, population, assume_unique=True)
+        if len(strangers):
+            raise ValueError(
+                f"{len(strangers)} users, {strangers[0]} the first, are not in the population of {len(population)}"
+            )
+        user_idx = np.searchsorted(population, distinct)[user_idx]
+        distinct = population
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
     order, tie_ends = _presort(labels, scores)
     positive, row_user_idx = labels[order] > 0, user_idx[order]

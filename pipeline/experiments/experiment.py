@@ -1,0 +1,71 @@
+"""What an experiment asks, and what it takes to answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.experiments.arm import Arm
+from pipeline.experiments.source import Source
+
+Expectation = Literal["higher", "lower", "no difference"]
+
+
+class Comparison(BaseModel):
+    """One difference that the experiment was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str = Field(description="arm that is compared")
+    baseline: str = Field(description="arm that it is compared with")
+    claim: str = Field(description="what is claimed of the two, in words")
+    expectation: Expectation = Field(description="what the claim says of the arm's ROC-AUC beside the baseline's")
+    by: Literal["paper", "us"] = Field(default="paper", description="who claims it")
+
+
+class Experiment(BaseModel):
+    """A question, the arms that answer it, and the comparisons that were declared before any of them ran."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="name, as on the command line")
+    question: str = Field(description="what is asked")
+    setting: str = Field(description="how it is answered, for a reader who knows the paper")
+    arms: tuple[Arm, ...] = Field(min_length=2, description="what is compared")
+    comparisons: tuple[Comparison, ...] = Field(min_length=1, description="what was declared beforehand")
+    quantized: str | None = Field(default=None, description="arm whose tables are also scored at every precision")
+    axis: str | None = Field(default=None, description="what the arms' positions along a line mean, for a plot")
+    positions: dict[str, float] = Field(default_factory=dict, description="arm -> position along the axis")
+
+    @model_validator(mode="after")
+    def _names_match(self) -> Experiment:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"experiment {self.name!r} has two arms of one name: {names}")
+        known = {*names, *(PRECISION_ARMS if self.quantized else ())}
+        for comparison in self.comparisons:
+            stray = {comparison.arm, comparison.baseline} - known
+            if stray:
+                raise ValueError(f"experiment {self.name!r} compares {sorted(stray)}, which are no arms: {sorted(known)}")
+        return self
+
+
+#: Arms that a quantised arm adds, one a precision.
+PRECISION_ARMS = ("fp32", "fp16", "int8", "int4")
+
+
+class Settings(BaseModel):
+    """How thoroughly an experiment is run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Source = Field(description="the data")
+    num_seeds: int = Field(default=5, ge=1, description="seeds of pretraining, negatives, fits")
+    num_trials: int = Field(default=4, ge=1, le=4, description="trials on the validation periods, the same for every arm")
+    num_resamples: int = Field(default=400, ge=20, description="bootstrap resamples of users")
+    max_epochs: int = Field(default=10, ge=1, description="most epochs of a fit")
+    pretraining_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the pretrainers' default epochs, at least one"
+    )
+    margin: float = Field(default=0.002, gt=0, description="ROC-AUC that counts as no difference where one claims none")

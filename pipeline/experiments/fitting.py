@@ -1,0 +1,175 @@
+"""The stages of an experiment: snapshots, examples, fits. Each writes into its folder and returns JSON-able fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+import contrastive
+import kge
+import ranking
+from graphdb import GraphStore
+from pipeline import stages
+from pipeline.workspace import Say
+from ranking import Examples
+from tables import IdMap, Snapshot, SnapshotTable
+
+if TYPE_CHECKING:
+    from pipeline.experiments.arm import Facet, Hashing
+    from pipeline.experiments.source import Source
+
+
+def pretrain(directory: Path, say: Say, *, store_path: Path, facet: Facet, seed: int) -> dict[str, Any]:
+    """Pretrains a facet's tables on its window and writes their snapshot under the facet's name."""
+
+    def progress(row: Mapping[str, float]) -> None:
+        say(f"epoch {row['epoch']:.0f}, loss {row['loss']:.4f}")
+
+    started = time.process_time()
+    with GraphStore.open(store_path, read_only=True) as store:
+        view = store.view(
+            since=None if facet.since_period is None else stages.period_start(store, facet.since_period),
+            as_of=stages.period_start(store, facet.until_period),
+            relations=facet.relations,
+        )
+        config = facet.pretrainer.model_copy(update={"seed": seed + facet.seed_offset})
+        result: kge.KgeResult | contrastive.ContrastiveResult
+        if isinstance(config, kge.KgeConfig):
+            result = kge.train(view, config, progress=progress)
+        else:
+            result = contrastive.train(view, config, progress=progress)
+        snapshot = result.write_snapshot(directory / "trained", view)
+    Snapshot.write(
+        directory / stages.SNAPSHOT,
+        facet=facet.name,
+        tables={name: _table(snapshot, name, seed=seed, shuffled=facet.shuffled) for name in snapshot.node_types},
+        parents=[snapshot.fingerprint],
+        window=snapshot.manifest["window"],
+        metrics=result.metrics,
+    )
+    return {
+        "metrics": result.metrics,
+        "window": snapshot.manifest["window"],
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def sample_examples(directory: Path, say: Say, *, store_path: Path, source: Source, seed: int, history: bool) -> dict[str, Any]:
+    """Draws the labelled exposures of the three splits, with other negatives for every seed.
+
+    Args:
+        directory: Where to write.
+        say: Told of the progress.
+        store_path: The store.
+        source: Periods and features.
+        seed: Seed of the negatives.
+        history: Whether the training split takes in the pretraining periods.
+    """
+    splits = source.splits
+    first = splits.pretraining[0] + 1 if history else splits.training[0]  # nothing is known before the first period
+    spans = {"train": (first, splits.training[1]), "validation": splits.validation, "test": splits.test}
+    result = {}
+    with GraphStore.open(store_path, read_only=True) as store:
+        test_start = stages.period_start(store, splits.test[0])
+        for number, (name, span) in enumerate(spans.items()):
+            examples = ranking.build_examples(
+                store,
+                range(span[0], span[1] + 1),
+                weighting="demand",
+                seed=seed * 3 + number,
+                labels_known_before=test_start if name == "train" else None,
+                features=source.features,
+            )
+            examples.save(directory / f"{name}.parquet")
+            result[name] = {"rows": len(examples), "positives": int(examples.ctr_label.sum())}
+            say(f"{name}: {len(examples):,} exposures")
+    return result
+
+
+def fit(
+    directory: Path,
+    say: Say,
+    *,
+    examples_path: Path,
+    config: ranking.RankingConfig,
+    snapshot_paths: Sequence[Path],
+    without: Sequence[str] = (),
+    hashing: Hashing | None = None,
+    export: bool = False,
+) -> dict[str, Any]:
+    """Fits one arm and scores the test split; what is chosen among trials is chosen on the validation split."""
+    splits = {name: load_examples(examples_path, name, without) for name in ("train", "validation", "test")}
+    snapshots = [Snapshot.load(path) for path in snapshot_paths]
+    started = time.process_time()
+    id_maps = None if hashing is None else _hashed(hashing, splits["train"], snapshots, config)
+    result = ranking.train(
+        splits["train"],
+        splits["validation"],
+        config,
+        snapshots=snapshots,
+        id_maps=id_maps,
+        progress=lambda row: say(f"epoch {row['epoch']:.1f}, loss {row['loss']:.4f}"),
+    )
+    cpu_seconds = time.process_time() - started
+    np.save(directory / stages.SCORES, result.score(splits["test"]))
+    if export:
+        ranking.export_model(directory / stages.MODEL, result)
+    return {
+        "validation": result.metrics,
+        "epochs": result.history[-1]["epoch"],
+        "cpu_seconds": cpu_seconds,
+        "table_rows": {spec.name: spec.num_rows for spec in result.model.specs},
+    }
+
+
+def quantize(directory: Path, say: Say, *, model_path: Path, examples_path: Path, without: Sequence[str]) -> dict[str, Any]:
+    """Scores the test split with the tables at each precision, through the codec that serving uses."""
+    test = load_examples(examples_path, "test", without)
+    result: dict[str, Any] = {}
+    for precision in stages.PRECISIONS:
+        started = time.process_time()
+        scores, num_bytes = ranking.quantized_scores(model_path, precision, test)
+        np.save(directory / f"{precision}.npy", scores)
+        result[precision] = {"bytes": num_bytes, "cpu_seconds": time.process_time() - started}
+        say(precision)
+    return result
+
+
+def load_examples(folder: Path, split: str, without: Sequence[str] = ()) -> Examples:
+    """Reads a split's examples, leaving out the dense features whose names begin with one of `without`."""
+    examples = Examples.load(folder / f"{split}.parquet")
+    kept = [number for number, name in enumerate(examples.dense_names) if not name.startswith(tuple(without))]
+    if len(kept) == len(examples.dense_names):
+        return examples
+    return dataclasses.replace(
+        examples,
+        dense=np.ascontiguousarray(examples.dense[:, kept]),
+        dense_names=tuple(examples.dense_names[number] for number in kept),
+    )
+
+
+def _table(snapshot: Snapshot, node_type: str, *, seed: int, shuffled: bool) -> SnapshotTable:
+    vectors = snapshot.vectors(node_type)
+    if shuffled:
+        order = np.random.default_rng(seed).permutation(len(vectors))
+        vectors = vectors[order]
+    return SnapshotTable(ids=snapshot.ids(node_type), vectors=vectors)
+
+
+def _hashed(
+    hashing: Hashing, train: Examples, snapshots: Sequence[Snapshot], config: ranking.RankingConfig
+) -> dict[str, IdMap]:
+    """Hashed id maps of a share of the ids that exact ones would have."""
+    maps = {}
+    for feature in config.features:
+        parts = [snapshot.ids(feature) for snapshot in snapshots if feature in snapshot.node_types]
+        ids = pa.chunked_array(parts or [pa.array(np.unique(train.ids(feature)))]).unique()
+        num_rows = max(1, round(hashing.share * len(ids)))
+        maps[feature] = IdMap.hashed(num_rows, id_type="int64", num_hashes=hashing.num_hashes)
+    return maps

@@ -1,0 +1,49 @@
+"""All experiments that have results, as one self-contained HTML page that reads like a paper's results section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.experiments.catalogue import CATALOGUE
+from pipeline.experiments.writing import section
+from pipeline.output import show
+
+
+def find_results(work_dir: Path) -> list[dict[str, Any]]:
+    """The documents of finished experiments: by source, in the catalogue's order."""
+    order = {name: number for number, name in enumerate(CATALOGUE)}
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in work_dir.glob("*/results-*.json")]
+    return sorted(
+        documents,
+        key=lambda document: (order.get(document["experiment"]["name"], len(order)), document["settings"]["source"]["name"]),
+    )
+
+
+def write_page(work_dir: Path, output: Path | None = None) -> Path:
+    """Writes the page of all results below a folder.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    documents = find_results(work_dir)
+    if not documents:
+        msg = f"{work_dir} holds no results; run `multifacet experiment NAME` first"
+        raise FileNotFoundError(msg)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"show": show, "signed": lambda value: f"{value:+.4f}"}
+    page = output or work_dir / "experiments.html"
+    sections = [section(document) for document in documents]
+    unfinished = page.with_name(f".{page.name}.unfinished")
+    unfinished.write_text(environment.get_template("experiments.html.j2").render(sections=sections), encoding="utf-8")
+    unfinished.replace(page)
+    return page

@@ -1,0 +1,266 @@
+"""Runs an experiment: graph, pretraining, trials, fits, comparison; each a stage that a second run finds done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import ranking
+from pipeline import stages
+from pipeline.experiments.arm import Arm, Facet
+from pipeline.experiments.comparison import compare
+from pipeline.experiments.experiment import PRECISION_ARMS, Experiment, Settings
+from pipeline.experiments.fitting import fit, pretrain, quantize, sample_examples
+from pipeline.experiments.statistics import holm
+from pipeline.workspace import Stage, Task, Workspace, content_key
+
+logger = logging.getLogger(__name__)
+
+_CHOICE = "valid_ctr_log_loss"
+
+
+def run_experiment(experiment: Experiment, settings: Settings, workspace: Workspace) -> dict[str, Any]:
+    """Runs what is not done yet and returns the experiment's document.
+
+    Every arm gets the same number of trials on the validation periods, with the first seed; the best is run with every seed.
+    The test periods are scored once a seed and arm, and compared at the end.
+
+    Args:
+        experiment: What is compared.
+        settings: The data, and how thoroughly.
+        workspace: Where the stages are kept; several experiments on one source share them.
+    """
+    return _Run(experiment, settings, workspace).document()
+
+
+class _Run:
+    def __init__(self, experiment: Experiment, settings: Settings, workspace: Workspace) -> None:
+        self.experiment = experiment
+        self.settings = settings
+        self.workspace = workspace
+        self.graph = workspace.make(settings.source.graph_task())
+        self.store = settings.source.store(self.graph)
+        self.examples: dict[str, Stage] = {}
+        self.snapshots: dict[str, Stage] = {}
+
+    def document(self) -> dict[str, Any]:
+        experiment, settings = self.experiment, self.settings
+        seeds = range(settings.num_seeds)
+        # The first seed's are enough for the trials; making all at once keeps every core busy.
+        self._make_inputs(seeds)
+        trials = self._fit([(arm, trial, 0) for arm in experiment.arms for trial in range(self._num_trials(arm))])
+        chosen = {arm.name: self._best(arm, trials) for arm in experiment.arms}
+        fits = self._fit([(arm, chosen[arm.name], seed) for arm in experiment.arms for seed in seeds])
+        scores = {
+            arm.name: [fits[_fit_name(arm, chosen[arm.name], seed)].path / stages.SCORES for seed in seeds]
+            for arm in experiment.arms
+        }
+        quantized = self._quantize(chosen, fits)
+        for precision in PRECISION_ARMS if quantized else ():
+            scores[precision] = [stage.path / f"{precision}.npy" for stage in quantized]
+        comparison = self._compare(scores, [*fits.values(), *quantized])
+        return {
+            "experiment": experiment.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
+            "graph": {name: self.graph.result[name] for name in ("nodes", "edges", "fingerprint") if name in self.graph.result},
+            "arms": self._arm_rows(chosen, trials, fits, comparison, quantized),
+            "effects": self._adjusted(comparison["effects"]),
+            "pretraining": {
+                name: {"metrics": stage.result["metrics"], "cpu_seconds": stage.result["cpu_seconds"]}
+                for name, stage in self.snapshots.items()
+            },
+            "seconds": sum(stage.seconds for stage in self.workspace.stages),
+        }
+
+    def _make_inputs(self, seeds: Iterable[int]) -> None:
+        tasks: dict[str, Task] = {}
+        for seed in seeds:
+            for arm in self.experiment.arms:
+                name = _examples_name(arm, seed)
+                tasks.setdefault(name, self._examples_task(name, arm, seed))
+                for facet in arm.facets:
+                    name = _facet_name(facet, seed)
+                    tasks.setdefault(name, self._pretrain_task(name, facet, seed))
+        # The longest first, so that no core is left with it at the end.
+        ordered = sorted(tasks.values(), key=lambda task: not task.name.startswith("facet"))
+        for stage in self.workspace.make_together(ordered):
+            (self.snapshots if stage.name.startswith("facet") else self.examples)[stage.name] = stage
+
+    def _examples_task(self, name: str, arm: Arm, seed: int) -> Task:
+        source = self.settings.source
+        return Task(
+            name=name,
+            run=partial(sample_examples, store_path=self.store, source=source, seed=seed, history=arm.history),
+            config={
+                "splits": source.splits.model_dump(),
+                "features": source.features.model_dump(mode="json"),
+                "seed": seed,
+                "history": arm.history,
+            },
+            rooms=("ranking", "graphdb"),
+            parents=(self.graph,),
+        )
+
+    def _pretrain_task(self, name: str, facet: Facet, seed: int) -> Task:
+        return Task(
+            name=name,
+            run=partial(pretrain, store_path=self.store, facet=facet, seed=seed),
+            config={"facet": facet.model_dump(mode="json"), "seed": seed},
+            rooms=(facet.method, "tables", "graphdb"),
+            parents=(self.graph,),
+        )
+
+    def _num_trials(self, arm: Arm) -> int:
+        return min(self.settings.num_trials, len(arm.trials))
+
+    def _fit(self, wanted: Sequence[tuple[Arm, int, int]]) -> dict[str, Stage]:
+        tasks = [self._fit_task(arm, trial, seed) for arm, trial, seed in wanted]
+        return {stage.name: stage for stage in self.workspace.make_together(tasks)}
+
+    def _fit_task(self, arm: Arm, trial: int, seed: int) -> Task:
+        fields = {"max_epochs": self.settings.max_epochs, **arm.ranking_fields(arm.trials[trial], seed)}
+        config = ranking.RankingConfig(**fields)
+        examples = self.examples[_examples_name(arm, seed)]
+        facets = [self.snapshots[_facet_name(facet, seed)] for facet in arm.facets]
+        return Task(
+            name=_fit_name(arm, trial, seed),
+            run=partial(
+                fit,
+                examples_path=examples.path,
+                config=config,
+                snapshot_paths=[facet.path / stages.SNAPSHOT for facet in facets],
+                without=arm.without,
+                hashing=arm.hashing,
+                export=arm.export,
+            ),
+            config={
+                "ranking": config.model_dump(mode="json"),
+                "without": list(arm.without),
+                "hashing": arm.hashing and arm.hashing.model_dump(),
+                "export": arm.export,
+            },
+            rooms=("ranking", "tables"),
+            parents=(examples, *facets),
+        )
+
+    def _best(self, arm: Arm, trials: Mapping[str, Stage]) -> int:
+        losses = [trials[_fit_name(arm, trial, 0)].result["validation"][_CHOICE] for trial in range(self._num_trials(arm))]
+        return losses.index(min(losses))
+
+    def _quantize(self, chosen: Mapping[str, int], fits: Mapping[str, Stage]) -> list[Stage]:
+        name = self.experiment.quantized
+        if name is None:
+            return []
+        arm = next(arm for arm in self.experiment.arms if arm.name == name)
+        tasks = []
+        for seed in range(self.settings.num_seeds):
+            model, examples = fits[_fit_name(arm, chosen[name], seed)], self.examples[_examples_name(arm, seed)]
+            tasks.append(
+                Task(
+                    name=f"quantized.{arm.name}.s{seed}",
+                    run=partial(
+                        quantize, model_path=model.path / stages.MODEL, examples_path=examples.path, without=arm.without
+                    ),
+                    config={},
+                    rooms=("ranking", "tables"),
+                    parents=(model, examples),
+                )
+            )
+        return self.workspace.make_together(tasks)
+
+    def _compare(self, scores: Mapping[str, Sequence[Path]], parents: Sequence[Stage]) -> dict[str, Any]:
+        plain = self.experiment.arms[0].model_copy(update={"history": False})
+        examples = [self.examples[_examples_name(plain, seed)] for seed in range(self.settings.num_seeds)]
+        pairs = [(comparison.arm, comparison.baseline) for comparison in self.experiment.comparisons]
+        stage = self.workspace.make(
+            Task(
+                name=f"comparison.{self.experiment.name}",
+                run=partial(
+                    compare,
+                    examples_paths=[stage.path for stage in examples],
+                    scores=scores,
+                    pairs=pairs,
+                    num_resamples=self.settings.num_resamples,
+                ),
+                config={"pairs": [list(pair) for pair in pairs], "num_resamples": self.settings.num_resamples},
+                rooms=("ranking", "pipeline"),
+                parents=(*examples, *parents),
+            )
+        )
+        return stage.result
+
+    def _arm_rows(
+        self,
+        chosen: Mapping[str, int],
+        trials: Mapping[str, Stage],
+        fits: Mapping[str, Stage],
+        comparison: Mapping[str, Any],
+        quantized: Sequence[Stage],
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for arm in self.experiment.arms:
+            first = fits[_fit_name(arm, chosen[arm.name], 0)].result
+            rows.append(
+                {
+                    "name": arm.name,
+                    "title": arm.title,
+                    "chosen": arm.trials[chosen[arm.name]],
+                    "trials": [
+                        {
+                            "settings": arm.trials[trial],
+                            _CHOICE: trials[_fit_name(arm, trial, 0)].result["validation"][_CHOICE],
+                        }
+                        for trial in range(self._num_trials(arm))
+                    ],
+                    "facets": [_facet_name(facet, 0) for facet in arm.facets],
+                    "table_rows": first["table_rows"],
+                    "fit_cpu_seconds": first["cpu_seconds"],
+                    "metrics": comparison["arms"][arm.name],
+                }
+            )
+        rows += [
+            {
+                "name": precision,
+                "title": f"both, rows in {precision.upper()}",
+                "bytes": quantized[0].result[precision]["bytes"],
+                "metrics": comparison["arms"][precision],
+            }
+            for precision in (PRECISION_ARMS if quantized else ())
+        ]
+        return rows
+
+    def _adjusted(
+        self, effects: Mapping[str, Mapping[str, list[dict[str, Any]]]]
+    ) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """The effects with Holm's adjustment over the declared comparisons of a task, each slice on its own."""
+        adjusted: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for task, by_slice in effects.items():
+            adjusted[task] = {}
+            for name, rows in by_slice.items():
+                p_values = holm([row["p_value"] for row in rows])
+                adjusted[task][name] = [
+                    row | {"adjusted_p_value": p_value} for row, p_value in zip(rows, p_values, strict=True)
+                ]
+        return adjusted
+
+
+def _examples_name(arm: Arm, seed: int) -> str:
+    return f"examples{'.history' if arm.history else ''}.s{seed}"
+
+
+def _facet_name(facet: Facet, seed: int) -> str:
+    return f"facet.{facet.name}.{_short(facet)}.s{seed}"
+
+
+def _fit_name(arm: Arm, trial: int, seed: int) -> str:
+    return f"fit.{arm.name}.{_short(arm)}.t{trial}.s{seed}"
+
+
+def _short(model: BaseModel) -> str:
+    """Tells apart what experiments that share a workspace call alike."""
+    return content_key(model.model_dump(mode="json"))[:8]

@@ -1,0 +1,147 @@
+"""An experiment's document as Markdown and as a section of the HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline import plots
+from pipeline.experiments.verdict import judge
+
+TASKS = {"ctr": "CTR", "cvr": "CVR"}
+_NO_VALUE = "-"
+
+
+def command(document: Mapping[str, Any]) -> str:
+    """The command that reruns an experiment."""
+    settings, name = document["settings"], document["experiment"]["name"]
+    source = settings["source"]
+    parts = [f"multifacet experiment {name}"]
+    if source["kind"] == "store":
+        spans = (source["splits"][part] for part in ("pretraining", "training", "validation", "test"))
+        periods = " ".join(str(number) for span in spans for number in span)
+        parts.append(f"--store {source['name']}.duckdb --splits {periods}")
+    elif source["name"] != "completejourney":
+        parts.append(f"--source {source['name']}")
+    parts += [f"--seeds {settings['num_seeds']}", f"--trials {settings['num_trials']}"]
+    return " ".join(parts)
+
+
+def verdicts(document: Mapping[str, Any], task: str = "ctr") -> list[dict[str, Any]]:
+    """One row a declared comparison: claim, effect, verdict and reason; empty where the task has no labels."""
+    effects = document["effects"].get(task, {}).get("all", [])
+    rows = []
+    for comparison, effect in zip(document["experiment"]["comparisons"], effects, strict=False):
+        verdict, reason = judge(effect, comparison["expectation"], margin=document["settings"]["margin"])
+        rows.append({**comparison, **effect, "verdict": verdict, "reason": reason})
+    return rows
+
+
+def section(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the HTML page shows of an experiment."""
+    arms = document["arms"]
+    tasks = [task for task in TASKS if document["effects"].get(task)]
+    return {
+        "name": document["experiment"]["name"],
+        "question": document["experiment"]["question"],
+        "setting": document["experiment"]["setting"],
+        "source": document["settings"]["source"]["title"],
+        "seeds": document["settings"]["num_seeds"],
+        "trials": document["settings"]["num_trials"],
+        "margin": document["settings"]["margin"],
+        "arms": arms,
+        "tasks": {task: TASKS[task] for task in tasks},
+        "slices": {task: list(document["effects"][task]) for task in tasks},
+        "effects": document["effects"],
+        "verdicts": {task: verdicts(document, task) for task in tasks},
+        "figure": plots.effects(
+            {
+                TASKS[task]: [
+                    (f"{row['arm']} - {row['baseline']}", row["difference"], row["low"], row["high"])
+                    for row in document["effects"][task]["all"]
+                ]
+                for task in tasks
+            }
+        ),
+        "line": _line(document),
+        "command": command(document),
+        "seconds": document["seconds"],
+    }
+
+
+def _line(document: Mapping[str, Any]) -> str | None:
+    experiment = document["experiment"]
+    if experiment["axis"] is None:
+        return None
+    by_name = {arm["name"]: arm for arm in document["arms"]}
+    points = sorted((position, name) for name, position in experiment["positions"].items())
+    curve = [
+        (position, by_name[name]["metrics"]["ctr"]["all"]["roc_auc"], by_name[name]["metrics"]["ctr"]["all"]["seed_deviation"])
+        for position, name in points
+    ]
+    levels = {
+        by_name[name]["title"]: by_name[name]["metrics"]["ctr"]["all"]["roc_auc"]
+        for name in ("none", "scratch")
+        if name in by_name
+    }
+    return plots.line(curve, levels, axis=experiment["axis"])
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """The experiment as a section of a Markdown page."""
+    return "\n".join(_markdown(document)) + "\n"
+
+
+def _markdown(document: Mapping[str, Any]) -> Iterator[str]:
+    experiment, settings = document["experiment"], document["settings"]
+    yield f"## {experiment['name']}: {settings['source']['title']}"
+    yield ""
+    yield experiment["question"] + " " + experiment["setting"]
+    yield (
+        f"{settings['num_seeds']} seeds, {settings['num_trials']} trials an arm on the validation periods, "
+        f"{settings['num_resamples']} resamples of users. Rerun: `{command(document)}`."
+    )
+    for task, title in TASKS.items():
+        if not document["effects"].get(task):
+            continue
+        slices = list(document["effects"][task])
+        yield ""
+        yield f"### {title}: ROC-AUC, mean over seeds (deviation between seeds)"
+        yield ""
+        yield from _table(
+            ["arm", *slices],
+            [[arm["title"], *(_area(arm["metrics"][task].get(name)) for name in slices)] for arm in document["arms"]],
+        )
+        yield ""
+        yield from _table(
+            ["claim", "by", "arms", "difference (95%)", "adjusted p", "detectable", "verdict"],
+            [
+                [
+                    row["claim"],
+                    row["by"],
+                    f"{row['arm']} - {row['baseline']}",
+                    f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})",
+                    f"{row['adjusted_p_value']:.3f}",
+                    f"{row['detectable']:.4f}",
+                    row["verdict"],
+                ]
+                for row in verdicts(document, task)
+            ],
+        )
+    chosen = ", ".join(f"{arm['name']} {arm['chosen']}" for arm in document["arms"] if arm.get("chosen"))
+    yield ""
+    yield f"Chosen on validation: {chosen}."
+
+
+def _area(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return _NO_VALUE
+    deviation = row["seed_deviation"]
+    return f"{row['roc_auc']:.4f}" + (f" ({deviation:.4f})" if deviation is not None else "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(header) + " |"
+    yield "| " + " | ".join(["---"] + ["---:"] * (len(header) - 1)) + " |"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
