@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from ranking.evaluation import log_loss, roc_auc
-from ranking.initialise import TableCoverage, init_random, init_tables
+from ranking.initialise import init_random, init_tables
 from ranking.model import RankingModel, TableSpec, UpperModel
+from ranking.sources import TableSource
 from tables import IdMap, RowwiseAdagrad, accumulate_rows
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ranking.config import RankingConfig
+    from ranking.coverage import InitReport
     from ranking.examples import Examples
     from tables import Snapshot
 
@@ -53,7 +55,7 @@ class RankingResult:
     dense_names: tuple[str, ...]
     history: list[dict[str, float]]
     metrics: dict[str, float]
-    coverage: list[TableCoverage]
+    coverage: InitReport
     parents: tuple[str, ...]
 
     def score(self, examples: Examples) -> NDArray[np.float32]:
@@ -155,7 +157,7 @@ def train(
         model = _build(config, maps, len(examples_train.dense_names))
         generator = torch.Generator().manual_seed(config.seed)
         init_random(model, config.scratch_norm, generator)
-        coverage = init_tables(model, chosen, maps, norm=config.pretrained_norm)
+        coverage = init_tables(model, _sources(model, chosen, maps, config.pretrained_norm))
         train_columns = Columns.of(examples_train, model, maps)
         valid_columns = Columns.of(examples_valid, model, maps)
         model.upper.fit_normalisation(train_columns.dense)
@@ -202,6 +204,17 @@ def _pretrained(snapshots: Sequence[Snapshot], config: RankingConfig) -> list[Sn
             "take them out of pretrained_facets"
         )
     return [by_facet[facet] for facet in config.pretrained_facets]
+
+
+def _sources(
+    model: RankingModel, snapshots: Sequence[Snapshot], id_maps: Mapping[str, IdMap], norm: float
+) -> dict[str, TableSource]:
+    by_facet = {snapshot.facet: snapshot for snapshot in snapshots}
+    return {
+        spec.name: TableSource(snapshot=by_facet[spec.facet], node_type=spec.node_type, id_map=id_maps[spec.feature], norm=norm)
+        for spec in model.specs
+        if spec.facet in by_facet
+    }
 
 
 def _build(config: RankingConfig, id_maps: Mapping[str, IdMap], num_dense: int) -> RankingModel:

@@ -124,9 +124,10 @@ class IdMap:
             TypeError: The ids are not of this map's type.
             ValueError: There is a null.
         """
-        return self._rows(IdColumn.of(ids, self.id_type))
+        return self.rows_of(IdColumn.of(ids, self.id_type))
 
-    def _rows(self, column: IdColumn) -> NDArray[np.int32]:
+    def rows_of(self, column: IdColumn) -> NDArray[np.int32]:
+        """Looks up a column that is already in the kernels' layout; as `rows`."""
         if self._index is not None:
             return self._index.lookup(column, self.num_rows - 1)
         rows = np.empty((len(column), self.num_hashes), np.int32)
@@ -144,7 +145,7 @@ class IdMap:
             ids: As for `rows`; an id that occurs twice counts once.
         """
         distinct = IdColumn.of(pc.unique(to_arrow(ids, self.id_type)), self.id_type)
-        rows = self._rows(distinct).reshape(len(distinct), self.num_hashes)
+        rows = self.rows_of(distinct).reshape(len(distinct), self.num_hashes)
         return CollisionReport.of(rows, num_rows=self.num_rows, oov_row=self.oov_row)
 
     def save(self, directory: str | Path, name: str) -> None:

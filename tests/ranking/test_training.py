@@ -44,7 +44,7 @@ def test_scratch_has_tables_of_the_same_shapes(results: dict[Arm, RankingResult]
     assert results["scratch"].model.specs == results["pretrained"].model.specs
     assert results["no_ids"].model.specs == ()
     assert [coverage.num_missing for coverage in results["pretrained"].coverage] == [1] * 6
-    assert results["scratch"].coverage == []
+    assert len(results["scratch"].coverage) == 0
     assert len(results["pretrained"].parents) == 2
 
 
@@ -103,7 +103,8 @@ def test_unknown_ids_share_the_out_of_vocabulary_row(planted: Planted, results: 
     one = planted.test.take(np.zeros(2, dtype=np.int64))
     strangers = replace(one, user_id=np.array([99_999, 77_777]), pin_id=np.array([5, 6]))
     first, second = results["pretrained"].score(strangers)
-    assert (first == second).all()
+    # A matrix product may round two equal rows of a batch in different orders.
+    np.testing.assert_allclose(first, second, rtol=1e-6)
 
 
 def test_facets_can_be_pretrained_one_by_one(planted: Planted) -> None:

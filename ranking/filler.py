@@ -1,0 +1,212 @@
+"""Fills the shards of one table from a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ranking.coverage import TableCoverage
+from ranking.projection import Projection, make_projection
+from tables.placement import RowPlacement
+from tables.rowcopy import RowSums, copy_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ranking.shards import EmbeddingTable, Shard
+    from ranking.sources import TableSource
+
+_BLOCK_ROWS: Final = 1 << 14
+_TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class TableFiller:
+    """Fills the shards of one table that this process holds, and agrees with the other ranks on sums.
+
+    Args:
+        name: The table's name, for errors and the coverage.
+        table: The table.
+        source: Where its rows come from.
+
+    Raises:
+        KeyError: If the snapshot has no such node type.
+        ValueError: If the id map or the vectors' dimension does not fit the table.
+        TypeError: If the table is not kept as FP32, FP16 or BF16.
+    """
+
+    def __init__(self, name: str, table: EmbeddingTable, source: TableSource) -> None:
+        self.name, self.table, self.source = name, table, source
+        self.vectors = source.snapshot.vectors(source.node_type)
+        self.projection: Projection | None = make_projection(source.projection, self.vectors, table.dim, table=name)
+        if source.id_map is None and len(self.vectors) > table.num_rows:
+            raise ValueError(
+                f"table {name} has {table.num_rows} rows, the snapshot {len(self.vectors)} vectors of {source.node_type!r}; "
+                "give the id map that the model looks its ids up with"
+            )
+        if source.id_map is not None and source.id_map.num_rows != table.num_rows:
+            raise ValueError(
+                f"table {name} has {table.num_rows} rows, its id map {source.id_map.num_rows}; give the id map that the "
+                "model looks its ids up with"
+            )
+        for shard in table.shards:
+            if shard.weights.dtype not in _TYPES:
+                raise TypeError(f"table {name} is kept as {shard.weights.dtype}; expected one of {_TYPES}")
+
+    def fill(self) -> TableCoverage:
+        """Write the rows; called on every rank.
+
+        Raises:
+            ValueError: If no id of the snapshot is known to the id map, or a value is beyond the table's type.
+        """
+        source = self.source
+        placed = self._place()
+        scale = 1.0
+        if source.norm is not None:
+            measured = self._total([self._copy(shard, placement, 1.0, write=False) for shard, placement in placed])
+            scale = source.norm / self._norm(measured)
+        sums = self._total([self._copy(shard, placement, scale, write=True) for shard, placement in placed])
+        norm = self._norm(sums)
+        for shard, placement in placed:
+            self._fill_missing(shard, placement, sums.columns / max(1, sums.num_filled), norm)
+        return TableCoverage(
+            table=self.name,
+            facet=source.snapshot.facet,
+            snapshot=source.snapshot.fingerprint,
+            num_rows=self.table.num_rows,
+            num_filled=sums.num_filled,
+            num_missing=self.table.num_rows - sums.num_filled,
+            num_collided=sums.num_collided,
+            num_collided_ids=sums.num_collided_vectors,
+            num_unused=self._num_unused(placed),
+            collisions=source.collisions,
+            missing=source.missing,
+            projection="none" if self.projection is None else self.projection.kind,
+            energy=1.0 if self.projection is None else self.projection.energy,
+            norm_before=(sums.squares_before / max(1, sums.num_vectors)) ** 0.5,
+            norm_after=norm,
+        )
+
+    def _place(self) -> list[tuple[Shard, RowPlacement]]:
+        id_map = self.source.id_map
+        if id_map is None:
+            return [
+                (shard, RowPlacement.in_order(len(self.vectors), first=shard.row, num_rows=len(shard.weights)))
+                for shard in self.table.shards
+            ]
+        ids = self.source.snapshot.ids(self.source.node_type) if self.table.shards else None
+        return [
+            (shard, RowPlacement.by_id(ids, id_map, first=shard.row, num_rows=len(shard.weights)))
+            for shard in self.table.shards
+        ]
+
+    def _copy(self, shard: Shard, placement: RowPlacement, scale: float, *, write: bool) -> RowSums:
+        """Copy one shard; the counts of a table that is divided by columns come from its first columns' shard."""
+        weights, source = shard.weights, self.source
+        rules: dict[str, Any] = {"collisions": source.collisions, "weights": source.weights}
+        if self.projection is None and weights.device.type == "cpu" and weights.is_contiguous():
+            width = weights.shape[1]
+            target = weights if write else None
+            sums = copy_rows(self.vectors, target, placement, scale=scale, column=shard.column, num_columns=width, **rules)
+        else:
+            sums = self._copy_blocks(shard, placement, scale, write=write, rules=rules)
+        columns = np.zeros(self.table.dim)
+        columns[shard.column : shard.column + weights.shape[1]] = sums.columns
+        counted = shard.column == 0
+        # Of a projected vector's norm before, no part belongs to one shard's columns.
+        before = sums.squares_before if counted or self.projection is None else 0.0
+        counts = (sums.num_filled, sums.num_vectors, sums.num_collided, sums.num_collided_vectors) if counted else (0,) * 4
+        return RowSums.of((*counts, before, sums.squares_after), columns)
+
+    def _copy_blocks(
+        self, shard: Shard, placement: RowPlacement, scale: float, *, write: bool, rules: dict[str, Any]
+    ) -> RowSums:
+        """Copy through a buffer of FP32 rows: for projections, other devices and strided shards."""
+        sums = RowSums.zero(shard.weights.shape[1])
+        used = slice(shard.column, shard.column + shard.weights.shape[1])
+        empty = torch.zeros(placement.num_rows, dtype=torch.bool)
+        empty[torch.from_numpy(placement.empty_rows())] = True
+        for start in range(0, placement.num_rows, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, placement.num_rows)
+            filled = torch.nonzero(~empty[start:stop])[:, 0]
+            buffer = torch.zeros((stop - start, self.vectors.shape[1]))
+            part = copy_rows(self.vectors, buffer, placement, rows=(start, stop), **rules)
+            rows = buffer[filled] * scale
+            rows = rows[:, used] if self.projection is None else rows @ self.projection.matrix[:, used]
+            limit = torch.finfo(shard.weights.dtype).max
+            if not bool((rows.abs() <= limit).all()):
+                raise ValueError(f"table {self.name}: rows {start} to {stop - 1} of a shard get a value beyond {limit:g}")
+            if write:
+                shard.weights[(filled + start).to(shard.weights.device)] = rows.to(shard.weights)
+            after = rows.double()
+            sums += replace(part, squares_after=float(after.square().sum()), columns=after.sum(0).numpy())
+        return sums
+
+    def _fill_missing(self, shard: Shard, placement: RowPlacement, mean: NDArray[np.float64], norm: float) -> None:
+        if self.source.missing == "keep":
+            return
+        rows = torch.from_numpy(placement.empty_rows())
+        weights = shard.weights
+        columns = slice(shard.column, shard.column + weights.shape[1])
+        if self.source.missing == "normal":
+            self._fill_noise(weights, rows, shard.row, columns, norm)
+            return
+        value = torch.zeros(weights.shape[1]) if self.source.missing == "zero" else torch.from_numpy(mean[columns])
+        weights[rows.to(weights.device)] = value.to(weights)
+
+    def _fill_noise(self, weights: Tensor, rows: Tensor, first: int, columns: slice, norm: float) -> None:
+        """Draw noise by blocks of the table's rows, so that a row's noise does not depend on the sharding."""
+        blocks = (rows + first) // _BLOCK_ROWS
+        for block in blocks.unique().tolist():
+            chosen = rows[blocks == block]
+            # A Philox key of seed and block: another block, another stream.
+            noise = np.random.Generator(np.random.Philox(key=[self.source.seed, block])).standard_normal(
+                (_BLOCK_ROWS, self.table.dim), dtype=np.float32
+            )
+            drawn = torch.from_numpy(noise)[chosen + first - block * _BLOCK_ROWS, columns] * (norm / self.table.dim**0.5)
+            weights[chosen.to(weights.device)] = drawn.to(weights)
+
+    def _norm(self, sums: RowSums) -> float:
+        if sums.num_filled == 0:
+            raise ValueError(
+                f"table {self.name}: none of the snapshot's {len(self.vectors)} ids is known to the id map; were the id map "
+                "and the snapshot made from the same graph?"
+            )
+        norm = float((sums.squares_after / sums.num_filled) ** 0.5)
+        if norm == 0:
+            raise ValueError(f"table {self.name}: all of the snapshot's vectors are zero; pretrain again")
+        return norm
+
+    def _num_unused(self, placed: list[tuple[Shard, RowPlacement]]) -> int:
+        """Count on one shard's placement, which has seen all ids, and tell the ranks that have none."""
+        largest = max((placement.num_unused for _, placement in placed), default=0)
+        if self.table.process_group is None:
+            return largest
+        counted = torch.tensor(largest, device=self._device())
+        dist.all_reduce(counted, op=dist.ReduceOp.MAX, group=self.table.process_group)
+        return int(counted)
+
+    def _total(self, parts: list[RowSums]) -> RowSums:
+        """Add the sums of this process's shards, and those of all ranks."""
+        local = sum(parts, RowSums.zero(self.table.dim))
+        if self.table.process_group is None:
+            return local
+        counts = torch.tensor(
+            [local.num_filled, local.num_vectors, local.num_collided, local.num_collided_vectors], device=self._device()
+        )
+        values = torch.tensor(
+            [local.squares_before, local.squares_after, *local.columns], dtype=torch.float64, device=self._device()
+        )
+        for summed in (counts, values):
+            dist.all_reduce(summed, group=self.table.process_group)
+        before, after, *columns = values.tolist()
+        return RowSums.of((*counts.tolist(), before, after), np.array(columns))
+
+    def _device(self) -> torch.device:
+        """Where this group's collectives take their tensors."""
+        gloo = dist.get_backend(self.table.process_group) == "gloo"
+        return torch.device("cpu") if gloo else torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,127 @@
+"""Half-precision numbers inside numba kernels, which has no type for them: FP16 as uint16 bits, BF16 as int16 bits.
+
+A kernel calls `load(array, index)` and `store(array, index, value)` on one row; its dtype says which format it
+holds. Conversions to FP16 are the processor's own (round to nearest, ties to even), those to BF16 round the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core.errors import TypingError
+
+# Not strict: the implementations are not annotated as the signatures are.
+from numba.extending import intrinsic, overload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+# dtype -> (torch's integer type of the same width, NumPy's type that stands for the format in kernels)
+_BITS: Final[dict[torch.dtype, tuple[torch.dtype, type[Any]]]] = {
+    torch.float32: (torch.float32, np.float32),
+    torch.float16: (torch.int16, np.uint16),
+    torch.bfloat16: (torch.int16, np.int16),
+}
+
+
+def bits(tensor: Tensor) -> NDArray[Any]:
+    """Views a tensor as an array that `load` and `store` understand; both share their memory.
+
+    Args:
+        tensor: float32, float16 or bfloat16 on the CPU.
+
+    Raises:
+        ValueError: The tensor is of another type or on another device.
+    """
+    if tensor.dtype not in _BITS or tensor.device.type != "cpu":
+        raise ValueError(f"the tensor is {tensor.dtype} on {tensor.device}; expected {', '.join(map(str, _BITS))} on cpu.")
+    width, kind = _BITS[tensor.dtype]
+    array: NDArray[Any] = tensor.detach().view(width).numpy()
+    return array.view(kind)
+
+
+def load(array: Any, index: Any) -> Any:
+    """Reads one number as float32."""
+    raise NotImplementedError("only inside numba kernels")
+
+
+def store(array: Any, index: Any, value: Any) -> None:
+    """Writes one float32, rounded to the array's format."""
+    raise NotImplementedError("only inside numba kernels")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_fp16(_context: Any, _value: Any) -> Any:
+    """Turns FP16 bits (uint16) into float32."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def to_fp16(_context: Any, _value: Any) -> Any:
+    """Rounds float32 to FP16 bits (uint16)."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(_context: Any, _value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_bits(_context: Any, _value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@overload(load, strict=False)  # type: ignore[untyped-decorator]
+def _load(array: Any, index: Any) -> Any:  # noqa: ARG001
+    if array.dtype == types.float32:
+        return lambda array, index: array[index]
+    if array.dtype == types.uint16:
+        return lambda array, index: from_fp16(array[index])
+    if array.dtype == types.int16:
+        return lambda array, index: _as_float(np.uint32(np.uint16(array[index])) << np.uint32(16))
+    raise TypingError(f"no number format is known for {array.dtype}")
+
+
+@overload(store, strict=False)  # type: ignore[untyped-decorator]
+def _store(array: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
+    if array.dtype == types.float32:
+
+        def store_fp32(array: Any, index: Any, value: Any) -> None:
+            array[index] = value
+
+        return store_fp32
+    if array.dtype == types.uint16:
+
+        def store_fp16(array: Any, index: Any, value: Any) -> None:
+            array[index] = to_fp16(np.float32(value))
+
+        return store_fp16
+    if array.dtype == types.int16:
+
+        def store_bf16(array: Any, index: Any, value: Any) -> None:
+            number = _as_bits(np.float32(value))
+            odd = (number >> np.uint32(16)) & np.uint32(1)
+            array[index] = np.int16(np.uint16((number + np.uint32(0x7FFF) + odd) >> np.uint32(16)))
+
+        return store_bf16
+    raise TypingError(f"no number format is known for {array.dtype}")
