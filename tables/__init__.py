@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
     from tables.checkpoint import Checkpoint, CheckpointError, SavedState
-    from tables.codec import Precision, check_encodable, decode, encode, row_bytes
+    from tables.codec import Precision, Rounding, check_encodable, decode, encode, relative_error, row_bytes
     from tables.collisions import CollisionReport
     from tables.drift import TableDrift, compare_snapshots
     from tables.idmap import IdMap
+    from tables.mixed import MixedTable, plan_precision
     from tables.neighbors import find_neighbors
     from tables.rowwise import RowwiseAdagrad, accumulate_rows
     from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
@@ -25,9 +26,11 @@ __all__ = [
     "CollisionReport",
     "IdMap",
     "Lifecycle",
+    "MixedTable",
     "OptimizerRows",
     "Position",
     "Precision",
+    "Rounding",
     "RowwiseAdagrad",
     "SavedState",
     "Snapshot",
@@ -42,6 +45,8 @@ __all__ = [
     "decode",
     "encode",
     "find_neighbors",
+    "plan_precision",
+    "relative_error",
     "remove_stale_temporaries",
     "row_bytes",
 ]
@@ -50,10 +55,11 @@ __all__ = [
 _MODULES = {
     "artifact": ("Artifact", "ArtifactError", "ArtifactWriter", "remove_stale_temporaries"),
     "checkpoint": ("Checkpoint", "CheckpointError", "SavedState"),
-    "codec": ("Precision", "check_encodable", "decode", "encode", "row_bytes"),
+    "codec": ("Precision", "Rounding", "check_encodable", "decode", "encode", "relative_error", "row_bytes"),
     "collisions": ("CollisionReport",),
     "drift": ("TableDrift", "compare_snapshots"),
     "idmap": ("IdMap",),
+    "mixed": ("MixedTable", "plan_precision"),
     "neighbors": ("find_neighbors",),
     "rowwise": ("RowwiseAdagrad", "accumulate_rows"),
     "snapshot": ("OptimizerRows", "Snapshot", "SnapshotTable"),
