@@ -1,7 +1,9 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
 
+from ranking.calibration import CalibrationBucket, calibration_buckets, correct_for_sampling, expected_calibration_error
 from ranking.config import Arm, RankingConfig, arm_config
 from ranking.coverage import InitReport, TableCoverage
+from ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
 from ranking.evaluation import bootstrap_roc_auc, compare, evaluate, roc_auc
 from ranking.examples import Examples
 from ranking.export import ExportedModel, export_model, load_model, quantized_scores
@@ -10,12 +12,15 @@ from ranking.features import FeatureConfig
 from ranking.initialise import init_tables
 from ranking.model import RankingModel, TableSpec, UpperModel
 from ranking.negatives import WEIGHTINGS, Weighting
+from ranking.segments import evaluate_segments, standard_segments
 from ranking.sources import TableSource
 from ranking.training import RankingResult, train
 
 __all__ = [
     "WEIGHTINGS",
     "Arm",
+    "CalibrationBucket",
+    "DeLongTest",
     "Examples",
     "ExportedModel",
     "FeatureConfig",
@@ -31,12 +36,20 @@ __all__ = [
     "arm_config",
     "bootstrap_roc_auc",
     "build_examples",
+    "calibration_buckets",
     "compare",
+    "correct_for_sampling",
+    "delong_covariance",
+    "delong_interval",
+    "delong_test",
     "evaluate",
+    "evaluate_segments",
+    "expected_calibration_error",
     "export_model",
     "init_tables",
     "load_model",
     "quantized_scores",
     "roc_auc",
+    "standard_segments",
     "train",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from ranking.calibration import correct_for_sampling
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ def compare(
         seed: Seed of the bootstrap.
 
     Returns:
-        Under "ctr" and, where labels are known, "cvr": difference, difference_low and difference_high of ROC-AUC.
+        Under "ctr" and, where labels are known, "cvr": difference, difference_low and difference_high of ROC-AUC, and
+        p_value, two-sided: twice the smaller share of resamples on either side of no difference, at least
+        2 / (num_resamples + 1), which is as little as so many resamples can tell.
     """
     differences: dict[str, dict[str, float]] = {}
     for task, (column, labels) in enumerate((("ctr", examples.ctr_label), ("cvr", examples.cvr_label))):
@@ -203,11 +206,13 @@ def compare(
         pair = [values[known, task] for values in (scores, baseline)]
         areas = [roc_auc(labels[known], values) for values in pair]
         resampled = [bootstrap_roc_auc(labels[known], values, users, num_resamples=num_resamples, seed=seed) for values in pair]
-        low, high = _interval(resampled[0] - resampled[1], confidence)
+        resampled_difference = resampled[0] - resampled[1]
+        low, high = _interval(resampled_difference, confidence)
         differences[column] = {
             "difference": areas[0] - areas[1],
             "difference_low": low,
             "difference_high": high,
+            "p_value": _p_value(resampled_difference),
         }
     return differences
 
@@ -239,12 +244,9 @@ def _task_metrics(
 def _calibration_corrected(scores: NDArray[np.float32], examples: Examples) -> float:
     """Compute predicted over observed responses over all exposures that could be drawn.
 
-    A drawn negative stands for 1 / sampling_rate exposures, and the model's odds are too high by 1 / negative_rate
-    (He et al. 2014, section 6.3, with a rate a row).
+    A drawn negative stands for 1 / sampling_rate exposures.
     """
-    probability = scores.astype(np.float64)
-    rate = examples.negative_rate.astype(np.float64)
-    corrected = probability * rate / (probability * rate + 1 - probability + _LOG_CLIP)
+    corrected = correct_for_sampling(scores, examples.negative_rate)
     weight = 1 / examples.sampling_rate.astype(np.float64)
     return float((weight * corrected).sum() / (weight * examples.ctr_label).sum())
 
@@ -253,6 +255,13 @@ def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, fl
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _p_value(differences: NDArray[np.float64]) -> float:
+    known = differences[np.isfinite(differences)]
+    # One more on each side, so that no finite number of resamples makes a difference certain.
+    tail = min((known <= 0).sum(), (known >= 0).sum()) + 1
+    return min(1.0, 2 * float(tail) / (len(known) + 1))
 
 
 def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -129,7 +129,7 @@ def test_a_difference_is_paired_by_resample(planted: Planted) -> None:
     assert paired["difference_high"] - paired["difference_low"] < (alone["roc_auc_high"] - alone["roc_auc_low"]) / 2
     same = compare(scores, scores, examples)
     assert set(same) == {"ctr", "cvr"}
-    assert same["cvr"] == {"difference": 0, "difference_low": 0, "difference_high": 0}
+    assert same["cvr"] == {"difference": 0, "difference_low": 0, "difference_high": 0, "p_value": 1}
 
 
 def test_useless_arguments_are_refused(planted: Planted) -> None:

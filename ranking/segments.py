@@ -1,0 +1,76 @@
+"""Metrics of parts of the examples: new and old users and pins, head and tail advertisers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ranking.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from ranking.examples import Examples
+
+
+def standard_segments(examples: Examples, training: Examples, *, head_share: float = 0.5) -> dict[str, NDArray[np.bool_]]:
+    """Divide examples by what the training examples knew of them.
+
+    Args:
+        examples: The examples to divide.
+        training: What the model was trained on.
+        head_share: Head advertisers are the fewest that make up this share of the training examples.
+
+    Returns:
+        Name -> mask [n]: old_users and new_users (in the training examples or not), old_pins and new_pins,
+        head_advertisers and tail_advertisers (examples without an advertiser are in neither).
+
+    Raises:
+        ValueError: If `head_share` is not between 0 and 1.
+    """
+    if not 0 < head_share < 1:
+        raise ValueError(f"head_share is {head_share}; expected between 0 and 1")
+    segments = {}
+    for feature in ("user", "pin"):
+        known = np.isin(examples.ids(feature), training.ids(feature))
+        segments |= {f"old_{feature}s": known, f"new_{feature}s": ~known}
+    ids, counts = np.unique(training.advertiser_id[training.advertiser_id >= 0], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    head = np.isin(examples.advertiser_id, ids[order][before < head_share * counts.sum()])
+    segments["head_advertisers"] = head
+    segments["tail_advertisers"] = ~head & (examples.advertiser_id >= 0)
+    return segments
+
+
+def evaluate_segments(
+    scores: NDArray[np.float32], examples: Examples, segments: Mapping[str, NDArray[np.bool_]], **options: Any
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure scores in each segment, as `evaluate` does.
+
+    Args:
+        scores: Probabilities of (ctr, cvr), [n, 2].
+        examples: The scored examples.
+        segments: Name -> mask [n].
+        **options: As for `evaluate`.
+
+    Returns:
+        Segment -> task -> metrics. A segment without both clicked and unclicked examples has no entry under "ctr": only
+        num_examples and num_positives under "counts".
+
+    Raises:
+        ValueError: If a mask has another shape than the examples.
+    """
+    measured: dict[str, dict[str, dict[str, float]]] = {}
+    for name, mask in segments.items():
+        if mask.shape != (len(examples),) or mask.dtype != np.bool_:
+            raise ValueError(f"segment {name!r} is {mask.dtype}{list(mask.shape)}; expected bool[{len(examples)}]")
+        part = examples.take(mask)
+        counts = {"num_examples": float(len(part)), "num_positives": float(part.ctr_label.sum())}
+        measured[name] = {"counts": counts}
+        if 0 < counts["num_positives"] < counts["num_examples"]:
+            measured[name] |= evaluate(scores[mask], part, **options)
+    return measured
