@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from graphdb.storage import EdgeStorage
 
 NUM_ROWS = 3000
 NUM_KILLS = 4
@@ -26,7 +27,7 @@ def write():
         batch = store.counts()["edges"]["clicks"] // {NUM_ROWS}
         while True:
             keys = np.arange({NUM_ROWS})
-            time = np.full({NUM_ROWS}, batch).astype("datetime64[D]").astype("datetime64[us]")
+            time = np.full({NUM_ROWS}, 12 * batch).astype("datetime64[h]").astype("datetime64[us]")
             store.load_edges("clicks", pa.table({{"src": keys % 97 + batch, "dst": keys, "time": time}}))
             batch += 1
             print(f"loaded by {{os.getpid()}}", flush=True)
@@ -42,12 +43,12 @@ for line in sys.stdin:
 """
 
 
-def test_kill_leaves_whole_batches(tmp_path: Path) -> None:
+def test_kill_leaves_whole_batches(tmp_path: Path, edge_log: EdgeStorage) -> None:
     path = tmp_path / "g.duckdb"
     schema = GraphSchema(
         nodes=(NodeType(name="user"), NodeType(name="pin")), relations=(Relation(src="user", name="clicks", dst="pin"),)
     )
-    GraphStore.create(path, schema).close()
+    GraphStore.create(path, schema, edge_log=edge_log).close()
     generator = np.random.default_rng(0)
     batches = 0
     command = [sys.executable, "-c", LAUNCHER, str(path)]
@@ -58,7 +59,8 @@ def test_kill_leaves_whole_batches(tmp_path: Path) -> None:
         for _ in range(NUM_KILLS):
             launcher.stdin.write("write\n")
             launcher.stdin.flush()
-            # One batch is there; the kill hits the next ones, or a compaction, wherever they are.
+            # Two batches make a day: a log has files of whole days, and late rows in its delta. One batch is there; the kill
+            # hits the next ones, or a compaction, wherever they are.
             writer = int(launcher.stdout.readline().removeprefix("loaded by "))
             time.sleep(float(generator.uniform(0.02, 0.5)))
             os.kill(writer, signal.SIGKILL)
