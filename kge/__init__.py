@@ -1,7 +1,7 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
 from kge.config import KgeConfig, KgeValidation
-from kge.evaluation import evaluate
+from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
@@ -25,5 +25,8 @@ __all__ = [
     "TripleSplit",
     "build_model",
     "evaluate",
+    "evaluate_constrained",
+    "evaluate_sampled",
+    "known_pairs",
     "train",
 ]

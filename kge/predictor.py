@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kge.models import Model
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from kge.models import Model, Side
+    from kge.models import Side
     from kge.relations import RelationParameters
 
 __all__ = ["LinkPredictor"]
@@ -48,14 +50,14 @@ class LinkPredictor:
         Raises:
             KeyError: if there is no such relation.
         """
-        src, dst = self._ends(relation)
+        src, dst = self.ends_of(relation)
         parameters = self.relations.values[relation]
         with torch.no_grad():
             return self.model.score(self.vectors[src][heads], self.vectors[dst][tails], parameters)
 
     def candidates(self, relation: str, side: Side) -> Tensor:
         """Project all entities that can stand on one side of a relation, float32 [num_nodes, D]."""
-        src, dst = self._ends(relation)
+        src, dst = self.ends_of(relation)
         key, _ = self.relations.query(relation, side)
         with torch.no_grad():
             return self.model.project(self.vectors[dst if side == "tail" else src], self.relations.values[key])
@@ -72,15 +74,60 @@ class LinkPredictor:
         Returns:
             float32 [B, N], larger is likelier.
         """
-        src, dst = self._ends(relation)
+        with torch.no_grad():
+            return self.model.score_candidates(self.queries(relation, queries, side), candidates)
+
+    def score_each(self, relation: str, queries: Tensor, rows: Tensor, side: Side) -> Tensor:
+        """Score queries against candidates of their own.
+
+        Args:
+            relation: the relation's name.
+            queries: the known ends, int64 [B].
+            rows: the candidates of each query, int64 [B, S], idx within the asked type.
+            side: the side that is asked for.
+
+        Returns:
+            float32 [B, S], larger is likelier.
+        """
+        src, dst = self.ends_of(relation)
+        key, _ = self.relations.query(relation, side)
+        with torch.no_grad():
+            drawn = self.vectors[dst if side == "tail" else src][rows]
+            candidates = self.model.project(drawn, self.relations.values[key])
+            vectors = self.queries(relation, queries, side)[:, None]
+            if self.model.is_distance:
+                return -(vectors - candidates).square().sum(-1)
+            return torch.bmm(candidates, vectors.transpose(1, 2))[:, :, 0]
+
+    def queries(self, relation: str, rows: Tensor, side: Side) -> Tensor:
+        """Translate the known ends of queries to where their answers should be.
+
+        Args:
+            relation: the relation's name.
+            rows: the known ends, int64 [B]: heads if tails are asked for (`side="tail"`), tails otherwise.
+            side: the side that is asked for.
+
+        Returns:
+            float32 [B, D], to be compared with what `candidates` gives.
+        """
+        src, dst = self.ends_of(relation)
         key, translated_side = self.relations.query(relation, side)
         parameters = self.relations.values[key]
         with torch.no_grad():
-            known = self.vectors[src if side == "tail" else dst][queries]
-            projected = self.model.project(known, parameters)
-            return self.model.score_candidates(self.model.translate(projected, parameters, translated_side), candidates)
+            known = self.vectors[src if side == "tail" else dst][rows]
+            return self.model.translate(self.model.project(known, parameters), parameters, translated_side)
 
-    def _ends(self, relation: str) -> tuple[str, str]:
+    @property
+    def projects_entities(self) -> bool:
+        """Whether a relation compares its ends in a space of its own, so that its candidates are no other relation's."""
+        return type(self.model).project is not Model.project
+
+    def ends_of(self, relation: str) -> tuple[str, str]:
+        """Give the node types of a relation's heads and tails.
+
+        Raises:
+            KeyError: if there is no such relation.
+        """
         if relation not in self.ends:
             raise KeyError(f"unknown relation {relation!r}; this model has {sorted(self.ends)}")
         return self.ends[relation]

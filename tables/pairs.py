@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,11 @@ class PairIndex:
     def left(self) -> NDArray[np.int32]:
         """Give the left row of each pair, int32 [num_pairs], beside `indices`."""
         return np.repeat(np.arange(self.num_left, dtype=np.int32), np.diff(self.indptr))
+
+    @cached_property
+    def transposed(self) -> PairIndex:
+        """The same pairs, looked up by the right side; sorted at the first use."""
+        return PairIndex(self.indices, self.left(), num_left=self.num_right, num_right=self.num_left)
 
     def contains(self, left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
         """Say for each pair whether it is known, bool [n]."""

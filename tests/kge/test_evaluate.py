@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kge import EdgeList, KgeConfig, LinkPredictor, build_model, evaluate
-from kge.evaluation import filtered_ranks
+from kge.ranks import rank_edges
 from kge.relations import RelationParameters
 from tables.pairs import PairIndex
 
@@ -48,7 +48,8 @@ def counted_rank(scores: list[float], answer: int, known: set[int]) -> float:
 def test_ranks_equal_those_counted_one_by_one(
     integers: bool, reciprocal: bool, answers_are_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kge.evaluation._BLOCK_ELEMENTS", 3 * NUM_PINS)  # several blocks
+    monkeypatch.setattr("kge.ranks._BLOCK_ELEMENTS", 3 * NUM_PINS)  # several blocks
+    monkeypatch.setattr("kge.ranks._EFFICIENT_ROWS", 1)
     tested, trained = edges(40, 7), edges(90, 8)
     heads, tails = trained.heads, trained.tails
     if answers_are_known:
@@ -57,7 +58,8 @@ def test_ranks_equal_those_counted_one_by_one(
     model = predictor(reciprocal=reciprocal, integers=integers)
     users, pins = model.vectors["user"], model.vectors["pin"]
 
-    head_ranks, tail_ranks = filtered_ranks(model, "clicks", tested, known)
+    ranks_of_clicks = rank_edges(model, {"clicks": tested}, {"clicks": known})["clicks"]
+    head_ranks, tail_ranks = ranks_of_clicks.heads, ranks_of_clicks.tails
 
     pairs = set(zip(heads.tolist(), tails.tolist(), strict=True))
     factor = 2.0 if reciprocal else 1.0
@@ -80,10 +82,10 @@ def test_all_scores_equal_give_the_middle_rank() -> None:
         table.zero_()
     nothing = PairIndex(*np.zeros((2, 0), dtype=np.int32), num_left=NUM_USERS, num_right=NUM_PINS)
 
-    head_ranks, tail_ranks = filtered_ranks(model, "clicks", edges(5, 1), nothing)
+    ranks = rank_edges(model, {"clicks": edges(5, 1)}, {"clicks": nothing})["clicks"]
 
-    assert set(head_ranks) == {(1 + NUM_USERS) / 2}
-    assert set(tail_ranks) == {(1 + NUM_PINS) / 2}
+    assert set(ranks.heads) == {(1 + NUM_USERS) / 2}
+    assert set(ranks.tails) == {(1 + NUM_PINS) / 2}
 
 
 def test_a_score_that_is_not_a_number_is_an_error() -> None:
@@ -92,7 +94,7 @@ def test_a_score_that_is_not_a_number_is_an_error() -> None:
     nothing = PairIndex(*np.zeros((2, 0), dtype=np.int32), num_left=NUM_USERS, num_right=NUM_PINS)
 
     with pytest.raises(ValueError, match="relation 'clicks', head query of row 3: a score is not a number"):
-        filtered_ranks(model, "clicks", EdgeList(heads=np.int32([1]), tails=np.int32([3])), nothing)
+        rank_edges(model, {"clicks": EdgeList(heads=np.int32([1]), tails=np.int32([3]))}, {"clicks": nothing})
 
 
 def test_an_unknown_relation_is_named() -> None:
