@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kge.full_config import FullSoftmaxConfig
+
 __all__ = ["KgeConfig", "KgeValidation", "ModelName"]
 
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
@@ -60,6 +62,9 @@ class KgeConfig(BaseModel):
     )
     max_edges_per_relation: int | None = Field(
         default=None, ge=1, description="edges of one relation seen in an epoch, a fresh sample each time; None for all"
+    )
+    full_softmax: FullSoftmaxConfig | None = Field(
+        default=None, description="compare each query with every entity of the right type; None: with sampled negatives"
     )
     distinct_edges: bool = Field(default=True, description="count repeated edges between the same two nodes once")
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")

@@ -46,6 +46,7 @@ class Model(ABC):
     """
 
     is_distance: ClassVar[bool]
+    has_complex_entities: ClassVar[bool] = False
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -174,6 +175,7 @@ class ComplEx(Model):
     """
 
     is_distance = False
+    has_complex_entities = True
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -196,6 +198,7 @@ class RotatE(Model):
     """
 
     is_distance = True
+    has_complex_entities = True
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from graphdb.storage import EdgeStorage
 
 NUM_ROWS = 3000
 NUM_KILLS = 4
@@ -27,7 +26,7 @@ def write():
         batch = store.counts()["edges"]["clicks"] // {NUM_ROWS}
         while True:
             keys = np.arange({NUM_ROWS})
-            time = np.full({NUM_ROWS}, 12 * batch).astype("datetime64[h]").astype("datetime64[us]")
+            time = np.full({NUM_ROWS}, batch).astype("datetime64[D]").astype("datetime64[us]")
             store.load_edges("clicks", pa.table({{"src": keys % 97 + batch, "dst": keys, "time": time}}))
             batch += 1
             print(f"loaded by {{os.getpid()}}", flush=True)
@@ -43,12 +42,12 @@ for line in sys.stdin:
 """
 
 
-def test_kill_leaves_whole_batches(tmp_path: Path, edge_log: EdgeStorage) -> None:
+def test_kill_leaves_whole_batches(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
     schema = GraphSchema(
         nodes=(NodeType(name="user"), NodeType(name="pin")), relations=(Relation(src="user", name="clicks", dst="pin"),)
     )
-    GraphStore.create(path, schema, edge_log=edge_log).close()
+    GraphStore.create(path, schema).close()
     generator = np.random.default_rng(0)
     batches = 0
     command = [sys.executable, "-c", LAUNCHER, str(path)]
@@ -59,8 +58,7 @@ def test_kill_leaves_whole_batches(tmp_path: Path, edge_log: EdgeStorage) -> Non
         for _ in range(NUM_KILLS):
             launcher.stdin.write("write\n")
             launcher.stdin.flush()
-            # Two batches make a day: a log has files of whole days, and late rows in its delta. One batch is there; the kill
-            # hits the next ones, or a compaction, wherever they are.
+            # One batch is there; the kill hits the next ones, or a compaction, wherever they are.
             writer = int(launcher.stdout.readline().removeprefix("loaded by "))
             time.sleep(float(generator.uniform(0.02, 0.5)))
             os.kill(writer, signal.SIGKILL)

@@ -1,0 +1,57 @@
+"""Adagrad and Adam of a whole table, with their state in plain tensors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["DenseOptimizer"]
+
+_BETAS = (0.9, 0.999)
+_EPSILONS = {"adagrad": 1e-10, "adam": 1e-8}
+
+
+class DenseOptimizer:
+    """Steps a table by gradients of all of its numbers, in place.
+
+    For tables that every step changes whole, as training against all entities does; where steps touch few rows, row-wise
+    Adagrad (`tables.rowwise`) is the one to use.
+
+    Args:
+        values: the table, float [N, D].
+        kind: Adagrad (Duchi et al., JMLR 2011), or Adam (Kingma and Ba, ICLR 2015).
+        lr: learning rate.
+
+    Attributes:
+        lr: learning rate of the next step.
+        num_steps: steps done.
+        state: "squares" [N, D], and of Adam "means" [N, D].
+    """
+
+    def __init__(self, values: Tensor, kind: Literal["adagrad", "adam"], lr: float) -> None:
+        self.kind = kind
+        self.lr = lr
+        self.num_steps = 0
+        self.state: dict[str, Tensor] = {"squares": torch.zeros_like(values)}
+        if kind == "adam":
+            self.state["means"] = torch.zeros_like(values)
+        self._values = values
+        self._buffer = torch.empty_like(values)
+
+    def step(self, gradient: Tensor) -> None:
+        """Apply one step by `gradient` [N, D]."""
+        self.num_steps += 1
+        squares = self.state["squares"]
+        if self.kind == "adagrad":
+            squares.addcmul_(gradient, gradient)
+            torch.sqrt(squares, out=self._buffer).add_(_EPSILONS[self.kind])
+            self._values.addcdiv_(gradient, self._buffer, value=-self.lr)
+            return
+        means, (mean_decay, square_decay) = self.state["means"], _BETAS
+        means.lerp_(gradient, 1.0 - mean_decay)
+        squares.mul_(square_decay).addcmul_(gradient, gradient, value=1.0 - square_decay)
+        mean_bias, square_bias = 1.0 - mean_decay**self.num_steps, 1.0 - square_decay**self.num_steps
+        torch.sqrt(squares, out=self._buffer).mul_(square_bias**-0.5).add_(_EPSILONS[self.kind])
+        self._values.addcdiv_(means, self._buffer, value=-self.lr / mean_bias)

@@ -1,0 +1,165 @@
+"""Training against all entities: its gradients against autograd, triple by triple, and what it learns."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from graphdb import GraphView
+from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs
+from kge.config import ModelName
+from kge.full_config import FullSoftmaxConfig
+from kge.full_trainer import FullTrainer
+
+MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
+NUM_USERS, NUM_PINS = 6, 5
+
+
+def small_split() -> TripleSplit:
+    """Two relations, of users to pins and of pins to pins."""
+    random = np.random.default_rng(4)
+    clicks = random.permutation(NUM_USERS * NUM_PINS)[:14]
+    alike = random.permutation(NUM_PINS * NUM_PINS)[:9]
+    train = TripleSet(
+        heads=np.concatenate([clicks // NUM_PINS, alike // NUM_PINS]).astype(np.int32),
+        relations=np.repeat(np.int32([0, 1]), [14, 9]),
+        tails=np.concatenate([clicks % NUM_PINS, alike % NUM_PINS]).astype(np.int32),
+        relation_names=("clicks", "alike"),
+        ends={"clicks": ("user", "pin"), "alike": ("pin", "pin")},
+        num_nodes={"user": NUM_USERS, "pin": NUM_PINS},
+    )
+    return TripleSplit(train=train, valid=train.take(slice(0)), test=train.take(slice(0)))
+
+
+def build(
+    name: ModelName, objective: FullSoftmaxConfig, *, reciprocal: bool, l2: float = 0.0, batch_size: int = 1000
+) -> FullTrainer:
+    config = KgeConfig(
+        model=name,
+        dim=4,
+        rank=2,
+        reciprocal=reciprocal,
+        batch_size=batch_size,
+        l2=l2,
+        init_scale=0.5,
+        relation_weights={"alike": 0.5},
+        full_softmax=objective,
+    )
+    return FullTrainer(small_split(), config)
+
+
+def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor], relations: torch.Tensor) -> torch.Tensor:
+    """The whole objective of one step over everything, written out triple by triple."""
+    config, objective, model = trainer.config, trainer.objective, trainer.model
+    train = trainer.split.train
+    facts = list(zip(train.heads.tolist(), train.relations.tolist(), train.tails.tolist(), strict=True))
+    total, num_examples = relations.new_zeros(()), 0.0
+    seen_queries = set()
+    for (head, relation, tail), side in itertools.product(facts, ("tail", "head")):
+        src, dst = train.ends[train.relation_names[relation]]
+        known, answer = (head, tail) if side == "tail" else (tail, head)
+        known_type, asked_type = (src, dst) if side == "tail" else (dst, src)
+        key = relation + 2 if config.reciprocal and side == "head" else relation
+        model_side = "tail" if config.reciprocal else side
+        parameters = trainer._parameters(relations[key])
+        query = model.translate(model.project(tables[known_type][known][None], parameters), parameters, model_side)
+        candidates = model.project(tables[asked_type], parameters)
+        scores = -(query - candidates).square().sum(-1) if model.is_distance else (candidates @ query[0])
+        siblings = {
+            (t if side == "tail" else h) for h, r, t in facts if r == relation and (h if side == "tail" else t) == known
+        }
+        weight = config.relation_weights.get(train.relation_names[relation], 1.0)
+        if objective.weigh == "queries":
+            weight /= len(siblings)
+        kept = [row for row in range(len(candidates)) if objective.answers_compete or row == answer or row not in siblings]
+        log_partition = scores[kept].logsumexp(0)
+        smoothing = objective.label_smoothing
+        total = total + weight * (log_partition - (1 - smoothing) * scores[answer] - smoothing * scores.mean())
+        for vector in (
+            tables[known_type][known],
+            tables[asked_type][answer],
+            *(() if model.is_distance else (relations[key],)),
+        ):
+            cubes = vector.abs() ** 3
+            if model.has_complex_entities:
+                real, imaginary = vector.chunk(2)
+                cubes = (real.square() + imaginary.square()) ** 1.5
+            total = total + weight * (config.l2 / 2 * vector.square().sum() + objective.n3 / 2 * cubes.sum())
+        if objective.relation_prediction and model_side == "tail":
+            keys = [
+                k
+                for k in range(len(relations))
+                if (train.ends[train.relation_names[k % 2]] if k < 2 else train.ends[train.relation_names[k % 2]][::-1])
+                == (known_type, asked_type)
+            ]
+            by_relation = torch.stack(
+                [
+                    model.score(
+                        tables[known_type][known][None], tables[asked_type][answer][None], trainer._parameters(relations[k])
+                    )[0]
+                    for k in keys
+                ]
+            )
+            total = total + objective.relation_prediction * weight * (by_relation.logsumexp(0) - by_relation[keys.index(key)])
+        seen_queries.add((relation, side, known))
+        num_examples += 1
+    return total / (num_examples if objective.weigh == "triples" else len(seen_queries))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FullSoftmaxConfig(n3=0.3, label_smoothing=0.2),
+        FullSoftmaxConfig(weigh="queries", answers_compete=False),
+        FullSoftmaxConfig(relation_prediction=0.7),
+    ],
+    ids=["smoothed", "apart", "relations"],
+)
+def test_gradients_equal_autograd_triple_by_triple(name: ModelName, reciprocal: bool, objective: FullSoftmaxConfig) -> None:
+    if objective.relation_prediction and name in {"transr", "transra"}:
+        with pytest.raises(ValueError, match="relation prediction"):
+            build(name, objective, reciprocal=reciprocal)
+        return
+    trainer = build(name, objective, reciprocal=reciprocal, l2=0.1)
+    trainer.to_double()
+    tables = {key: table.clone().requires_grad_() for key, table in trainer.state.tables.items()}
+    relations = trainer.relation_table.clone().requires_grad_()
+    by_definition = torch.autograd.grad(objective_by_definition(trainer, tables, relations), [*tables.values(), relations])
+
+    gradients = trainer.differentiate(trainer.all_queries())
+
+    for own, autograd in zip([*(gradients.tables[key] for key in tables), gradients.relations], by_definition, strict=True):
+        torch.testing.assert_close(own, autograd, rtol=1e-7, atol=1e-9)
+    assert all(autograd.abs().max() > 1e-4 for autograd in by_definition)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_learns_the_planted_graph(name: ModelName, view: GraphView) -> None:
+    split = TripleSet.from_view(view).hold_out(KgeValidation(num_edges=60), np.random.default_rng(0))
+    objective = FullSoftmaxConfig(optimizer="adam", answers_compete=False)
+    config = KgeConfig(
+        model=name, dim=8, rank=2, reciprocal=True, batch_size=80, epochs=15, lr=0.03, relation_lr=0.03, full_softmax=objective
+    )
+    trainer = FullTrainer(split, config)
+    losses = [trainer.run_epoch()["loss"] for _ in range(config.epochs)]
+    metrics = evaluate(trainer.predictor(), split.valid.edges(), known_pairs(*split))
+    assert losses[-1] < 0.6 * losses[0]
+    assert metrics["filtered_mrr"] > 0.6, metrics
+
+
+def test_the_same_seed_gives_the_same_vectors_and_another_does_not() -> None:
+    def train(seed: int) -> torch.Tensor:
+        objective = FullSoftmaxConfig(dropout=0.2, n3=0.1)
+        config = KgeConfig(model="complex", dim=4, batch_size=7, reciprocal=True, seed=seed, full_softmax=objective)
+        trainer = FullTrainer(small_split(), config)
+        for _ in range(2):
+            trainer.run_epoch()
+        return trainer.state.tables["pin"]
+
+    assert torch.equal(train(1), train(1))
+    assert not torch.equal(train(1), train(2))
