@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from pipeline.commands import data, experiment, graph, pretrain, ranking, serve, snapshot
+from pipeline.commands import data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
 from pipeline.console import ConsoleWatcher, stderr
 from pipeline.output import AsJson, emit_json, stdout
 
@@ -26,6 +26,7 @@ app.add_typer(graph.app, name="graph")
 app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(serve.app, name="serve")
 app.command()(experiment.experiment)
 

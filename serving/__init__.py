@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from serving.admin import AdminClient
     from serving.answers import LookupAnswer, RankAnswer, TableRows
     from serving.client import LookupClient, RankerClient, connect_lookup
     from serving.config import LookupConfig, RankerConfig
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from serving.publisher import publish
     from serving.ranker import RankerServer
     from serving.release import Release
+    from serving.rollout import Limits, RolledBackError, Rollout, RolloutError
 
 _HOMES = {
+    "admin": ("AdminClient",),
     "answers": ("LookupAnswer", "RankAnswer", "TableRows"),
     "client": ("LookupClient", "RankerClient", "connect_lookup"),
     "config": ("LookupConfig", "RankerConfig"),
@@ -51,14 +54,17 @@ _HOMES = {
     "publisher": ("publish",),
     "ranker": ("RankerServer",),
     "release": ("Release",),
+    "rollout": ("Limits", "RolledBackError", "Rollout", "RolloutError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdminClient",
     "BrokenAnswerError",
     "DeadlineExceededError",
     "FramedLookupClient",
     "InvalidRequestError",
+    "Limits",
     "LocalDeployment",
     "LookupAnswer",
     "LookupClient",
@@ -70,6 +76,9 @@ __all__ = [
     "RankerConfig",
     "RankerServer",
     "Release",
+    "RolledBackError",
+    "Rollout",
+    "RolloutError",
     "ServerProcess",
     "ServingError",
     "TableRows",

@@ -33,6 +33,18 @@ class ListenConfig(BaseModel):
         default=None,
         description="File with the token that every request must bring (authorization: Bearer TOKEN), health checks excepted.",
     )
+    admin_token_file: Path | None = Field(
+        default=None,
+        description="File with the token of those who may load, choose and retire releases while the server runs; without it "
+        "nobody may.",
+    )
+    admin_releases: Path | None = Field(
+        default=None, description="Folder below which such releases must lie. A release is code in effect: keep it closed."
+    )
+    state_file: Path | None = Field(
+        default=None,
+        description="File that remembers the releases held. If it exists at the start, it is believed instead of `releases`.",
+    )
     workers: PositiveInt = Field(
         default=4,
         description="Threads that answer requests. A few are enough: the interpreter runs one at a time, the others "
@@ -68,6 +80,8 @@ class ListenConfig(BaseModel):
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Self:
         address = Address.parse(self.listen)
+        if (self.admin_token_file is None) != (self.admin_releases is None):
+            raise ValueError("admin_token_file and admin_releases go together: give both, or neither")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: give both, or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:

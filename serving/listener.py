@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.address import Address
+from serving.config import read_token
 from serving.errors import (
     LOADED_VERSIONS_TRAILER,
     DeadlineExceededError,
@@ -57,6 +58,7 @@ class Listener:
         self._service = service
         self._metrics = metrics
         self._token = config.read_token()
+        self._admin_token = read_token(config.admin_token_file)
         self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{role}-worker")
         # Reflection is a stream that its client may leave open: on the shared pool each would take a worker away.
         self._reflection_worker = ThreadPoolExecutor(1, thread_name_prefix=f"{role}-reflection")
@@ -138,12 +140,21 @@ class Listener:
         call: Callable[[], Answer],
         context: grpc.ServicerContext,
         request_id: str = "",
+        *,
+        admin: bool = False,
     ) -> Answer:
-        """Run one request's handler: its errors become gRPC statuses, and are counted."""
+        """Run one request's handler: its errors become gRPC statuses, and are counted.
+
+        Args:
+            call: The handler.
+            context: The call's context.
+            request_id: For the log.
+            admin: Whether the caller must bring the admin token instead of the clients'.
+        """
         failure: ServingError
         try:
             _check_active(context)
-            self._check_token(context)
+            self._check_token(context, self._admin_token if admin else self._token)
             answer = call()
         except ServingError as error:
             failure = error
@@ -160,11 +171,11 @@ class Listener:
         context.abort(failure.code, str(failure))
         raise failure  # abort has raised already
 
-    def _check_token(self, context: grpc.ServicerContext) -> None:
-        if self._token is None:
+    def _check_token(self, context: grpc.ServicerContext, token: str | None) -> None:
+        if token is None:
             return
         given = dict(context.invocation_metadata()).get("authorization", "")
-        if not compare_digest(str(given).encode(), f"Bearer {self._token}".encode()):
+        if not compare_digest(str(given).encode(), f"Bearer {token}".encode()):
             raise UnauthenticatedError(
                 f"this {self._role} asks for a token: " + ("the one given is not its own" if given else "give the client one")
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,7 +16,9 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from serving.admin import AdminServicer
 from serving.config import LookupConfig
+from serving.deployed import Deployed
 from serving.errors import InvalidRequestError
 from serving.framed_server import FramedServer
 from serving.frames import Kind, padded
@@ -22,7 +26,7 @@ from serving.gather import SendBuffer, gather
 from serving.listener import Listener
 from serving.metrics import ServerMetrics
 from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
-from serving.protocol import lookup_pb2, lookup_pb2_grpc
+from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from serving.release import Release, ReleaseTable
 from serving.versions import LoadedVersions
 from tables.idmap import IdMap
@@ -141,17 +145,9 @@ class LookupServer:
         self.config = config
         self._loaded: LoadedVersions[LookupHalf] = LoadedVersions("lookup server")
         self.metrics = ServerMetrics("lookup", ("total",))
-        for path in config.releases:
-            self.load(path)
-        self._listener = Listener(
-            config,
-            role="lookup",
-            service=SERVICE,
-            register=lambda server: lookup_pb2_grpc.add_LookupServicer_to_server(  # type: ignore[no-untyped-call]
-                _Servicer(self), server
-            ),
-            metrics=self.metrics,
-        )
+        self._deployed = Deployed(self._loaded, self._open, state_file=config.state_file)
+        self._deployed.open(config.releases)
+        self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         self._send_buffer = SendBuffer()
         self._framed = FramedServer(config, self._answer_frame, self.metrics) if config.framed_listen is not None else None
 
@@ -184,21 +180,50 @@ class LookupServer:
         Raises:
             ArtifactError: The release is damaged; the file is named.
         """
-        release = Release.open(path, verify=self.config.verify, half="lookup")
-        half = LookupHalf(release, populate=self.config.populate)
-        self._loaded.add(release.version, half)
-        logger.info("loaded %r", release)
-        return release.version
+        return self._deployed.load(Path(path).absolute(), current=True)
 
-    def retire(self, version: str) -> None:
-        """Forget a version; requests under way still get their rows from it.
+    def choose(self, version: str) -> None:
+        """Make a version the one that cannot be retired.
 
         Raises:
             VersionNotLoadedError: It is not loaded.
-            ValueError: It was loaded last: load its successor first.
         """
-        self._loaded.retire(version)
+        self._deployed.choose(version)
+
+    def retire(self, version: str, *, timeout_s: float = 0.0) -> None:
+        """Forget a version; requests under way still get their rows from it.
+
+        Args:
+            version: A version; one that is not loaded is retired already.
+            timeout_s: How long to wait for those requests.
+
+        Raises:
+            ValueError: It is the current one: load or choose another first.
+            OverloadedError: It still has readers after that time; it stays.
+        """
+        self._deployed.retire(version, timeout_s)
         logger.info("retired version %s", version)
+
+    def shadow(self, version: str, share: float) -> None:  # noqa: ARG002
+        """A lookup server scores nothing.
+
+        Raises:
+            InvalidRequestError: Always.
+        """
+        raise InvalidRequestError("a lookup server scores nothing: shadow traffic is a ranker's")
+
+    def status(self) -> admin_pb2.ServerStatus:
+        """What is loaded, and how many requests read it now."""
+        return admin_pb2.ServerStatus(
+            role="lookup",
+            current_version=self._loaded.current,
+            versions=[
+                admin_pb2.VersionStatus(
+                    version=version, path=str(self._deployed.path(version) or ""), readers=self._loaded.num_readers(version)
+                )
+                for version in self._loaded.versions
+            ],
+        )
 
     def start(self) -> str:
         """Accept requests.
@@ -227,37 +252,56 @@ class LookupServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def _open(self, path: Path) -> tuple[str, LookupHalf]:
+        release = Release.open(path, verify=self.config.verify, half="lookup")
+        half = LookupHalf(release, populate=self.config.populate)
+        logger.info("loaded %r", release)
+        return release.version, half
+
+    def _register(self, server: grpc.Server) -> None:
+        lookup_pb2_grpc.add_LookupServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
+        config = self.config
+        if config.admin_releases is not None:
+            servicer = AdminServicer(self, config.admin_releases, config.drain_timeout_s, lambda: self._listener)
+            admin_pb2_grpc.add_AdminServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
         """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
         tables = []
-        for found in self._find(request):
-            rows = np.empty(found.num_bytes, np.uint8)
-            gather(found.stored, found.rows, rows)
-            tables.append(found.describe())
-            tables[-1].rows = rows.tobytes()
+        with self._lease(request) as half:
+            for found in self._find(request, half):
+                rows = np.empty(found.num_bytes, np.uint8)
+                gather(found.stored, found.rows, rows)
+                tables.append(found.describe())
+                tables[-1].rows = rows.tobytes()
         return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
 
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
         started_ns = time.perf_counter_ns()
-        all_found = self._find(request)
-        rows = self._send_buffer.take(sum(padded(found.num_bytes) for found in all_found))
         tables = []
         start = 0
-        for found in all_found:
-            gather(found.stored, found.rows, rows[start : start + found.num_bytes])
-            rows[start + found.num_bytes : start + padded(found.num_bytes)] = 0
-            start += padded(found.num_bytes)
-            tables.append(found.describe())
-            tables[-1].num_rows = len(found.rows)
+        with self._lease(request) as half:
+            all_found = self._find(request, half)
+            rows = self._send_buffer.take(sum(padded(found.num_bytes) for found in all_found))
+            for found in all_found:
+                gather(found.stored, found.rows, rows[start : start + found.num_bytes])
+                rows[start + found.num_bytes : start + padded(found.num_bytes)] = 0
+                start += padded(found.num_bytes)
+                tables.append(found.describe())
+                tables[-1].num_rows = len(found.rows)
         answer = lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
         return answer.SerializeToString(), rows.data
 
-    def _find(self, request: lookup_pb2.LookupRequest) -> list[FoundRows]:
+    @contextmanager
+    def _lease(self, request: lookup_pb2.LookupRequest) -> Iterator[LookupHalf]:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
-        half = self._loaded.get(request.version)
+        with self._loaded.lease(request.version) as (_, half):
+            yield half
+
+    def _find(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> list[FoundRows]:
         id_types = half.release.manifest.id_types
         where = f"version {request.version}"
         check_features([message.feature for message in request.features], list(id_types), where, every=False)

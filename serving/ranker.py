@@ -4,29 +4,60 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
+from serving.admin import AdminServicer
 from serving.client import connect_lookup
 from serving.config import RankerConfig
+from serving.deployed import Deployed
 from serving.errors import InvalidRequestError, VersionNotLoadedError
 from serving.listener import Listener
 from serving.metrics import ServerMetrics
 from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
-from serving.protocol import ids_pb2, ranker_pb2, ranker_pb2_grpc
+from serving.protocol import admin_pb2, admin_pb2_grpc, ids_pb2, ranker_pb2, ranker_pb2_grpc
 from serving.release import Release
 from serving.scorer import Scorer
+from serving.shadow import Shadow
 from serving.versions import LoadedVersions
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "multifacet.serving.v1.Ranker"
 _PHASES = tuple(field.name.removesuffix("_us") for field in ranker_pb2.Phases.DESCRIPTOR.fields)
+
+
+class Outcomes:
+    """Counts how the requests of each version ended, but for those that their caller is to blame for."""
+
+    def __init__(self) -> None:
+        self.answered: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def count(self, version: str) -> Iterator[None]:
+        """Count the request of the ``with`` block."""
+        try:
+            yield
+        except InvalidRequestError:
+            raise
+        except Exception:
+            with self._lock:
+                self.failed[version] += 1
+            raise
+        with self._lock:
+            self.answered[version] += 1
 
 
 class RankerServer:
@@ -48,8 +79,8 @@ class RankerServer:
         self.config = config
         self._loaded: LoadedVersions[Scorer] = LoadedVersions("ranker")
         self.metrics = ServerMetrics("ranker", _PHASES)
-        for path in config.releases:
-            self.load(path, current=True)
+        self._shadow = Shadow()
+        self._outcomes = Outcomes()
         self._lookup = connect_lookup(
             config.lookup,
             timeout_s=config.lookup_timeout_s,
@@ -59,15 +90,13 @@ class RankerServer:
             token_file=config.lookup_token_file,
             max_answer_bytes=-1,  # every length is checked against the release
         )
-        self._listener = Listener(
-            config,
-            role="ranker",
-            service=SERVICE,
-            register=lambda server: ranker_pb2_grpc.add_RankerServicer_to_server(  # type: ignore[no-untyped-call]
-                _Servicer(self), server
-            ),
-            metrics=self.metrics,
-        )
+        self._deployed = Deployed(self._loaded, self._open, check=self._check_lookup_has, state_file=config.state_file)
+        try:
+            self._deployed.open(config.releases)
+        except BaseException:
+            self._lookup.close()
+            raise
+        self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
 
     @property
     def address(self) -> str:
@@ -102,10 +131,7 @@ class RankerServer:
         Raises:
             ArtifactError: The release is damaged, or its upper model does not run; the file is named.
         """
-        release = Release.open(path, verify=self.config.verify, half="ranker")
-        self._loaded.add(release.version, Scorer(release, device=self.config.device), current=current)
-        logger.info("loaded %r", release)
-        return release.version
+        return self._deployed.load(Path(path).absolute(), current=current)
 
     def choose(self, version: str) -> None:
         """Answer requests without a version with this one, once the lookup server is seen to have it.
@@ -114,23 +140,56 @@ class RankerServer:
             VersionNotLoadedError: It is not loaded here, or not there; the current version stays.
             UnavailableError: The lookup server cannot be reached; the current version stays.
         """
-        self._loaded.get(version)
-        there = [entry.version for entry in self._lookup.describe().versions]
-        if version not in there:
-            raise VersionNotLoadedError(
-                f"version {version} is not loaded by lookup server {self.config.lookup}; loaded: {', '.join(there)}",
-                loaded=there,
-            )
-        self._loaded.choose(version)
+        self._deployed.choose(version)
 
-    def retire(self, version: str) -> None:
+    def retire(self, version: str, *, timeout_s: float = 0.0) -> None:
         """Forget a version; requests under way still end with it.
 
+        Args:
+            version: A version; one that is not loaded is retired already.
+            timeout_s: How long to wait for those requests.
+
         Raises:
-            VersionNotLoadedError: It is not loaded.
             ValueError: It is the current one: choose another first.
+            OverloadedError: It still has readers after that time; it stays.
         """
-        self._loaded.retire(version)
+        if version == self._shadow.version:
+            self._shadow.set("", 0.0)
+        self._deployed.retire(version, timeout_s)
+
+    def shadow(self, version: str, share: float) -> None:
+        """Score a share of the requests with another version as well, and count how far apart the scores are.
+
+        Args:
+            version: A loaded version; empty ends it.
+            share: Of the requests that name no version, 0 to 1.
+
+        Raises:
+            VersionNotLoadedError: It is not loaded here, or not there.
+            ValueError: The share is none.
+        """
+        if version:
+            self._loaded.get(version)
+            self._check_lookup_has(version)
+        self._shadow.set(version, share)
+
+    def status(self) -> admin_pb2.ServerStatus:
+        """What is loaded, who reads it, how requests ended, and what the shadow showed."""
+        return admin_pb2.ServerStatus(
+            role="ranker",
+            current_version=self.current_version,
+            versions=[
+                admin_pb2.VersionStatus(
+                    version=version,
+                    path=str(self._deployed.path(version) or ""),
+                    readers=self._loaded.num_readers(version),
+                    answered=self._outcomes.answered[version],
+                    failed=self._outcomes.failed[version],
+                )
+                for version in self.versions
+            ],
+            shadow=self._shadow.report(),
+        )
 
     def start(self, *, stopped: Callable[[], bool] = lambda: False) -> str:
         """Wait for the lookup server, then accept requests.
@@ -161,6 +220,7 @@ class RankerServer:
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Drain and stop; see `Listener.stop`."""
         self._listener.stop(drain_timeout_s)
+        self._shadow.close()
         self._lookup.close()
 
     def __enter__(self) -> Self:
@@ -174,19 +234,53 @@ class RankerServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def _open(self, path: Path) -> tuple[str, Scorer]:
+        release = Release.open(path, verify=self.config.verify, half="ranker")
+        scorer = Scorer(release, device=self.config.device)
+        logger.info("loaded %r", release)
+        return release.version, scorer
+
+    def _check_lookup_has(self, version: str) -> None:
+        there = [entry.version for entry in self._lookup.describe().versions]
+        if version not in there:
+            raise VersionNotLoadedError(
+                f"version {version} is not loaded by lookup server {self.config.lookup}; loaded: {', '.join(there)}",
+                loaded=there,
+            )
+
+    def _register(self, server: grpc.Server) -> None:
+        ranker_pb2_grpc.add_RankerServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
+        config = self.config
+        if config.admin_releases is not None:
+            servicer = AdminServicer(self, config.admin_releases, config.drain_timeout_s, lambda: self._listener)
+            admin_pb2_grpc.add_AdminServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+
     def _rank(self, request: ranker_pb2.RankRequest, context: grpc.ServicerContext) -> ranker_pb2.RankAnswer:
+        with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version):
+            answer, scores = self._score(request, version, scorer, context)
+        if not request.version and request.num_candidates:
+            self._shadow.offer(scores, lambda: self._score_as(request, self._shadow.version))
+        return answer
+
+    def _score_as(self, request: ranker_pb2.RankRequest, version: str) -> npt.NDArray[np.float32]:
+        with self._loaded.lease(version) as (held, scorer):
+            return self._score(request, held, scorer, None)[1]
+
+    def _score(
+        self, request: ranker_pb2.RankRequest, version: str, scorer: Scorer, context: grpc.ServicerContext | None
+    ) -> tuple[ranker_pb2.RankAnswer, npt.NDArray[np.float32]]:
+        """Score a request; without a context nobody waits for it, and it is not counted."""
         started_ns = time.perf_counter_ns()
-        version, scorer = self._loaded.resolve(request.version)
         ids = self._read_ids(request, scorer)
         answer = ranker_pb2.RankAnswer(version=version, request_id=request.request_id)
         if not request.num_candidates:
             scorer.read_dense(request.dense, 0)
             answer.phases.total_us = _since_us(started_ns)
-            return answer
+            return answer, np.empty((0, 2), np.float32)
 
         # An id of the request has one row, whatever the number of candidates; a candidate's id that repeats, too.
         distinct = {feature: np.unique(given, return_inverse=True) for feature, given in ids.items()}
-        remaining_s = context.time_remaining()
+        remaining_s = context.time_remaining() if context is not None else None
         timeout_s = self.config.lookup_timeout_s
         pending = self._lookup.start(
             version,
@@ -201,7 +295,8 @@ class RankerServer:
                 feature: np.broadcast_to(inverse.astype(np.intp, copy=False), request.num_candidates)
                 for feature, (_, inverse) in distinct.items()
             }
-            context.add_callback(pending.cancel)  # its caller may give up before
+            if context is not None:
+                context.add_callback(pending.cancel)  # its caller may give up before
         except BaseException:
             pending.cancel()
             raise
@@ -214,7 +309,8 @@ class RankerServer:
         answer.ctr.extend(scores[:, 0].tolist())
         answer.cvr.extend(scores[:, 1].tolist())
         for name, table in rows.tables.items():
-            self.metrics.count_rows(name, len(table.rows), table.num_unknown_ids)
+            if context is not None:
+                self.metrics.count_rows(name, len(table.rows), table.num_unknown_ids)
             answer.num_unknown_ids += table.num_unknown_ids
         phases = {
             "prepare_us": (sent_ns - started_ns) // 1000,
@@ -226,9 +322,10 @@ class RankerServer:
             "lookup_us": pending.elapsed_us,
             "lookup_server_us": rows.server_us,
         }
-        self.metrics.observe_us({name.removesuffix("_us"): value for name, value in phases.items()})
+        if context is not None:
+            self.metrics.observe_us({name.removesuffix("_us"): value for name, value in phases.items()})
         answer.phases.CopyFrom(ranker_pb2.Phases(**phases))
-        return answer
+        return answer, scores
 
     def _read_ids(self, request: ranker_pb2.RankRequest, scorer: Scorer) -> dict[str, IdArray]:
         if request.num_candidates > self.config.max_candidates:

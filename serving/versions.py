@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from serving.errors import VersionNotLoadedError
 
 T = TypeVar("T")
+
+
+class Leases:
+    """Counts who reads which version."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._counts: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, version: str) -> Iterator[None]:
+        """Count one reader of a version within the ``with`` block."""
+        with self._changed:
+            self._counts[version] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._counts[version] -= 1
+                if not self._counts[version]:
+                    del self._counts[version]
+                    self._changed.notify_all()
+
+    def count(self, version: str) -> int:
+        """The readers of a version."""
+        with self._changed:
+            return self._counts[version]
+
+    def wait(self, version: str, timeout_s: float) -> bool:
+        """Wait until a version has no reader; whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._counts[version], timeout_s)
 
 
 class LoadedVersions(Generic[T]):
@@ -23,6 +58,7 @@ class LoadedVersions(Generic[T]):
     def __init__(self, server: str):
         self._server = server
         self._write_lock = threading.Lock()
+        self._leases = Leases()
         self._state: tuple[dict[str, T], str] = ({}, "")
 
     @property
@@ -59,6 +95,25 @@ class LoadedVersions(Generic[T]):
         with self._write_lock:
             self.get(version)
             self._state = (self._state[0], version)
+
+    @contextmanager
+    def lease(self, wanted: str) -> Iterator[tuple[str, T]]:
+        """Hold a version for the length of a request: see `resolve`, and `num_readers`."""
+        version, loaded = self.resolve(wanted)
+        with self._leases.hold(version):
+            yield version, loaded
+
+    def num_readers(self, version: str) -> int:
+        """How many requests under way hold a version."""
+        return self._leases.count(version)
+
+    def wait_for_readers(self, version: str, timeout_s: float) -> bool:
+        """Wait until no request holds a version.
+
+        Returns:
+            Whether that came to be in time.
+        """
+        return self._leases.wait(version, timeout_s)
 
     def retire(self, version: str) -> None:
         """Forget a version; requests under way keep it until they end.

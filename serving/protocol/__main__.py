@@ -7,12 +7,13 @@ from grpc_tools import protoc  # type: ignore[import-untyped]
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = (
+    "serving/protocol/admin.proto",
     "serving/protocol/ids.proto",
     "serving/protocol/frames.proto",
     "serving/protocol/lookup.proto",
     "serving/protocol/ranker.proto",
 )
-SERVICES = ("serving/protocol/lookup.proto", "serving/protocol/ranker.proto")
+SERVICES = ("serving/protocol/admin.proto", "serving/protocol/lookup.proto", "serving/protocol/ranker.proto")
 
 
 def generate(output_root: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-from serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
+from serving.protocol import admin_pb2, frames_pb2, ids_pb2, lookup_pb2, ranker_pb2
 
 PROTOCOL = Path(ids_pb2.__file__).parent
 REGENERATE = "run: python -m serving.protocol"
 
 
-@pytest.mark.parametrize("module", [ids_pb2, lookup_pb2, ranker_pb2])
+@pytest.mark.parametrize("module", [admin_pb2, frames_pb2, ids_pb2, lookup_pb2, ranker_pb2])
 def test_messages_and_services_match_their_proto_file(module, tmp_path):
     described = tmp_path / "described.pb"
     name = f"serving/protocol/{Path(module.__file__).name.replace('_pb2.py', '.proto')}"
