@@ -52,7 +52,7 @@ def main(
         _say(f"{name} --quick took {seconds:.0f} s: more than the {QUICK_LIMIT_S} s that it should keep to")
     if keep:
         command = f"python -m benchmarks {name}{' --quick' if quick else ''} --save"
-        report = save(rows, help_text=benchmark.help, command=command, seconds=seconds)
+        report = save(rows, help_text=benchmark.help, command=command, seconds=seconds, plot=benchmark.load_plot())
         _say(f"saved {report.relative_to(RESULTS.parents[1])}")
 
 

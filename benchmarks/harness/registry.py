@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.row import Row
 
@@ -38,6 +39,12 @@ class Benchmark:
         if not callable(run) or list(inspect.signature(run).parameters) != ["quick"]:
             raise TypeError(f"{self.package}.{self.name} should define run(quick: bool) -> Iterator[Row]")
         return run  # type: ignore[no-any-return]
+
+    def load_plot(self) -> Callable[[Sequence[Mapping[str, Any]], Path], None] | None:
+        """Import the module and return its `plot(rows, path)`, if it has one."""
+        plot: Callable[[Sequence[Mapping[str, Any]], Path], None] | None
+        plot = getattr(importlib.import_module(f"{self.package}.{self.name}"), "plot", None)
+        return plot
 
 
 def find_benchmarks(folder: Path = FOLDER) -> dict[str, Benchmark]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
-def save(rows: Sequence[Mapping[str, Any]], *, help_text: str, command: str, seconds: float, folder: Path = RESULTS) -> Path:
-    """Write `<date>-<name>.md` and `.jsonl`; a later run of the same day replaces them.
+def save(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    help_text: str,
+    command: str,
+    seconds: float,
+    folder: Path = RESULTS,
+    plot: Callable[[Sequence[Mapping[str, Any]], Path], None] | None = None,
+) -> Path:
+    """Write `<date>-<name>.md` and `.jsonl`, and `.png` where there is a plot; a later run of the same day replaces them.
 
     Args:
         rows: Documents of rows, all of one benchmark and one run.
@@ -20,6 +28,7 @@ def save(rows: Sequence[Mapping[str, Any]], *, help_text: str, command: str, sec
         command: The line that was run.
         seconds: How long the whole run took.
         folder: Where to write.
+        plot: Draws the rows to a file.
 
     Returns:
         The path of the report.
@@ -33,7 +42,11 @@ def save(rows: Sequence[Mapping[str, Any]], *, help_text: str, command: str, sec
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / f"{date}-{rows[0]['benchmark']}.md"
     report.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report.write_text(_report(rows, date, help_text, command, seconds))
+    text = _report(rows, date, help_text, command, seconds)
+    if plot is not None:
+        plot(rows, report.with_suffix(".png"))
+        text += f"\n![{help_text}]({report.stem}.png)\n"
+    report.write_text(text)
     return report
 
 
