@@ -1,7 +1,8 @@
 """Milliseconds of a neighbour query on a freshly opened store, beside plain SQL over a table clustered alike.
 
 The peer duckdb_sql is what one would write without a store: edges by external id in a DuckDB table ordered by (dst, time),
-and one query. It need not look an idx up, nor translate one back.
+and one query. It need not look an idx up, nor translate one back. The first query of a store also reads the external ids of
+the neighbours' type, which the others then have at hand.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.harness.edge_log import create_store, write_edge_log
 from graphdb import GraphStore
 
 P50_MS = Metric(name="p50_ms", unit="ms", better=LOWER)
+FIRST_MS = Metric(name="first_ms", unit="ms", better=LOWER)
 P99_MS = Metric(name="p99_ms", unit="ms", better=LOWER)
 
 
@@ -42,12 +44,15 @@ def run(quick: bool) -> Iterator[Row]:
             query = "SELECT src, time FROM edges WHERE dst = ? ORDER BY time DESC LIMIT 100"
             own = _times_ms(lambda pin: store.neighbors("pin", pin, relation="clicks", limit=100), chosen)
             peer = _times_ms(lambda pin: plain.execute(query, [pin]).fetchall(), chosen)
-        for metric, percentile in ((P50_MS, 50), (P99_MS, 99)):
+        values = [(FIRST_MS, own[0], peer[0])]
+        own_percentiles, peer_percentiles = (statistics.quantiles(times, n=100, method="inclusive") for times in (own, peer))
+        values += [(metric, own_percentiles[at - 1], peer_percentiles[at - 1]) for metric, at in ((P50_MS, 50), (P99_MS, 99))]
+        for metric, value, peer_value in values:
             yield Row(
                 case=f"100 latest in-neighbours, {num_edges // 1_000_000}M edges",
                 metric=metric,
-                value=statistics.quantiles(own, n=100, method="inclusive")[percentile - 1],
-                peer=Peer(name="duckdb_sql", value=statistics.quantiles(peer, n=100, method="inclusive")[percentile - 1]),
+                value=value,
+                peer=Peer(name="duckdb_sql", value=peer_value),
                 config={
                     "edges": num_edges,
                     "queries": num_queries,

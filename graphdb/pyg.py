@@ -6,10 +6,12 @@ PyG's interface knows neither edge times nor edge weights, and loaders pull each
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
+import torch_geometric.typing
 from torch import Tensor
 from torch_geometric.data import FeatureStore, GraphStore, TensorAttr
 from torch_geometric.data.graph_store import EdgeAttr, EdgeLayout
@@ -20,6 +22,8 @@ from graphdb.sql import GraphError
 if TYPE_CHECKING:
     from graphdb.view import GraphView
 
+logger = logging.getLogger(__name__)
+
 _NUMBERS = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE"})
 
 
@@ -29,6 +33,11 @@ class ViewGraphStore(GraphStore):  # type: ignore[misc] # PyG has no types
     def __init__(self, view: GraphView) -> None:
         super().__init__()
         self.__dict__["_view"] = view
+        if not (torch_geometric.typing.WITH_PYG_LIB or torch_geometric.typing.WITH_TORCH_SPARSE):
+            logger.warning(
+                "neither pyg-lib nor torch-sparse is installed: PyG's NeighborLoader raises ImportError at its first batch; "
+                "GraphView.sampler, with NodeLoader or LinkLoader, needs neither"
+            )
 
     def get_all_edge_attrs(self) -> list[EdgeAttr]:
         """Each relation in CSC, the layout that samplers want."""

@@ -9,8 +9,8 @@ import numba
 import numpy as np
 
 from graphdb.merging import is_clustered
-from graphdb.sampling.threads import run_ranges
 from graphdb.sql import GraphError
+from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphdb.sampling.stream import Stream, draw_below, draw_unit, key_at
-from graphdb.sampling.threads import run_ranges
+from graphdb.counter import draw_below, draw_unit, key_at
+from graphdb.sampling.stream import Stream
 from graphdb.sql import GraphError
+from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from graphdb.view import GraphView

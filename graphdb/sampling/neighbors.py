@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from graphdb.sampling.stream import draw_below, draw_unit, key_at
-from graphdb.sampling.threads import run_ranges
+from graphdb.counter import draw_below, draw_unit, key_at
+from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

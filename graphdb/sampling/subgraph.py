@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch_geometric.sampler import HeteroSamplerOutput
 
+from graphdb.counter import derive_key
 from graphdb.sampling.neighbors import Neighbors, draw_neighbors
 from graphdb.sampling.numbering import DisjointNumbering, ScratchPool, SharedNumbering
-from graphdb.sampling.stream import derive_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class SubgraphSampler:
                     frontier.nodes if fanout else frontier.nodes[:0],
                     first_center=frontier.first,
                     fanout=fanout,
-                    key=derive_key(key, hop, index),
+                    key=int(derive_key(key, hop, index)),
                     replace=self.config.replace,
                     times=None if times is None else times[frontier.subgraphs],
                     latest=self.config.temporal == "last",

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphdb.counter import derive_key, draw_below, draw_unit, key_at
 from graphdb.sampling.neighbors import first_above, first_not_before
-from graphdb.sampling.stream import Stream, derive_key, draw_below, draw_unit, key_at
-from graphdb.sampling.threads import run_ranges
+from graphdb.sampling.stream import Stream
 from graphdb.sampling.topology import REVERSE_PREFIX, Topology
 from graphdb.sql import GraphError
+from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,7 +120,9 @@ class MetapathWalker:
         walk_times = None if times is None else times.cpu().long().contiguous().numpy()
         key = self._stream.next_key()
         for step in range(length):
-            self._step(self._steps[step % len(self._steps)], walk_times, derive_key(key, step), walks[step], walks[step + 1])
+            self._step(
+                self._steps[step % len(self._steps)], walk_times, int(derive_key(key, step)), walks[step], walks[step + 1]
+            )
         return torch.from_numpy(np.ascontiguousarray(walks.T))
 
     @staticmethod

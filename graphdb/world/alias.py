@@ -13,7 +13,7 @@ _MAX_THRESHOLD: Final = float((1 << 32) - 1)
 
 
 def build_alias(weights: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Builds a table from which `counter.alias_at` draws ids in proportion to their weights.
+    """Builds a table from which `graphdb.counter.alias_at` draws ids in proportion to their weights.
 
     Args:
         weights: Positive weights, float64 [n].

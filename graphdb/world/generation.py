@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from graphdb.progress import Progress
 from graphdb.schema import Surface
+from graphdb.threads import Workers
 from graphdb.world import exposures, interactions
 from graphdb.world.config import FORMAT, INTERACTIONS, InteractionName, WorldConfig
 from graphdb.world.interests import directions, draw_advertisers, draw_appeals, drift, nearest
 from graphdb.world.layout import Layout, save_tensors, unfinished, write_manifest, writing
 from graphdb.world.month import Month
 from graphdb.world.population import Population
-from graphdb.world.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ _NODES: Final = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 def generate(config: WorldConfig, folder: Path, *, num_threads: int | None, chunk_size: int, progress: Progress | None) -> None:
     """Generates a world into `folder`, which must not be there; see `World.generate`."""
     started = time.perf_counter()
-    with Workers(num_threads) as workers, unfinished(folder, config.fingerprint) as work:
-        _Generation(config, Layout(work), workers, chunk_size).run(progress)
+    with unfinished(folder, config.fingerprint) as work:
+        _Generation(config, Layout(work), Workers(num_threads), chunk_size).run(progress)
         write_manifest(work, {"format": FORMAT, "fingerprint": config.fingerprint, "config": config.model_dump(mode="json")})
     seconds = time.perf_counter() - started
     logger.info("world of %d edges in %.1f s (%.0f edges/s)", config.num_edges, seconds, config.num_edges / seconds)

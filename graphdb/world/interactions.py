@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from graphdb.counter import alias_at, derive_key, key_at, unit_at
+from graphdb.threads import Workers, ranges
 from graphdb.world.config import INTERACTIONS, InteractionName, WorldConfig
-from graphdb.world.counter import alias_at, derive_key, key_at, unit_at
 from graphdb.world.month import Month
 from graphdb.world.response import Response
-from graphdb.world.workers import Workers, ranges
 
 #: Columns of an interaction's files.
 SCHEMA: Final = pa.schema(

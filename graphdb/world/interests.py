@@ -9,11 +9,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from graphdb.counter import alias_at, derive_key, fill_normal, key_at
+from graphdb.threads import Workers
 from graphdb.world.alias import build_alias
 from graphdb.world.config import WorldConfig
-from graphdb.world.counter import alias_at, derive_key, fill_normal, key_at
 from graphdb.world.population import pareto
-from graphdb.world.workers import Workers
 
 
 def directions(config: WorldConfig, name: str, total: int, workers: Workers) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from graphdb.counter import derive_key, fill_units
 from graphdb.world.alias import build_alias
-from graphdb.world.counter import derive_key, fill_units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

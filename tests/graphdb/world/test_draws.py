@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from graphdb.counter import alias_at, below_at, derive_key, fill_normal, fill_units
+from graphdb.threads import Workers
 from graphdb.world.alias import build_alias
-from graphdb.world.counter import alias_at, below_at, derive_key, fill_normal, fill_units
-from graphdb.world.workers import Workers
 
 
 @numba.njit
@@ -62,9 +62,9 @@ def test_keys_differ_by_seed_and_purpose() -> None:
 
 
 def test_workers_hand_back_results_in_order_and_pass_errors_on() -> None:
-    with Workers(3) as workers:
-        assert list(workers.map(lambda item: item * item, range(50))) == [item * item for item in range(50)]
-        with pytest.raises(ZeroDivisionError):
-            list(workers.map(lambda item: 1 // (item - 5), range(50)))
+    workers = Workers(3)
+    assert list(workers.map(lambda item: item * item, range(50))) == [item * item for item in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        list(workers.map(lambda item: 1 // (item - 5), range(50)))
     with pytest.raises(ValueError, match="num_threads is 0"):
         Workers(0)

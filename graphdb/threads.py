@@ -1,0 +1,133 @@
+"""Kernels on several threads: plain threads around kernels that release the GIL.
+
+Numba's own parallel loops would abort the process when a data loader forks its workers, or when two Python threads enter
+them at once. Plain threads do neither.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MIN_RANGE: Final = 16_384
+_MAX_THREADS: Final = 64
+
+
+class _Pool:
+    """The process's one pool; a forked child, which inherits no threads, gets its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="multifacet-graphdb")
+            return self._executor
+
+
+_pool = _Pool()
+
+
+def _reset() -> None:
+    global _pool  # noqa: PLW0603 - a fork's child must not touch its parent's lock
+    _pool = _Pool()
+
+
+os.register_at_fork(after_in_child=_reset)
+
+
+def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: int, num_threads: int | None = None) -> None:
+    """Runs `kernel(start, stop)` over `range(total)`, cut evenly over some threads.
+
+    Args:
+        kernel: Takes a half-open range; must release the GIL to gain anything, and must not call `run_ranges`.
+        total: The length to cut.
+        min_size: The smallest range that is worth a thread of its own.
+        num_threads: How many; by default as many as torch is set to, which is 1 within a data loader's worker.
+    """
+    num_ranges = max(1, min(num_threads or _torch_threads(), total // max(1, min_size), _MAX_THREADS))
+    if num_ranges == 1:
+        kernel(0, total)
+        return
+    bounds = [total * part // num_ranges for part in range(num_ranges + 1)]
+    executor = _pool.executor()
+    futures = [executor.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, num_ranges)]
+    try:
+        kernel(bounds[0], bounds[1])
+    finally:
+        # Even after an error no thread may still write into the caller's arrays.
+        for future in futures:
+            future.exception()
+    for future in futures:
+        future.result()
+
+
+class Workers:
+    """A set number of the process's threads, for work whose width does not follow torch's setting.
+
+    Args:
+        num_threads: How many; the number of cores that this process may use by default.
+
+    Raises:
+        ValueError: Fewer than one.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        if num_threads is not None and num_threads < 1:
+            msg = f"num_threads is {num_threads}; expected at least 1"
+            raise ValueError(msg)
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results in the items' order; at most one more than there are threads is ready or under way."""
+        executor, pending = _pool.executor(), deque[Future[Result]]()
+        busy = threading.Semaphore(self.num_threads)
+
+        def run(item: Item) -> Result:
+            with busy:
+                return function(item)
+
+        try:
+            for item in items:
+                pending.append(executor.submit(run, item))
+                if len(pending) > self.num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # After an error, or where the results are no longer wanted, nothing may go on behind the caller's back.
+            for future in pending:
+                future.cancel()
+            for future in pending:
+                if not future.cancelled():
+                    future.exception()
+
+    def run_ranges(self, kernel: Callable[[int, int], object], total: int) -> None:
+        """Runs `kernel(start, stop)` over ranges that make up `range(total)`."""
+        run_ranges(kernel, total, min_size=_MIN_RANGE, num_threads=self.num_threads)
+
+
+def ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` that make up `range(total)`.
+
+    Example:
+        >>> list(ranges(5, 2))
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, total, size):
+        yield start, min(start + size, total)
+
+
+def _torch_threads() -> int:
+    import torch  # noqa: PLC0415 - a synthetic world is generated without torch
+
+    return torch.get_num_threads()
