@@ -5,7 +5,7 @@ from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, kno
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
-from kge.trainer import train
+from kge.trainer import train, train_triples
 from kge.triples import EdgeList, TripleSet, TripleSplit
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "evaluate_sampled",
     "known_pairs",
     "train",
+    "train_triples",
 ]

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kge.full_config import FullSoftmaxConfig
 
-__all__ = ["KgeConfig", "KgeValidation", "ModelName"]
+__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName"]
 
+Distance = Literal["squared", "l2", "l1"]
+LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
 
 
@@ -41,22 +43,47 @@ class KgeConfig(BaseModel):
     model: ModelName = Field(default="complex", description="scoring model")
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
     rank: int = Field(default=8, ge=1, description="transra: rank of a relation's projection beside the identity")
+    distance: Distance = Field(
+        default="squared",
+        description="transe, transr, transra, rotate: score by minus the squared Euclidean distance, its root (l2), or the sum "
+        "of absolute differences (l1; of rotate, of complex moduli), which is the slowest",
+    )
     reciprocal: bool = Field(
         default=False, description="give head queries relation parameters of their own (the relation's inverse)"
     )
 
     epochs: int = Field(default=4, ge=1, description="passes over the edges")
-    batch_size: int = Field(default=256, ge=2, description="edges a step, all of one relation, sharing negatives")
-    num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch and side, of the side's type")
-    num_degree: int = Field(default=64, ge=0, description="negatives a batch and side drawn by degree, of the side's type")
+    batch_size: int = Field(default=1024, ge=2, description="edges a step, all between the same two node types")
+    chunk_size: int = Field(
+        default=256,
+        ge=2,
+        description="edges of a batch that share negatives, themselves among them; at most batch_size",
+    )
+    num_uniform: int = Field(default=256, ge=0, description="uniform negatives a chunk and side, of the side's type")
+    num_degree: int = Field(default=64, ge=0, description="negatives a chunk and side drawn by degree, of the side's type")
     degree_power: float = Field(default=0.75, ge=0, description="power of the degree that those are drawn by")
     mask_known: bool = Field(default=False, description="mask negatives that make another training edge (its own is never one)")
-    logq: bool = Field(default=True, description="correct scores for the chance of being drawn as a negative")
+
+    loss: LossName = Field(default="softmax", description="loss of an edge's score among those of its negatives")
+    margin: float | None = Field(
+        default=None,
+        description="of the margin loss (default 1), or added to each score before its sigmoid by the logistic and the "
+        "self-adversarial loss (default 0)",
+    )
+    adversarial_temperature: float | None = Field(
+        default=None, gt=0, description="self_adversarial: factor of the scores that weigh the negatives (default 1)"
+    )
+    logq: bool | None = Field(
+        default=None, description="softmax: correct scores for the chance of being drawn as a negative (default: yes)"
+    )
 
     lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
     relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
+    n3: float = Field(
+        default=0.0, ge=0, description="weight of the cubed moduli of an edge's two entities' coordinates in its loss"
+    )
     relation_weights: dict[str, float] = Field(
         default_factory=dict, description="relation name -> weight of its loss; 1 where not named, 0 leaves it out"
     )
@@ -74,7 +101,26 @@ class KgeConfig(BaseModel):
     def _check(self) -> Self:
         if self.model in {"complex", "rotate"} and self.dim % 2:
             raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
+        for field, losses in (
+            ("margin", ("margin", "logistic", "self_adversarial")),
+            ("adversarial_temperature", ("self_adversarial",)),
+            ("logq", ("softmax",)),
+        ):
+            if getattr(self, field) and self.loss not in losses:
+                raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
+        if self.full_softmax is not None and (self.loss != "softmax" or self.n3):
+            raise ValueError(
+                f"loss={self.loss!r} and n3={self.n3:g} are of sampled negatives; with full_softmax the loss is a "
+                "softmax, and its n3 stands in full_softmax: leave them out"
+            )
+        if self.distance != "squared" and self.model in {"distmult", "complex"}:
+            raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
         for name, weight in self.relation_weights.items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
         return self
+
+    @property
+    def corrects_logq(self) -> bool:
+        """Whether scores are corrected for the chance of being drawn."""
+        return self.loss == "softmax" and self.logq is not False

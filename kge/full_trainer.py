@@ -101,10 +101,8 @@ class FullTrainer:
             node_type: torch.randn(count, config.dim, generator=seeded) * config.init_scale
             for node_type, count in split.train.num_nodes.items()
         }
-        relations = RelationParameters(
-            self.model, split.train.relation_names, reciprocal=config.reciprocal, lr=config.relation_lr, generator=seeded
-        )
-        self.relation_table, self._relation_shapes = _stack(relations)
+        relations = RelationParameters(self.model, split.train.relation_names, reciprocal=config.reciprocal, generator=seeded)
+        self.relation_table, self._relation_shapes = relations.table, relations.shapes
         optimizer = self.objective.optimizer
         self.state = FullTrainerState(
             tables=tables,
@@ -301,13 +299,3 @@ class FullTrainer:
                 step, num_queries = [], 0
         if step:
             yield step
-
-
-def _stack(relations: RelationParameters) -> tuple[Tensor, dict[str, torch.Size]]:
-    """Lay the relations' parameters side by side into the rows of one table, of which they become views."""
-    shapes = {name: value.shape for name, value in next(iter(relations.values.values())).items()}
-    table = torch.stack([torch.cat([value.flatten() for value in values.values()]) for values in relations.values.values()])
-    for row, values in zip(table, relations.values.values(), strict=True):
-        parts = row.split([shape.numel() for shape in shapes.values()])
-        values.update({name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)})
-    return table, shapes

@@ -4,11 +4,11 @@ Every model is three maps and a similarity:
 
     project(entity, relation)          into the space where the relation compares its two ends
     translate(projected, relation)     a query for the other end, from the tail's or the head's side
-    similarity(query, projected)       dot product, or minus the squared Euclidean distance
+    similarity(query, projected)       dot product, or minus a distance
 
-so a triple's score and a batch of queries against shared candidates (one matrix product) are the same formula. A squared
-distance is a product too: -|q - c|^2 = 2 q.c - |c|^2 - |q|^2, as TransE's and TransR's papers use it; it ranks like the
-distance itself.
+so a triple's score and a batch of queries against shared candidates are the same formula. The squared Euclidean distance is one
+matrix product, -|q - c|^2 = 2 q.c - |c|^2 - |q|^2, and so is its root; the sum of absolute differences ("l1", of RotatE the sum
+of complex moduli, as in its paper) is none and costs three to five times as much.
 
     model      parameters of a relation      project(e)            query for the tail    similarity
     TransE     r [D]                         e                     h + r                 distance
@@ -22,38 +22,66 @@ distance itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from kge.projections import AnchoredProjection, FullProjection
+from kge.translations import ADDITION, COMPLEX_PRODUCT, PRODUCT, ROTATION
+from tables.similarity import Dot, Euclidean, Manhattan, Moduli, Similarity, SquaredEuclidean
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kge.config import KgeConfig
+    from kge.config import Distance, KgeConfig
+    from kge.projections import Projection
+    from kge.translations import Translation
 
 __all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model"]
 
 Side = Literal["head", "tail"]  # the side of a triple that is asked for
 
+_BLOCK: Final = 1 << 24  # differences of queries and candidates held at once
+
 
 class Model(ABC):
     """A scoring model; holds no tables and no relation parameters, only their shapes.
 
+    Its maps are stated twice: in torch here, for scores of trained tables and as what tests differentiate, and as kernels
+    with closed-form gradients (`translation`, `projection`, `similarity`), for training.
+
     Args:
         dim: width D of an entity's vector.
+        distance: which distance scores are minus of; of no meaning where the similarity is a dot product.
     """
 
     is_distance: ClassVar[bool]
     has_complex_entities: ClassVar[bool] = False
+    translation: ClassVar[Translation]
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, distance: Distance = "squared") -> None:
         self.dim = dim
+        self.distance = distance
 
     @abstractmethod
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw one relation's first parameters, close to those that change nothing."""
+
+    @property
+    def projection(self) -> Projection | None:
+        """The kernel of `project`, or None if entities stay as they are."""
+        return None
+
+    @property
+    def similarity(self) -> Similarity:
+        """The kernel of the similarity."""
+        if not self.is_distance:
+            return Dot()
+        elementwise: type[Similarity] = Moduli if self.has_complex_entities else Manhattan
+        kinds: dict[Distance, type[Similarity]] = {"squared": SquaredEuclidean, "l2": Euclidean, "l1": elementwise}
+        return kinds[self.distance]()
 
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
         """Map entities [n, D] into the relation's space [n, D]."""
@@ -77,29 +105,50 @@ class Model(ABC):
         """
         queries = self.translate(self.project(heads, relation), relation, "tail")
         tails = self.project(tails, relation)
-        if self.is_distance:
-            return -(queries - tails).square().sum(-1)
-        return (queries * tails).sum(-1)
+        if not self.is_distance:
+            return (queries * tails).sum(-1)
+        difference = queries - tails
+        if self.distance == "l1":
+            if self.has_complex_entities:
+                real, imaginary = difference.chunk(2, dim=-1)
+                return -(real.square() + imaginary.square()).sqrt().sum(-1)
+            return -difference.abs().sum(-1)
+        squares = difference.square().sum(-1)
+        return -squares if self.distance == "squared" else -squares.sqrt()
 
     def score_candidates(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        """Score translated queries [B, D] against projected candidates [N, D] in one matrix product, [B, N]."""
-        if self.is_distance:
-            return torch.addmm(
-                -candidates.square().sum(-1) - queries.square().sum(-1, keepdim=True),
-                queries,
-                candidates.t(),
-                alpha=2.0,
-            )
-        return queries @ candidates.t()
+        """Score translated queries [B, D] against projected candidates [N, D], [B, N]; one matrix product unless "l1"."""
+        if not self.is_distance:
+            return queries @ candidates.t()
+        if self.distance == "l1":
+            if self.has_complex_entities or queries.dtype != torch.float32:
+                blocks = [
+                    self._moduli(block, candidates) for block in torch.split(queries, max(1, _BLOCK // candidates.numel()))
+                ]
+                return torch.cat(blocks) if blocks else queries.new_empty(0, len(candidates))
+            return -torch.cdist(queries, candidates, p=1.0)
+        squares = torch.addmm(
+            -candidates.square().sum(-1) - queries.square().sum(-1, keepdim=True), queries, candidates.t(), alpha=2.0
+        )
+        return squares if self.distance == "squared" else -(-squares).clamp_(min=0.0).sqrt_()
+
+    def _moduli(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        difference = queries[:, None] - candidates
+        if not self.has_complex_entities:
+            return -difference.abs().sum(-1)
+        real, imaginary = difference.chunk(2, dim=-1)
+        return -(real.square() + imaginary.square()).sqrt().sum(-1)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(dim={self.dim})"
+        suffix = f", distance={self.distance!r}" if self.is_distance else ""
+        return f"{type(self).__name__}(dim={self.dim}{suffix})"
 
 
 class TransE(Model):
     """Translation: t is close to h + r (Bordes et al., NeurIPS 2013)."""
 
     is_distance = True
+    translation = ADDITION
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -119,6 +168,11 @@ class TransR(TransE):
         projection = torch.eye(self.dim) + _noise(self.dim, self.dim, generator=generator)
         return {"projection": projection, **super().initial_relation(generator)}
 
+    @property
+    @override
+    def projection(self) -> Projection:
+        return FullProjection(self.dim)
+
     @override
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
         return entities @ relation["projection"]
@@ -134,10 +188,11 @@ class TransRA(TransE):
     Args:
         dim: width D of an entity's vector.
         rank: k.
+        distance: which distance scores are minus of.
     """
 
-    def __init__(self, dim: int, rank: int) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int, rank: int, distance: Distance = "squared") -> None:
+        super().__init__(dim, distance)
         self.rank = rank
 
     @override
@@ -148,15 +203,21 @@ class TransRA(TransE):
             **super().initial_relation(generator),
         }
 
+    @property
+    @override
+    def projection(self) -> Projection:
+        return AnchoredProjection(self.dim, self.rank)
+
     @override
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
-        return entities + (entities @ relation["left"]) @ relation["right"].t()
+        return entities + (entities @ relation["left"]) @ relation["right"].mT
 
 
 class DistMult(Model):
     """Bilinear with a diagonal: sum of h * r * t (Yang et al., ICLR 2015)."""
 
     is_distance = False
+    translation = PRODUCT
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -176,6 +237,7 @@ class ComplEx(Model):
 
     is_distance = False
     has_complex_entities = True
+    translation = COMPLEX_PRODUCT
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -199,6 +261,7 @@ class RotatE(Model):
 
     is_distance = True
     has_complex_entities = True
+    translation = ROTATION
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -213,7 +276,7 @@ class RotatE(Model):
 def build_model(config: KgeConfig) -> Model:
     """Build the model that a configuration names."""
     if config.model == "transra":
-        return TransRA(config.dim, config.rank)
+        return TransRA(config.dim, config.rank, config.distance)
     models: dict[str, type[Model]] = {
         "transe": TransE,
         "transr": TransR,
@@ -221,7 +284,7 @@ def build_model(config: KgeConfig) -> Model:
         "complex": ComplEx,
         "rotate": RotatE,
     }
-    return models[config.model](config.dim)
+    return models[config.model](config.dim, config.distance)
 
 
 def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:

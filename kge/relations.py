@@ -17,26 +17,32 @@ __all__ = ["RelationParameters"]
 
 
 class RelationParameters:
-    """Parameters of every relation of a view, learned with Adagrad one relation at a time.
+    """Parameters of every relation, a row each of one table, learned with Adagrad (a state for each number).
 
     Args:
         model: the scoring model, which knows the parameters' shapes.
-        names: the relations' names, in the view's order.
+        names: the relations' names, in the order of their numbers.
         reciprocal: whether head queries have parameters of their own. A head query is then a tail query of the inverse.
-        lr: Adagrad's learning rate.
         generator: source of the first values.
+
+    Attributes:
+        table: float32 [K, P]: the relations in order, then their inverses if there are any.
+        state: accumulated squares, float32 [K, P].
+        shapes: name of a parameter -> its shape, in the order in which they lie in a row.
+        values: key (a relation's name, or its inverse's) -> its parameters by name, views of the table.
+        squares: likewise, views of the state.
     """
 
-    def __init__(self, model: Model, names: Sequence[str], *, reciprocal: bool, lr: float, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, names: Sequence[str], *, reciprocal: bool, generator: torch.Generator) -> None:
         self.names = tuple(names)
         self.reciprocal = reciprocal
-        self.lr = lr
         keys = [*self.names, *(_inverse(name) for name in self.names if reciprocal)]
-        self.values: dict[str, dict[str, Tensor]] = {key: model.initial_relation(generator) for key in keys}
-        self.state: dict[str, dict[str, Tensor]] = {
-            key: {name: torch.zeros_like(value) for name, value in parameters.items()}
-            for key, parameters in self.values.items()
-        }
+        drawn = [model.initial_relation(generator) for _ in keys]
+        self.table: Tensor = torch.stack([torch.cat([value.flatten() for value in values.values()]) for values in drawn])
+        self.state: Tensor = torch.zeros_like(self.table)
+        shapes = self.shapes = {name: value.shape for name, value in drawn[0].items()}
+        self.values: dict[str, dict[str, Tensor]] = _name_parts(self.table, keys, shapes)
+        self.squares: dict[str, dict[str, Tensor]] = _name_parts(self.state, keys, shapes)
 
     def query(self, relation: str, side: Side) -> tuple[str, Side]:
         """Give the key of the parameters that answer for one side, and the side that the model translates to."""
@@ -44,15 +50,11 @@ class RelationParameters:
             return _inverse(relation), "tail"
         return relation, side
 
-    def leaves(self, key: str) -> dict[str, Tensor]:
-        """Give one relation's parameters as leaves of a new graph."""
-        return {name: value.detach().requires_grad_() for name, value in self.values[key].items()}
-
     def to_tensors(self) -> dict[str, Tensor]:
         """Give the values and their Adagrad state by name, `relation/<key>/<parameter>` and `relation_adagrad/...`."""
         return {
             f"{kind}/{key}/{name}": value
-            for kind, tables in (("relation", self.values), ("relation_adagrad", self.state))
+            for kind, tables in (("relation", self.values), ("relation_adagrad", self.squares))
             for key, parameters in tables.items()
             for name, value in parameters.items()
         }
@@ -85,15 +87,21 @@ class RelationParameters:
                 )
             for name, value in parameters.items():
                 value.copy_(old[name])
-                self.state[key][name].copy_(tensors[f"relation_adagrad/{key}/{name}"])
+                self.squares[key][name].copy_(tensors[f"relation_adagrad/{key}/{name}"])
 
-    def step(self, key: str, gradients: Mapping[str, Tensor]) -> None:
-        """Apply one Adagrad step to one relation's parameters, in place."""
-        for name, gradient in gradients.items():
-            state = self.state[key][name]
-            state.addcmul_(gradient, gradient)
-            self.values[key][name].addcdiv_(gradient, state.sqrt().add_(1e-10), value=-self.lr)
+    def __repr__(self) -> str:
+        return f"RelationParameters(relations={len(self.names)}, reciprocal={self.reciprocal}, numbers={self.table.numel()})"
 
 
 def _inverse(name: str) -> str:
     return f"{name}^-1"
+
+
+def _name_parts(table: Tensor, keys: Sequence[str], shapes: Mapping[str, torch.Size]) -> dict[str, dict[str, Tensor]]:
+    return {
+        key: {
+            name: part.view(shape)
+            for part, (name, shape) in zip(row.split([shape.numel() for shape in shapes.values()]), shapes.items(), strict=True)
+        }
+        for key, row in zip(keys, table, strict=True)
+    }

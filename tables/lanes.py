@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 __all__ = ["Lanes"]
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -68,6 +69,34 @@ class Lanes:
         if error is not None:
             raise error
         return result, future.result()
+
+    @property
+    def num_lanes(self) -> int:
+        """How many programs `each` runs at once."""
+        return 1 if self._lane is None else 2
+
+    def each(self, program: Callable[[int, _Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+        """Run a program for each item, whichever lane is free taking the next, and wait for all.
+
+        Args:
+            program: takes the lane's number (0 in the caller) and the item; two lanes run it at once.
+            items: taken in order.
+
+        Returns:
+            The results, in the items' order.
+        """
+        results: dict[int, _Result] = {}
+        waiting = iter(enumerate(items))  # a step of it is one operation under the interpreter's lock
+
+        def run_lane(lane: int) -> None:
+            for position, item in waiting:
+                results[position] = program(lane, item)
+
+        if self._lane is None or len(items) < 2:
+            run_lane(0)
+        else:
+            self.run(lambda: run_lane(0), lambda: run_lane(1))
+        return [results[position] for position in range(len(items))]
 
     def prepare(self, program: Callable[[], _Result]) -> Future[_Result]:
         """Start what the next step needs, beside this step; programs run one after the other, in order."""

@@ -18,7 +18,7 @@ def predictor(*, reciprocal: bool = False, integers: bool = True) -> LinkPredict
     """Vectors of small integers, so that many scores are equal."""
     generator = torch.Generator().manual_seed(2)
     model = build_model(KgeConfig(model="distmult", dim=4))
-    relations = RelationParameters(model, ["clicks"], reciprocal=reciprocal, lr=0.1, generator=generator)
+    relations = RelationParameters(model, ["clicks"], reciprocal=reciprocal, generator=generator)
     for key, values in relations.values.items():
         values["diagonal"] = torch.full((4,), 2.0 if key.endswith("^-1") else 1.0)
     vectors = {

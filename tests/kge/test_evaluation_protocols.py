@@ -39,7 +39,7 @@ def make_predictor(name: ModelName, triples: TripleSet, *, reciprocal: bool = Fa
     generator = torch.Generator().manual_seed(seed)
     config = KgeConfig(model=name, dim=4, rank=2)
     model = build_model(config)
-    relations = RelationParameters(model, triples.relation_names, reciprocal=reciprocal, lr=0.1, generator=generator)
+    relations = RelationParameters(model, triples.relation_names, reciprocal=reciprocal, generator=generator)
     vectors = {"entity": torch.randint(-2, 3, (NUM_ENTITIES, 4), generator=generator).float()}
     return LinkPredictor(model=model, vectors=vectors, relations=relations, ends=triples.ends)
 

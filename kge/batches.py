@@ -1,0 +1,291 @@
+"""Batches of triples in chunks, each chunk with negatives of its own, drawn for both sides.
+
+All node types' rows stand in one block, type after type, so that a batch names its rows by one number. The triples of one
+pair of node types make batches together; within a chunk their relations are mixed, unless the model maps candidates into a
+space of the relation's own: then a chunk has one relation.
+
+    batch = C chunks of up to B edges          (batch_size = C * B)
+    known       [C, B]    the ends that queries are made of: heads where tails are asked for
+    candidates  [C, N]    what each chunk's queries are compared with: its own positives, uniform and degree-weighted draws
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kge.models import build_model
+from tables.chunks import AnswerIndex, ChunkCandidates, ChunkSampler
+from tables.occurrences import Occurrences
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from kge.config import KgeConfig
+    from kge.models import Side
+    from kge.triples import TripleSet
+
+__all__ = ["Batch", "BatchSide", "BatchSource", "place_types"]
+
+_SIDES: tuple[Side, Side] = ("tail", "head")
+_OTHER: dict[Side, Side] = {"tail": "head", "head": "tail"}
+
+
+def place_types(num_nodes: Mapping[str, int]) -> dict[str, int]:
+    """Give each node type's first row in the block of all types' rows."""
+    offsets, total = {}, 0
+    for node_type, count in num_nodes.items():
+        offsets[node_type] = total
+        total += count
+    if total >= np.iinfo(np.int32).max:
+        raise ValueError(f"{total} nodes in all: rows are int32, so one table holds at most {np.iinfo(np.int32).max}")
+    return offsets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchSide:
+    """One side of a batch: its edges' ends on that side are asked for, the others are known.
+
+    Attributes:
+        side: the side that is asked for.
+        known: rows of the known ends, int32 [C, B].
+        keys: rows of the relation parameters, int32 [C, B].
+        candidates: what is compared; its rows count in the block of all types.
+    """
+
+    side: Side
+    known: NDArray[np.int32]
+    keys: NDArray[np.int32]
+    candidates: ChunkCandidates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Edges of one pair of node types in chunks, with their candidates.
+
+    Attributes:
+        num_edges: edges, padding left out.
+        weights: each edge's share of the batch's loss, float32 [C, B]; 0 for padding.
+        sides: tails asked for, then heads.
+        rows: the places of each entity in the four blocks of gradients, one after the other: known ends of the first and of
+            the second side, candidates of the first and of the second.
+        keys: the places of each relation in the blocks of the first and the second side: an edge each, or a chunk each where
+            chunks have one relation.
+    """
+
+    num_edges: int
+    weights: NDArray[np.float32]
+    sides: tuple[BatchSide, BatchSide]
+    rows: Occurrences
+    keys: Occurrences
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks, C."""
+        return len(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pool:
+    """The triples of one pair of node types, relation by relation."""
+
+    columns: dict[Side, NDArray[np.int32]]
+    offsets: dict[Side, int]
+    relations: NDArray[np.int32]
+    bounds: NDArray[np.int64]  # of each present relation's triples
+    samplers: dict[Side, list[ChunkSampler]]  # one, or one a present relation
+    known: dict[Side, AnswerIndex]
+
+
+class BatchSource:
+    """Draws the batches of an epoch.
+
+    Args:
+        triples: what is learned from.
+        config: sizes of batches, chunks and negatives.
+
+    Attributes:
+        chunk_size: edges a chunk, B.
+        num_chunks: chunks of a full batch, C.
+        mixes_relations: whether a chunk's relations are mixed.
+        max_candidates: the most candidates that a side has.
+    """
+
+    def __init__(self, triples: TripleSet, config: KgeConfig) -> None:
+        self.config = config
+        self.chunk_size = min(config.chunk_size, config.batch_size)
+        self.num_chunks = max(1, config.batch_size // self.chunk_size)
+        self.mixes_relations = build_model(config).projection is None
+        self._num_relations = len(triples.relation_names)
+        self._weights = np.array([config.relation_weights.get(name, 1.0) for name in triples.relation_names], np.float32)
+        offsets = place_types(triples.num_nodes)
+        self._slot_of_row = np.full(sum(triples.num_nodes.values()), -1, dtype=np.int32)
+        self._slot_of_key = np.full(2 * self._num_relations, -1, dtype=np.int32)
+        pairs: dict[tuple[str, str], list[int]] = {}
+        for number, name in enumerate(triples.relation_names):
+            pairs.setdefault(triples.ends[name], []).append(number)
+        self._pools = []
+        for ends, numbers in pairs.items():
+            order = np.flatnonzero(np.isin(triples.relations, numbers))
+            if len(order):
+                order = order[np.argsort(triples.relations[order], kind="stable")]
+                self._pools.append(self._pool(triples, order, ends, offsets))
+        self.max_candidates = max(
+            sampler.num_candidates for pool in self._pools for side in _SIDES for sampler in pool.samplers[side]
+        )
+
+    def epoch(self, generator: np.random.Generator) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Draw the order of an epoch: its batches, shuffled, each as pool, positions of triples, and bounds of chunks.
+
+        Args:
+            generator: source of randomness.
+        """
+        batches = []
+        for number, pool in enumerate(self._pools):
+            order, bounds = self._shuffle(pool, generator)
+            begins = np.concatenate([np.arange(begin, end, self.chunk_size) for begin, end in itertools.pairwise(bounds)])
+            ends = np.minimum(begins + self.chunk_size, np.repeat(bounds[1:], -(-np.diff(bounds) // self.chunk_size)))
+            if len(bounds) > 2:
+                shuffled = generator.permutation(len(begins))
+                begins, ends = begins[shuffled], ends[shuffled]
+            for first in range(0, len(begins), self.num_chunks):
+                chosen = slice(first, first + self.num_chunks)
+                parts = [order[begin:end] for begin, end in zip(begins[chosen], ends[chosen], strict=True)]
+                chunk_bounds = np.cumsum([0, *(len(part) for part in parts)])
+                batches.append((number, np.concatenate(parts) if len(parts) > 1 else parts[0], chunk_bounds))
+        return [batches[position] for position in generator.permutation(len(batches))]
+
+    def batches(
+        self, epoch: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]], generator: np.random.Generator
+    ) -> Iterator[Batch]:
+        """Draw an epoch's batches, one after the other."""
+        for pool, positions, bounds in epoch:
+            yield self.draw(pool, positions, bounds, generator)
+
+    def draw(self, pool: int, positions: NDArray[np.int64], bounds: NDArray[np.int64], generator: np.random.Generator) -> Batch:
+        """Draw the negatives of a batch.
+
+        Args:
+            pool: number of the pair of node types.
+            positions: of the batch's triples in the pool, int64 [E].
+            bounds: of its chunks in `positions`, int64 [C + 1].
+            generator: source of randomness.
+        """
+        chosen = self._pools[pool]
+        lengths = np.diff(bounds).astype(np.int32)
+        places = np.arange(self.chunk_size) < lengths[:, None]
+        padded = np.zeros(places.shape, dtype=np.int64)
+        padded[places] = positions
+        relations = chosen.relations[padded]
+        weights = self._weights[relations] * (places / np.float32(len(positions)))
+        sides = []
+        for side, other in _OTHER.items():
+            candidates = self._draw_candidates(chosen, side, padded, lengths, relations[:, 0], generator)
+            inverse = self.config.reciprocal and side == "head"
+            sides.append(
+                BatchSide(
+                    side=side,
+                    known=chosen.columns[other][padded] + np.int32(chosen.offsets[other]),
+                    keys=relations + np.int32(self._num_relations if inverse else 0),
+                    candidates=candidates,
+                )
+            )
+        rows = [np.where(places, side.known, -1) for side in sides]
+        rows += [np.where(np.isneginf(side.candidates.bias), -1, side.candidates.rows) for side in sides]
+        if self.mixes_relations:
+            keys = [np.where(places, side.keys, -1) for side in sides]
+        else:
+            keys = [side.keys[:, 0] for side in sides]
+        return Batch(
+            num_edges=len(positions),
+            weights=weights.astype(np.float32),
+            sides=(sides[0], sides[1]),
+            rows=Occurrences.of(np.concatenate([part.ravel() for part in rows], dtype=np.int32), self._slot_of_row),
+            keys=Occurrences.of(np.concatenate([part.ravel() for part in keys], dtype=np.int32), self._slot_of_key),
+        )
+
+    def _draw_candidates(
+        self,
+        pool: _Pool,
+        side: Side,
+        positions: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        relations: NDArray[np.int32],
+        generator: np.random.Generator,
+    ) -> ChunkCandidates:
+        known = pool.known.get(side)
+        positives = pool.columns[side][positions]
+        queries = known.queries[positions] if known is not None else None
+        samplers = pool.samplers[side]
+        offset = pool.offsets[side]
+        if len(samplers) == 1:
+            return samplers[0].draw(positives, lengths, generator, queries=queries, known=known).shifted(offset)
+        parts = []
+        for chunk, relation in enumerate(relations):
+            part = slice(chunk, chunk + 1)
+            sampler = samplers[int(np.searchsorted(pool.relations[pool.bounds[:-1]], relation))]
+            parts.append(
+                sampler.draw(
+                    positives[part],
+                    lengths[part],
+                    generator,
+                    queries=queries[part] if queries is not None else None,
+                    known=known,
+                )
+            )
+        return ChunkCandidates.concatenate(parts).shifted(offset)
+
+    def _shuffle(self, pool: _Pool, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shuffle a pool's triples, within each relation or all of them; give the bounds of what may share a chunk."""
+        cap = self.config.max_edges_per_relation
+        if cap is None and self.mixes_relations:
+            order = generator.permutation(len(pool.relations))
+            return order, np.array([0, len(order)])
+        parts = []
+        for begin, end in zip(pool.bounds[:-1].tolist(), pool.bounds[1:].tolist(), strict=True):
+            parts.append(begin + generator.permutation(end - begin)[:cap])
+        order = np.concatenate(parts)
+        if self.mixes_relations:
+            return generator.permutation(order), np.array([0, len(order)])
+        return order, np.cumsum([0, *(len(part) for part in parts)])
+
+    def _pool(self, triples: TripleSet, order: NDArray[np.int64], ends: tuple[str, str], offsets: Mapping[str, int]) -> _Pool:
+        config = self.config
+        relations = triples.relations[order]
+        bounds = np.append(np.flatnonzero(np.diff(relations, prepend=-1)), len(relations)).astype(np.int64)
+        columns: dict[Side, NDArray[np.int32]] = {"head": triples.heads[order], "tail": triples.tails[order]}
+        types: dict[Side, str] = {"head": ends[0], "tail": ends[1]}
+        samplers: dict[Side, list[ChunkSampler]] = {}
+        for side in _SIDES:
+            groups = [slice(None)] if self.mixes_relations else [slice(*pair) for pair in itertools.pairwise(bounds)]
+            num_rows = triples.num_nodes[types[side]]
+            samplers[side] = [
+                ChunkSampler(
+                    columns[side][group],
+                    num_rows,
+                    chunk_size=self.chunk_size,
+                    num_uniform=config.num_uniform,
+                    num_degree=config.num_degree,
+                    degree_power=config.degree_power,
+                    logq=config.corrects_logq,
+                    slot_of_row=self._slot_of_row[:num_rows],
+                )
+                for group in groups
+            ]
+        known: dict[Side, AnswerIndex] = {}
+        if config.mask_known:
+            known["tail"] = AnswerIndex.of(columns["head"], relations, columns["tail"])
+            known["head"] = AnswerIndex.of(columns["tail"], relations, columns["head"])
+        return _Pool(
+            columns=columns,
+            offsets={side: offsets[types[side]] for side in _SIDES},
+            relations=relations,
+            bounds=bounds,
+            samplers=samplers,
+            known=known,
+        )
