@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from contrastive.losses import LossName
 
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation"]
 
@@ -52,26 +54,83 @@ class ContrastiveConfig(BaseModel):
 
     dim: int = Field(default=64, ge=1, description="width of a vector")
     similarity: Literal["cosine", "dot"] = Field(default="cosine", description="what two vectors are compared by")
-    temperature: float = Field(default=0.1, gt=0, description="what similarities are divided by")
+    history: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the mean of its items in a query's vector; at 1 a query has no row of its own to learn",
+    )
+    loss: LossName = Field(default="softmax", description="loss of a positive's score among those of its negatives")
+    temperature: float | None = Field(
+        default=None, gt=0, description="softmax, bpr: what similarities are divided by (default 0.1)"
+    )
+    temperature_lr: float = Field(
+        default=0.0, ge=0, description="softmax, bpr: learning rate of the temperature's logarithm (Adagrad); 0 keeps it fixed"
+    )
+    margin: float | None = Field(default=None, description="ccl: similarity above which a negative costs (default 0.4)")
+    negative_weight: float | None = Field(
+        default=None, gt=0, description="ccl: weight of the mean over the negatives, against the positive's 1 (default 150)"
+    )
 
     epochs: int = Field(default=8, ge=1, description="epochs of as many draws as there are distinct positives")
     batch_size: int = Field(default=1024, ge=2, description="positives a step, sharing negatives")
+    positives_per_query: int = Field(
+        default=1,
+        ge=1,
+        description="positives drawn of a query together; they share its scores, so that a step costs that many times less",
+    )
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch")
     num_degree: int = Field(default=256, ge=0, description="negatives a batch drawn by how often they are positives")
     degree_power: float = Field(default=0.75, ge=0, description="power of that count")
     queue_size: int = Field(default=0, ge=0, description="positives of past batches that are negatives as well")
+    num_hard: int = Field(
+        default=0,
+        ge=0,
+        description="negatives drawn for each query of a batch among its best unknown items of the epoch's start",
+    )
+    hard_depth: int = Field(default=200, ge=1, description="how many best items those are drawn from")
     mask_known: bool = Field(
         default=True, description="mask negatives that are known positives of the query, not only the example's own"
     )
-    logq: bool = Field(default=True, description="correct scores for the chance of being drawn as a negative")
+    logq: bool | None = Field(
+        default=None, description="softmax: correct scores for the chance of being drawn as a negative (default: yes)"
+    )
 
     lr: float = Field(default=0.1, gt=0, description="learning rate (row-wise Adagrad)")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="the learning rate over the steps: as it is, or down to 0 along a half cosine"
+    )
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the first values")
     validation: ContrastiveValidation = Field(default_factory=ContrastiveValidation, description="held-out positives")
     seed: int = Field(default=0, ge=0, description="seed of initial values, positives, negatives and held-out items")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Set what the loss needs and was not given, so that the configuration says all that it does."""
+        if not isinstance(given, dict):
+            return given
+        own = {"margin": 0.4, "negative_weight": 150.0} if given.get("loss") == "ccl" else {"temperature": 0.1}
+        return given | {name: value for name, value in own.items() if given.get(name) is None}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for field, losses in (
+            ("temperature", ("softmax", "bpr")),
+            ("temperature_lr", ("softmax", "bpr")),
+            ("margin", ("ccl",)),
+            ("negative_weight", ("ccl",)),
+            ("logq", ("softmax",)),
+        ):
+            if getattr(self, field) and self.loss not in losses:
+                raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {' and '.join(losses)}: leave it out")
+        if self.loss == "ccl" and self.similarity != "cosine":
+            raise ValueError('the ccl loss is one of cosines: set similarity="cosine", or take another loss')
+        if self.batch_size % self.positives_per_query:
+            raise ValueError(
+                f"batch_size counts positives, {self.positives_per_query} of a query together: it must be a multiple of "
+                f"that, got {self.batch_size}"
+            )
         for name, weight in (self.relation_weights or {}).items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
@@ -80,3 +139,8 @@ class ContrastiveConfig(BaseModel):
         if repeated:
             raise ValueError(f"each table needs a node type of its own, but {repeated} stand more than once in {types}")
         return self
+
+    @property
+    def corrects_logq(self) -> bool:
+        """Whether scores are corrected for the chance of being drawn."""
+        return self.loss == "softmax" and self.logq is not False

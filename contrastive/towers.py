@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tables.candidates import CandidateSampler
-from tables.negatives import AliasSampler
+import numpy as np
+
+from contrastive.candidates import CandidateSampler
+from contrastive.draws import PositiveDraws
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from contrastive.candidates import Candidates
     from contrastive.config import ContrastiveConfig
+    from contrastive.hard import HardNegatives
     from contrastive.positives import Positives
-    from tables.candidates import Candidates
     from tables.pairs import PairIndex
 
 __all__ = ["Batch", "Tower"]
@@ -22,15 +24,18 @@ __all__ = ["Batch", "Tower"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Positives of one tower and what they are compared with.
+    """Positives of one tower, by query, and what they are compared with.
 
     Attributes:
-        queries: rows of the queries' table, int32 [B].
-        candidates: rows of the tower's table, with each example's positive among them.
+        queries: rows of the queries' table, each once, int32 [G].
+        candidates: rows of the tower's table, with the queries' positives among them.
     """
 
     queries: NDArray[np.int32]
     candidates: Candidates
+
+    def __len__(self) -> int:
+        return len(self.candidates.targets.slots)
 
 
 class Tower:
@@ -41,26 +46,49 @@ class Tower:
         positives: pairs of query and node of that type.
         config: batch size and negatives.
         share: steps for each step of the items' tower.
+
+    Attributes:
+        known: the known positives of each query.
+        hard: where hard negatives are drawn from; None for none.
     """
 
     def __init__(self, node_type: str, positives: Positives, config: ContrastiveConfig, *, share: float) -> None:
         self.node_type = node_type
         self.positives = positives
         self.share = share
-        self._batch_size = config.batch_size
-        self._draws = AliasSampler(positives.weights)
-        self._known: PairIndex | None = positives.index() if config.mask_known else None
+        self.known: PairIndex = positives.index()
+        self.hard: HardNegatives | None = None
+        self._num_draws = config.batch_size // config.positives_per_query
+        self._draws = PositiveDraws(positives, config.positives_per_query)
+        self._mask = config.mask_known
         self.sampler = CandidateSampler(
             positives.item_weights(),
+            positive_chance=self._draws.item_chance(),
             num_uniform=config.num_uniform,
             num_degree=config.num_degree,
             degree_power=config.degree_power,
             queue_size=config.queue_size,
         )
 
+    def set_hard(self, hard: HardNegatives) -> None:
+        """Draw hard negatives from here on."""
+        self.hard = hard
+        self.sampler.set_hard_chance(hard.item_chance(self._draws.query_chance()))
+
     def draw(self, generator: np.random.Generator) -> Batch:
         """Draw a batch with replacement: the chance of an item in it is then known exactly."""
-        pairs = self._draws.draw(self._batch_size, generator)
-        queries = self.positives.queries[pairs]
-        candidates = self.sampler.draw(self.positives.items[pairs], generator, queries=queries, known=self._known)
+        pairs = self._draws.draw(self._num_draws, generator)
+        of_pair = self.positives.queries[pairs]
+        starts = np.flatnonzero(np.concatenate([np.ones(1, dtype=np.bool_), of_pair[1:] != of_pair[:-1]]))
+        queries = of_pair[starts]
+        indptr = np.append(starts, len(pairs)).astype(np.int64)
+        candidates = self.sampler.draw(
+            self.positives.items[pairs],
+            indptr,
+            generator,
+            num_draws=self._num_draws,
+            hard=None if self.hard is None else self.hard.draw(of_pair[:: len(pairs) // self._num_draws], generator),
+            queries=queries,
+            known=self.known if self._mask else None,
+        )
         return Batch(queries=queries, candidates=candidates)

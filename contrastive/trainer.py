@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,24 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contrastive.evaluation import evaluate
+from contrastive.hard import HardNegatives, find_best_unknown
 from contrastive.positives import compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
+from contrastive.step import Stepper, Temperature
 from contrastive.towers import Tower
+from contrastive.vectors import History
 from tables.checkpoint import SavedState
 from tables.lanes import Lanes
-from tables.rowwise import RowwiseAdagrad, accumulate_rows
+from tables.rowwise import RowwiseAdagrad
 from tables.snapshot import OptimizerRows
-from tables.softmax import sampled_softmax_loss
 from tables.training import Lifecycle, Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from numpy.typing import NDArray
+
+    from contrastive.candidates import CandidateSampler
     from contrastive.config import ContrastiveConfig
     from contrastive.positives import Positives
     from contrastive.towers import Batch
     from graphdb import GraphView
-    from tables.candidates import CandidateSampler
     from tables.pairs import PairIndex
 
 __all__ = ["Trainer", "TrainerState", "train"]
@@ -109,12 +113,16 @@ class TrainerState:
         tables: node type -> float32 [num_nodes, D].
         optimizers: node type -> row-wise Adagrad.
         samplers: node type -> the tower's sampler, whose queue holds positives of past batches.
+        hard: best unknown items of each query at the epoch's start, int32 [num_queries, depth]; empty without hard negatives.
+        temperature: what similarities are divided by.
         position: where the training stands, with the source of positives and negatives.
     """
 
     tables: dict[str, Tensor]
     optimizers: dict[str, RowwiseAdagrad]
     samplers: dict[str, CandidateSampler]
+    hard: NDArray[np.int32]
+    temperature: Temperature
     position: Position
 
     def save(self) -> SavedState:
@@ -122,7 +130,9 @@ class TrainerState:
         tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
         tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
         tensors |= {f"queue/{node_type}": torch.from_numpy(sampler.queue) for node_type, sampler in self.samplers.items()}
-        return SavedState(tensors=tensors, fields={})
+        return SavedState(
+            tensors=tensors | {"temperature": self.temperature.state, "hard": torch.from_numpy(self.hard)}, fields={}
+        )
 
     def restore(self, saved: SavedState) -> None:
         """Go to where `save` was called, in place."""
@@ -131,14 +141,8 @@ class TrainerState:
             self.optimizers[node_type].state.copy_(saved.tensors[f"adagrad/{node_type}"])
         for node_type, sampler in self.samplers.items():
             sampler.queue = saved.tensors[f"queue/{node_type}"].numpy()
-
-
-class _Gradients(NamedTuple):
-    """A part of a batch's loss, and its gradients: queries [part, D], candidates [U, D]."""
-
-    loss: float
-    queries: Tensor
-    candidates: Tensor
+        self.temperature.state.copy_(saved.tensors["temperature"])
+        self.hard = saved.tensors["hard"].numpy()
 
 
 class Trainer:
@@ -164,7 +168,17 @@ class Trainer:
             },
             optimizers={node_type: RowwiseAdagrad(count, config.lr) for node_type, count in num_rows.items()},
             samplers={tower.node_type: tower.sampler for tower in towers},
+            hard=np.empty((0, 0), dtype=np.int32),
+            temperature=Temperature(config.temperature or 1.0, lr=config.temperature_lr),
             position=Position(generator=generator),
+        )
+        self._history = History(share=config.history, items=towers[0].known)
+        self._stepper = Stepper(
+            config,
+            tables=self.state.tables,
+            optimizers=self.state.optimizers,
+            temperature=self.state.temperature,
+            history=self._history,
         )
 
     def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
@@ -177,10 +191,13 @@ class Trainer:
             epoch, loss (of the items' tower, in nats), loss/<node type> of each composed tower, seconds, pairs_per_s.
         """
         run, config, position = run or TrainingRun(), self.config, self.state.position
+        if config.num_hard:
+            self._set_hard()
         schedule = position.begin_epoch(lambda _: list(self._schedule()))
         with Lanes() as lanes:
             batches = ((tower, tower.draw(position.generator)) for tower in schedule[position.step :])
             for tower, batch in run.steps(batches, lanes, self.state, num_steps=len(schedule)):
+                self._set_lr((position.epoch * len(schedule) + position.step) / (config.epochs * len(schedule)))
                 loss = self.step(tower, batch, lanes)
                 position.add(examples=config.batch_size, **{f"loss/{tower.node_type}": loss, f"steps/{tower.node_type}": 1.0})
         seconds = run.epoch_seconds(position)
@@ -197,29 +214,25 @@ class Trainer:
         return row | {"seconds": seconds, "pairs_per_s": totals["examples"] / seconds}
 
     def step(self, tower: Tower, batch: Batch, lanes: Lanes) -> float:
-        """Learn from one batch; each lane takes half of its queries.
+        """Learn from one batch.
 
         Args:
             tower: the tower that the batch is of.
             batch: positives with their candidates.
-            lanes: where the two halves run.
+            lanes: where its two halves run.
 
         Returns:
-            The batch's mean loss before the step.
+            The batch's mean loss a positive before the step.
         """
-        config, state = self.config, self.state
-        middle = len(batch.queries) // 2
-        first, second = lanes.run(
-            lambda: self._gradients(tower, batch, slice(0, middle)),
-            lambda: self._gradients(tower, batch, slice(middle, len(batch.queries))),
-        )
-        query_rows, query_gradients = accumulate_rows(
-            torch.from_numpy(batch.queries), torch.cat([first.queries, second.queries])
-        )
-        state.optimizers[config.query_type].step(state.tables[config.query_type], query_rows, query_gradients)
-        rows = torch.from_numpy(batch.candidates.rows)
-        state.optimizers[tower.node_type].step(state.tables[tower.node_type], rows, first.candidates.add_(second.candidates))
-        return first.loss + second.loss
+        return self._stepper.step(tower.node_type, batch, lanes)
+
+    def _set_hard(self) -> None:
+        """Find the items' hard negatives at an epoch's start; in the middle of an epoch take those of its start."""
+        config, tower, state = self.config, self.towers[0], self.state
+        if state.position.step == 0:
+            queries, items = self.vectors(config.query_type), self.vectors(config.item_type)
+            state.hard = find_best_unknown(queries, items, tower.known, depth=config.hard_depth)
+        tower.set_hard(HardNegatives(state.hard, config.num_hard, num_items=tower.positives.num_items))
 
     def validate(self, relevant: PairIndex, seen: PairIndex) -> dict[str, float]:
         """Rank the held-out items among all that their query has not seen."""
@@ -234,11 +247,15 @@ class Trainer:
 
     def vectors(self, node_type: str) -> Tensor:
         """Give a table as it is compared: of length 1 under cosine; zero where no gradient has ever been."""
-        touched = (self.state.optimizers[node_type].state > 0)[:, None]
-        table = self.state.tables[node_type]
+        table, touched = self.state.tables[node_type], self.state.optimizers[node_type].state > 0
+        if node_type == self.config.query_type and self._history.share:
+            table = table.clone()
+            queries = np.arange(len(table), dtype=np.int32)
+            self._history.blend_(table.numpy(), queries, self.state.tables[self.config.item_type].numpy())
+            touched |= torch.from_numpy(np.diff(self._history.items.indptr) > 0)
         if self.config.similarity == "cosine":
             table = F.normalize(table)
-        return table * touched
+        return table * touched[:, None]
 
     def optimizer_rows(self, node_type: str) -> OptimizerRows:
         """Give what a warm start needs to go on with a table: `vectors` times `lengths` is the table."""
@@ -246,25 +263,10 @@ class Trainer:
         lengths = table.norm(dim=1) if self.config.similarity == "cosine" else torch.ones(len(table))
         return OptimizerRows(adagrad=adagrad, lengths=lengths)
 
-    def _gradients(self, tower: Tower, batch: Batch, part: slice) -> _Gradients:
-        """Give what some of the batch's queries add to its mean loss, and the gradients of that."""
-        config, tables, candidates = self.config, self.state.tables, batch.candidates
-        query_rows = torch.from_numpy(batch.queries[part])
-        queries = tables[config.query_type].index_select(0, query_rows).requires_grad_()
-        items = tables[tower.node_type].index_select(0, torch.from_numpy(candidates.rows)).requires_grad_()
-        compared_queries, compared_items = queries, items
-        if config.similarity == "cosine":
-            compared_queries, compared_items = F.normalize(queries), F.normalize(items)
-        mean = sampled_softmax_loss(
-            compared_queries / config.temperature,
-            compared_items,
-            torch.from_numpy(candidates.targets[part]).long(),
-            bias=-torch.from_numpy(candidates.log_inclusion) if config.logq else None,
-            hits=None if candidates.hits is None else candidates.hits.part(part),
-        )
-        loss = mean * (len(query_rows) / len(batch.queries))
-        query_gradient, item_gradient = torch.autograd.grad(loss, (queries, items))
-        return _Gradients(float(loss.detach()), query_gradient, item_gradient)
+    def _set_lr(self, progress: float) -> None:
+        if self.config.lr_schedule == "cosine":
+            for optimizer in self.state.optimizers.values():
+                optimizer.lr = self.config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def _schedule(self) -> Iterator[Tower]:
         """Spread the composed towers' steps evenly among the items' steps."""

@@ -1,0 +1,75 @@
+"""Draws of positives in proportion to their weights, one at a time or several of one query together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from contrastive.positives import Positives
+
+__all__ = ["PositiveDraws"]
+
+
+class PositiveDraws:
+    """Draws positives with replacement, each as likely as its weight says.
+
+    A draw takes a query, in proportion to the weights of all its positives, then `per_query` of its positives in proportion
+    to their weights. However many are drawn together, every positive has the same chance as if they were drawn one at a time.
+
+    Args:
+        positives: ordered by query. If all weigh the same, nothing but the queries' bounds is kept.
+        per_query: positives drawn together.
+
+    Attributes:
+        indptr: where each query's positives begin, int64 [num_queries + 1].
+    """
+
+    def __init__(self, positives: Positives, per_query: int) -> None:
+        self.per_query = per_query
+        counts = np.bincount(positives.queries, minlength=positives.num_queries)
+        self.indptr: NDArray[np.int64] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
+        self._positives = positives
+        self._sums: NDArray[np.float64] | None = None
+        if len(positives) and positives.weights.min() != positives.weights.max():
+            self._sums = np.concatenate([np.zeros(1), np.cumsum(positives.weights)])
+
+    def draw(self, num_draws: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Draw positions of positives, int64 [num_draws * per_query], in the order of their queries."""
+        first = self._draw_within(np.zeros(num_draws, dtype=np.int64), np.full(num_draws, len(self._positives)), generator)
+        if self.per_query == 1:
+            return np.sort(first)
+        queries = np.repeat(self._positives.queries[first], self.per_query)
+        return np.sort(self._draw_within(self.indptr[queries], self.indptr[queries + 1], generator))
+
+    def query_chance(self) -> NDArray[np.float64]:
+        """Give the chance that one draw is of each query, float64 [num_queries]."""
+        positives = self._positives
+        sums = np.bincount(positives.queries, weights=positives.weights, minlength=positives.num_queries)
+        return sums / max(float(sums.sum()), 1e-300)
+
+    def item_chance(self) -> NDArray[np.float64]:
+        """Give the chance that one draw holds each item, float64 [num_items]."""
+        positives = self._positives
+        weights = positives.weights / max(float(positives.weights.sum()), 1e-300)
+        chance = np.zeros(positives.num_items)
+        if self.per_query == 1:
+            np.add.at(chance, positives.items, weights)
+            return chance
+        of_query = np.bincount(positives.queries, weights=weights, minlength=positives.num_queries)[positives.queries]
+        np.add.at(chance, positives.items, of_query * -np.expm1(self.per_query * np.log1p(-weights / (of_query * (1 + 1e-12)))))
+        return chance
+
+    def _draw_within(
+        self, begins: NDArray[np.int64], ends: NDArray[np.int64], generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Draw one position in proportion to weight from each of some ranges that are not empty."""
+        if self._sums is None:
+            return generator.integers(begins, ends)
+        low, high = self._sums[begins], self._sums[ends]
+        drawn = np.searchsorted(self._sums, low + generator.random(len(begins)) * (high - low), side="right") - 1
+        # A weight below the sums' rounding could push a draw over its range's end.
+        return np.clip(drawn, begins, ends - 1)
