@@ -48,8 +48,10 @@ def describe(source: Source) -> str:
 
 
 def is_repeatable(source: Source) -> bool:
-    """Whether rows in memory can be read twice: tables and data frames can, streams and DuckDB's relations cannot."""
-    return not isinstance(source, duckdb.DuckDBPyRelation) and (hasattr(source, "num_rows") or hasattr(source, "columns"))
+    """Whether rows in memory can be read twice: tables and frames can; streams, lazy frames and DuckDB's relations cannot."""
+    if isinstance(source, duckdb.DuckDBPyRelation) or hasattr(source, "collect"):
+        return False
+    return hasattr(source, "num_rows") or hasattr(source, "columns")
 
 
 @contextlib.contextmanager
