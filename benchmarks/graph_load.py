@@ -3,7 +3,8 @@
 The peer duckdb_ctas only copies the rows: `CREATE TABLE AS SELECT src, dst, time ORDER BY dst, time`. The store also gives
 each external id its idx, checks every row and looks for duplicates. LadybugDB, where the package `ladybug` is installed,
 copies the same edges between nodes from files of distinct ids that are made for it beforehand, outside the time.
-Strings are compared with the store's own load of int64 ids. Files are read once before anything is timed.
+Strings are compared with the store's own load of int64 ids. Files are read once before anything is timed; DuckDB and the
+store take turns, and the better of two rounds of each counts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.harness.edge_log import IdType, create_store, write_edge_log
 EDGES_PER_S = Metric(name="edges_per_s", unit="1/s", better=HIGHER)
 SECONDS = Metric(name="seconds", unit="s", better=LOWER)
 NUM_BATCHES = 30
+NUM_ROUNDS = 2
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -34,7 +36,8 @@ def run(quick: bool) -> Iterator[Row]:
         folder = Path(name)
         files = write_edge_log(folder, num_edges)
         _read(files)
-        copied, loaded = _copy(folder, files), _load(folder, files, "int64")
+        rounds = [(_copy(folder, files), _load(folder, files, "int64")) for _ in range(NUM_ROUNDS)]
+        copied, loaded = map(min, zip(*rounds, strict=True))
         peers = {"duckdb_ctas": copied}
         if importlib.util.find_spec("ladybug") is not None:
             peers["ladybug"] = _load_ladybug(folder, files)

@@ -6,42 +6,55 @@ from pathlib import Path
 
 import duckdb
 
-from graphdb.layout import STORE_TABLES, create_node_type, create_relation
-from graphdb.schema import GraphSchema
-from graphdb.sql import GraphError, run
+from graphdb.edgelog import PART_TABLE, sweep
+from graphdb.layout import STORE_TABLES, create_delta, create_edge_view, create_node_type
+from graphdb.schema import GraphSchema, Relation
+from graphdb.sql import GraphError, quote_text, run
+from graphdb.storage import Storage, log_folder
 
+#: What a store with a Parquet log is marked with, so that versions which know no log refuse it; others are as they were.
+LOG_FORMAT_VERSION = 3
 FORMAT_VERSION = 2
 
 
 def create_database(
-    path: Path, schema: GraphSchema, memory_limit: str | None, threads: int | None
+    path: Path, schema: GraphSchema, storage: Storage, memory_limit: str | None, threads: int | None
 ) -> duckdb.DuckDBPyConnection:
     """Creates the file of an empty store, and returns a connection to it.
 
     Raises:
-        GraphError: Something is at `path` already.
+        GraphError: Something is at `path`, or where its log would be, already.
     """
-    if path.exists():
-        msg = f"{path} exists; open it with GraphStore.open, or remove it first"
-        raise GraphError(msg)
+    for taken in (path, storage.log):
+        if taken is not None and taken.exists():
+            msg = f"{taken} exists; open it with GraphStore.open, or remove it first"
+            raise GraphError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = duckdb.connect(str(path), config=_settings(memory_limit, threads))
+    _find_files(connection, storage)
     connection.begin()
-    for table in STORE_TABLES:
+    for table in STORE_TABLES if storage.log is None else (*STORE_TABLES, PART_TABLE):
         run(connection, table)
-    fields = [str(FORMAT_VERSION), schema.model_dump_json()]
+    fields = [str(FORMAT_VERSION if storage.log is None else LOG_FORMAT_VERSION), schema.model_dump_json()]
     run(connection, "INSERT INTO _meta VALUES ('format_version', ?), ('schema', ?)", fields)
     for node in schema.nodes:
         create_node_type(connection, node)
     for relation in schema.relations:
-        create_relation(connection, relation, schema.node(relation.src), schema.node(relation.dst))
+        create_relation(connection, schema, storage, relation)
     connection.commit()
     return connection
 
 
+def create_relation(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, relation: Relation) -> None:
+    """Creates all that a relation, whose node types exist, is kept in."""
+    columns = create_delta(connection, relation, schema.node(relation.src), schema.node(relation.dst))
+    storage.base(connection, relation).create(columns)
+    create_edge_view(connection, relation)
+
+
 def open_database(
     path: Path, read_only: bool, memory_limit: str | None, threads: int | None
-) -> tuple[duckdb.DuckDBPyConnection, GraphSchema]:
+) -> tuple[duckdb.DuckDBPyConnection, GraphSchema, Storage]:
     """Opens the file of a store.
 
     Raises:
@@ -61,11 +74,29 @@ def open_database(
         connection.close()
         msg = f"{path} is a DuckDB file, but not a graph store"
         raise GraphError(msg) from error
-    if meta["format_version"] != str(FORMAT_VERSION):
+    known = [str(FORMAT_VERSION), str(LOG_FORMAT_VERSION)]
+    if meta["format_version"] not in known:
         connection.close()
-        msg = f"{path} has store format {meta['format_version']}, this version reads {FORMAT_VERSION}; build it anew"
+        msg = f"{path} has store format {meta['format_version']}, this version reads {' and '.join(known)}; build it anew"
         raise GraphError(msg)
-    return connection, GraphSchema.model_validate_json(meta["schema"])
+    storage = Storage(log_folder(path) if meta["format_version"] == str(LOG_FORMAT_VERSION) else None)
+    _find_files(connection, storage)
+    if storage.log is not None and not read_only:
+        # A writer has the store for itself: nothing reads the files that an earlier one left.
+        sweep(connection, storage.log)
+    return connection, GraphSchema.model_validate_json(meta["schema"]), storage
+
+
+def _find_files(connection: duckdb.DuckDBPyConnection, storage: Storage) -> None:
+    """Lets the store's views name the files of its log by where they are within it: store and log can be moved together."""
+    if storage.log is None:
+        return
+    folder = str(storage.log.absolute())
+    if "," in folder:
+        connection.close()
+        msg = f"a Parquet log cannot be in {folder}: DuckDB cuts its search path at commas; choose a folder without one"
+        raise GraphError(msg)
+    run(connection, f"SET GLOBAL file_search_path = {quote_text(folder)}")
 
 
 def _settings(memory_limit: str | None, threads: int | None) -> dict[str, str | bool | int | float | list[str]]:

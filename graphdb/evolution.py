@@ -5,19 +5,11 @@ from __future__ import annotations
 import duckdb
 from pydantic import ValidationError
 
-from graphdb.layout import (
-    create_edge_view,
-    create_node_type,
-    create_node_view,
-    create_relation,
-    delta_table,
-    edge_table,
-    held_table,
-    node_table,
-    out_table,
-)
+from graphdb.database import create_relation
+from graphdb.layout import create_edge_view, create_node_type, create_node_view, delta_table, held_table, node_table
 from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.sql import GraphError, quote, run
+from graphdb.storage import Storage
 
 
 def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType) -> GraphSchema:
@@ -27,15 +19,17 @@ def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, no
     return _stored(connection, changed)
 
 
-def add_relation(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, relation: Relation) -> GraphSchema:
+def add_relation(
+    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, relation: Relation
+) -> GraphSchema:
     """Adds a relation; returns the schema that has it."""
     changed = _checked(nodes=schema.nodes, relations=(*schema.relations, relation))
-    create_relation(connection, relation, schema.node(relation.src), schema.node(relation.dst))
+    create_relation(connection, changed, storage, relation)
     return _stored(connection, changed)
 
 
 def add_property(
-    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, owner: str, name: str, duckdb_type: str
+    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, owner: str, name: str, duckdb_type: str
 ) -> GraphSchema:
     """Adds a property to a node type or a relation; returns the schema that has it."""
     is_node = any(node.name == owner for node in schema.nodes)
@@ -52,8 +46,7 @@ def add_property(
         tables = [node_table(owner)]
         nodes, relations = tuple(new if node == old else node for node in schema.nodes), schema.relations
     else:
-        tables = [edge_table(owner), delta_table(owner), held_table(owner)]
-        tables += [out_table(owner)] if new.out_clustered else []
+        tables = [delta_table(owner), held_table(owner)]
         nodes, relations = schema.nodes, tuple(new if relation == old else relation for relation in schema.relations)
     changed = _checked(nodes=nodes, relations=relations)
     for table in tables:
@@ -61,6 +54,7 @@ def add_property(
     if isinstance(new, NodeType):
         create_node_view(connection, new)
     else:
+        storage.base(connection, new).add_column(name, duckdb_type)
         create_edge_view(connection, new)
     return _stored(connection, changed)
 

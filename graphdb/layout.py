@@ -34,7 +34,7 @@ def node_table(name: str) -> str:
 
 
 def edge_table(name: str) -> str:
-    """Quoted name of a relation's table, clustered by (dst, time)."""
+    """Quoted name of a relation's table, clustered by (dst, time), or of the view of its Parquet files."""
     return quote(f"_edge_{name}")
 
 
@@ -111,18 +111,16 @@ def create_node_view(connection: duckdb.DuckDBPyConnection, node: NodeType) -> N
     run(connection, f"CREATE OR REPLACE VIEW {quote(f'nodes_{node.name}')} AS SELECT * FROM {node_table(node.name)}")
 
 
-def create_relation(connection: duckdb.DuckDBPyConnection, relation: Relation, src: NodeType, dst: NodeType) -> None:
-    """Creates the tables and the view of a relation, whose node types exist."""
+def create_delta(connection: duckdb.DuckDBPyConnection, relation: Relation, src: NodeType, dst: NodeType) -> str:
+    """Creates the tables of the edges that wait for a compaction or their nodes; returns SQL of an edge table's columns."""
     values = ", time TIMESTAMP NOT NULL" if relation.timed else ""
     values += ", weight FLOAT NOT NULL" if relation.weighted else ""
     values += "".join(f", {quote(name)} {kind}" for name, kind in relation.properties.items())
-    tables = [edge_table(relation.name), delta_table(relation.name)]
-    tables += [out_table(relation.name)] if relation.out_clustered else []
-    for table in tables:
-        run(connection, f"CREATE TABLE {table} (src INTEGER NOT NULL, dst INTEGER NOT NULL{values})")
+    columns = f"src INTEGER NOT NULL, dst INTEGER NOT NULL{values}"
+    run(connection, f"CREATE TABLE {delta_table(relation.name)} ({columns})")
     ends = f"src {src.sql_id_type} NOT NULL, dst {dst.sql_id_type} NOT NULL"
     run(connection, f"CREATE TABLE {held_table(relation.name)} ({ends}{values})")
-    create_edge_view(connection, relation)
+    return columns
 
 
 def create_edge_view(connection: duckdb.DuckDBPyConnection, relation: Relation) -> None:

@@ -12,11 +12,12 @@ import duckdb
 from graphdb.batch import Batch, Rows, id_field, open_rows, property_field, time_field, weight_field
 from graphdb.insertion import Insertion
 from graphdb.layout import held_table, key_columns, node_table, payload_columns
-from graphdb.nodes import insert_nodes
+from graphdb.mapping import create_and_map, join
 from graphdb.report import LoadReport, next_load_id, record, rejected_by_reason
 from graphdb.schema import GraphSchema, Relation
 from graphdb.source import Source, describe
 from graphdb.sql import changed, count, quote_text, run
+from graphdb.storage import Storage
 
 MissingNodes = Literal["create", "reject", "hold"]
 
@@ -24,6 +25,7 @@ MissingNodes = Literal["create", "reject", "hold"]
 def load_edges(
     connection: duckdb.DuckDBPyConnection,
     schema: GraphSchema,
+    storage: Storage,
     relation: Relation,
     source: Source,
     *,
@@ -51,16 +53,21 @@ def load_edges(
             # Where every row counts, a batch is known again as a whole.
             return record(connection, load_id, dataclasses.replace(report, seconds=time.perf_counter() - started))
         batch.set_aside(load_id, relation.name)
-        created, held = {}, 0
+        # Rows that are alike but for what they carry need an order among themselves, so that the first or last of them is one.
+        order = rows.order if payload_columns(relation) and relation.duplicates != "all" else ()
+        insertion = Insertion(connection, relation, storage.base(connection, relation))
+        created: Mapping[str, int] = {}
+        held = 0
         if missing_nodes == "create":
-            created = _create_nodes(connection, schema, relation, batch)
-        elif missing_nodes == "reject":
-            batch.set_aside_where(load_id, relation.name, _unknown_end(relation))
+            with create_and_map(connection, schema, relation, batch, order) as mapped:
+                loaded, created = insertion.insert(mapped.sql, len(order)), mapped.created
         else:
-            held = _hold(connection, relation, batch)
-        insertion = Insertion(connection, schema, relation, all_known=missing_nodes == "create")
-        order = [f"{expression} AS _order{position}" for position, expression in enumerate(rows.order)]
-        loaded = insertion.insert(batch.select, order, batch.read - batch.bad)
+            if missing_nodes == "reject":
+                batch.set_aside_where(load_id, relation.name, _unknown_end(relation))
+            else:
+                held = _hold(connection, relation, batch)
+            given = batch.select(*(f"{expression} AS _order{position}" for position, expression in enumerate(order)))
+            loaded = insertion.insert(join(connection, schema, relation, given, num_orders=len(order)), len(order))
     rejected = rejected_by_reason(connection, load_id)
     report = dataclasses.replace(
         report,
@@ -74,7 +81,7 @@ def load_edges(
     return record(connection, load_id, report, content)
 
 
-def release_held(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: str) -> dict[str, int]:
+def release_held(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, node: str) -> dict[str, int]:
     """Inserts the held edges of a node type whose ends are both known by now; returns their number by relation."""
     released = {}
     for relation in schema.relations:
@@ -82,15 +89,11 @@ def release_held(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, nod
         if node not in {relation.src, relation.dst} or count(connection, held) == 0:
             continue
         known = f"src IN (SELECT id FROM {node_table(relation.src)}) AND dst IN (SELECT id FROM {node_table(relation.dst)})"
-        num_known = count(connection, f"(FROM {held} WHERE {known})")
-        if not num_known:
+        if not count(connection, f"(FROM {held} WHERE {known})"):
             continue
-
-        def select(*extra: str, known: str = known, held: str = held) -> str:
-            return f"(SELECT {', '.join(['*', *extra])} FROM {held} WHERE {known})"
-
-        insertion = Insertion(connection, schema, relation, all_known=True)
-        released[relation.name] = insertion.insert(select, ["rowid AS _order0"], num_known)
+        given = f"(SELECT *, rowid AS _order0 FROM {held} WHERE {known})"
+        insertion = Insertion(connection, relation, storage.base(connection, relation))
+        released[relation.name] = insertion.insert(join(connection, schema, relation, given, num_orders=1), 1)
         run(connection, f"DELETE FROM {held} WHERE {known}")
     return released
 
@@ -122,20 +125,6 @@ def _content(connection: duckdb.DuckDBPyConnection, relation: Relation, batch: B
 
 def _same_content(relation: Relation, content: str) -> str:
     return f"target = {quote_text(relation.name)} AND content = {quote_text(content)}"
-
-
-def _create_nodes(
-    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, relation: Relation, batch: Batch
-) -> dict[str, int]:
-    created: dict[str, int] = {}
-    for end, name in (("src", relation.src), ("dst", relation.dst)):
-        table = node_table(name)
-        # Most batches bring few new nodes: telling them apart first spares most of the work of making them distinct.
-        known = f" ANTI JOIN {table} AS kept ON kept.id = given.{end}" if count(connection, table) else ""
-        ids = f"SELECT DISTINCT {end} AS id FROM {batch.select()} AS given{known}"
-        if num_new := insert_nodes(connection, schema.node(name), ids):
-            created[name] = created.get(name, 0) + num_new
-    return created
 
 
 def _unknown_end(relation: Relation) -> str:

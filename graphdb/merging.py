@@ -26,6 +26,13 @@ def order_of(dst: Array, time: Array | None, src: Array) -> Array:
     return np.lexsort((src, dst) if time is None else (src, time, dst))
 
 
+def order_by_column(dst: Array, num_dst: int) -> Array:
+    """The stable order by dst alone, by counting: int64 [E]."""
+    order = np.empty(len(dst), np.int64)
+    _place_by_column(dst, np.zeros(num_dst + 1, np.int64), order)
+    return order
+
+
 def merged_positions(base: tuple[Array, Array, Array], delta: tuple[Array, Array, Array]) -> Array:
     """Where the edges of a short run stand when it is merged into a long one.
 
@@ -53,6 +60,17 @@ def column_pointers(dst: Array, num_dst: int) -> Array:
     pointers = np.zeros(num_dst + 1, np.int64)
     _count(dst, pointers)
     return pointers
+
+
+@numba.njit(nogil=True, cache=True)
+def _place_by_column(dst: Array, starts: Array, order: Array) -> None:
+    for edge in range(len(dst)):
+        starts[dst[edge] + 1] += 1
+    for column in range(1, len(starts)):
+        starts[column] += starts[column - 1]
+    for edge in range(len(dst)):
+        order[starts[dst[edge]]] = edge
+        starts[dst[edge]] += 1
 
 
 @numba.njit(nogil=True, cache=True)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import duckdb
 
-from graphdb.layout import delta_table, edge_table, held_table, node_table, out_table
+from graphdb.layout import delta_table, held_table, node_table
 from graphdb.schema import GraphSchema, NodeType, Relation
 from graphdb.sql import GraphError, changed, quote_text, run
+from graphdb.storage import Storage
 
 
 def drop_before(
-    connection: duckdb.DuckDBPyConnection, relations: Sequence[Relation], time: dt.datetime | None
+    connection: duckdb.DuckDBPyConnection, storage: Storage, relations: Sequence[Relation], time: dt.datetime | None
 ) -> dict[str, int]:
     """Drops the edges of timed relations from before `time`; returns their number by relation."""
     dropped = {}
@@ -21,13 +22,15 @@ def drop_before(
         if not relation.timed:
             continue
         where = f"time < TIMESTAMP {quote_text(str(time))}"
-        dropped[relation.name] = _delete(connection, relation, where)
+        dropped[relation.name] = _delete(connection, storage, relation, where)
         run(connection, f"DELETE FROM {held_table(relation.name)} WHERE {where}")
         _record(connection, "drop_before", relation.name, time, None, dropped[relation.name])
     return dropped
 
 
-def forget(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType, identifier: int | str) -> dict[str, int]:
+def forget(
+    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, node: NodeType, identifier: int | str
+) -> dict[str, int]:
     """Deletes a node and all that the store has of it; returns the number of its edges by relation."""
     identifier = node.external_id(identifier)
     found = run(connection, f"SELECT idx FROM {node_table(node.name)} WHERE id = ?", [identifier])
@@ -40,7 +43,7 @@ def forget(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: Nod
         ends = [end for end, name in (("src", relation.src), ("dst", relation.dst)) if name == node.name]
         if not ends:
             continue
-        deleted[relation.name] = _delete(connection, relation, " OR ".join(f"{end} = {idx}" for end in ends))
+        deleted[relation.name] = _delete(connection, storage, relation, " OR ".join(f"{end} = {idx}" for end in ends))
         for end, column in (("src", "src_or_id"), ("dst", "dst")):
             if end in ends:
                 run(connection, f"DELETE FROM {held_table(relation.name)} WHERE {end} = ?", [identifier])
@@ -51,11 +54,9 @@ def forget(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: Nod
     return deleted
 
 
-def _delete(connection: duckdb.DuckDBPyConnection, relation: Relation, where: str) -> int:
-    if relation.out_clustered:
-        run(connection, f"DELETE FROM {out_table(relation.name)} WHERE {where}")
-    tables = edge_table(relation.name), delta_table(relation.name)
-    return sum(changed(connection, f"DELETE FROM {table} WHERE {where}") for table in tables)
+def _delete(connection: duckdb.DuckDBPyConnection, storage: Storage, relation: Relation, where: str) -> int:
+    late = changed(connection, f"DELETE FROM {delta_table(relation.name)} WHERE {where}")
+    return late + storage.base(connection, relation).delete(where)
 
 
 def _record(

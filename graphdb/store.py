@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import logging
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from graphdb import evolution, loading, nodes, retention
-from graphdb.compaction import compact
 from graphdb.database import create_database, open_database
+from graphdb.edgelog import log_bytes, sweep
 from graphdb.layout import all_edges
 from graphdb.loading import MissingNodes
 from graphdb.neighborhood import IdCache
@@ -28,6 +29,7 @@ from graphdb.schema import GraphSchema, NodeType, Relation, Surface
 from graphdb.source import Source, scan
 from graphdb.sql import GraphError, begin_reading, changed, quote, run, select
 from graphdb.statistics import count_all, describe_all
+from graphdb.storage import EdgeStorage, Storage, log_folder
 
 if TYPE_CHECKING:
     from graphdb.view import GraphView
@@ -56,8 +58,12 @@ class GraphStore:
         (2, 1, GraphStore(user=2, pin=2, (user, clicks, pin)=2))
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, schema: GraphSchema, *, read_only: bool) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, path: Path, schema: GraphSchema, storage: Storage, *, read_only: bool
+    ) -> None:
         self._connection = connection
+        self._storage = storage
+        self._views: weakref.WeakSet[GraphView] = weakref.WeakSet()
         self._writing = threading.Lock()
         self._ids = IdCache()
         self._asking = threading.local()
@@ -67,13 +73,21 @@ class GraphStore:
 
     @classmethod
     def create(
-        cls, path: str | Path, schema: GraphSchema, *, memory_limit: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        schema: GraphSchema,
+        *,
+        edge_log: EdgeStorage = "embedded",
+        memory_limit: str | None = None,
+        threads: int | None = None,
     ) -> GraphStore:
         """Creates an empty store.
 
         Args:
             path: The file to create.
             schema: Its node types and relations.
+            edge_log: Where timed edges are kept: in the file ("embedded"), or in the folder `<path>.edges` as Parquet files,
+                one a day ("parquet"), for logs that are too large for one file.
             memory_limit: Memory that DuckDB may take, such as "4GB"; what does not fit goes to a folder beside the file.
             threads: Threads that DuckDB may run; the number of cores by default.
 
@@ -81,7 +95,8 @@ class GraphStore:
             GraphError: Something is at `path` already.
         """
         path = Path(path)
-        return cls(create_database(path, schema, memory_limit, threads), path, schema, read_only=False)
+        storage = Storage(log_folder(path) if edge_log == "parquet" else None)
+        return cls(create_database(path, schema, storage, memory_limit, threads), path, schema, storage, read_only=False)
 
     @classmethod
     def open(
@@ -99,8 +114,8 @@ class GraphStore:
             GraphError: There is no store at `path`, another process writes to it, or it was written by a newer version.
         """
         path = Path(path)
-        connection, schema = open_database(path, read_only, memory_limit, threads)
-        return cls(connection, path, schema, read_only=read_only)
+        connection, schema, storage = open_database(path, read_only, memory_limit, threads)
+        return cls(connection, path, schema, storage, read_only=read_only)
 
     def close(self) -> None:
         """Closes the file; views of the store end with it."""
@@ -140,7 +155,7 @@ class GraphStore:
         node = self.schema.node(type)
         with self._transaction() as cursor, watched(cursor, progress, f"nodes of {type}"):
             report = nodes.load_nodes(cursor, node, source, id_column=id)
-            return dataclasses.replace(report, released=loading.release_held(cursor, self.schema, type))
+            return dataclasses.replace(report, released=loading.release_held(cursor, self.schema, self._storage, type))
 
     def load_edges(
         self,
@@ -173,7 +188,9 @@ class GraphStore:
         declared = self.schema.relation(relation)
         columns = {"src": src, "dst": dst, "time": time, "weight": weight}
         with self._transaction() as cursor, watched(cursor, progress, f"edges of {declared}"):
-            return loading.load_edges(cursor, self.schema, declared, source, columns=columns, missing_nodes=missing_nodes)
+            return loading.load_edges(
+                cursor, self.schema, self._storage, declared, source, columns=columns, missing_nodes=missing_nodes
+            )
 
     def load_table(self, name: str, source: Source) -> int:
         """Replaces a plain table beside the graph (impressions, calendars, labels) by the rows of `source`.
@@ -196,12 +213,15 @@ class GraphStore:
         Returns:
             Relation -> edges merged.
         """
+        self._sweep()
         merged = {}
         for relation in self.schema.relations:
             with self._transaction() as cursor:
-                merged[relation.name] = compact(cursor, relation)
+                merged[relation.name] = self._storage.base(cursor, relation).compact()
         if any(merged.values()):
-            run(self._connection, "CHECKPOINT")
+            # Gives the file's space back now; an open view can be in the way, and then a later checkpoint does.
+            with contextlib.suppress(duckdb.TransactionException):
+                run(self._connection, "CHECKPOINT")
         return merged
 
     def view(
@@ -211,6 +231,7 @@ class GraphStore:
         relations: Sequence[str] | None = None,
         surface: Surface | None = None,
         min_degree: int | Mapping[str, int] | None = None,
+        types: Sequence[str] | None = None,
     ) -> GraphView:
         """Opens the window `since <= time < as_of` as the store is now; later loads do not change it.
 
@@ -221,19 +242,34 @@ class GraphStore:
             surface: Keep onsite or offsite relations only.
             min_degree: Drop the edges of nodes that have fewer edges than this within the window, in all kept relations
                 together; one number, or one for each node type.
+            types: Node types to keep, with the relations whose both ends are of them; all by default.
+
+        Raises:
+            GraphError: Nothing has such a name, a named relation ends in a type that is not kept, or the window is empty.
         """
         chosen = [self.schema.relation(name) for name in relations] if relations is not None else list(self.schema.relations)
         chosen = [relation for relation in chosen if surface is None or relation.surface == surface]
+        if types is not None:
+            kept = {self.schema.node(name).name for name in types}
+            outside = [relation for relation in chosen if not {relation.src, relation.dst} <= kept]
+            if relations is not None and outside:
+                msg = f"relation {outside[0]} has an end that is not of types={list(types)}; add its type, or leave it out"
+                raise GraphError(msg)
+            chosen = [relation for relation in chosen if relation not in outside]
         from graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
 
-        return GraphView(
+        view = GraphView(
             self._connection.cursor(),
             self.schema,
+            self._storage,
             chosen,
             since=_utc(since),
             as_of=_utc(as_of),
             min_degree=min_degree,
+            types=types,
         )
+        self._views.add(view)
+        return view
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
         """Runs one read-only query over the `nodes_*` and `edges_*` views and the plain tables.
@@ -289,7 +325,7 @@ class GraphStore:
             GraphError: There is one of that name, or a node type is unknown.
         """
         with self._transaction() as cursor:
-            self.schema = evolution.add_relation(cursor, self.schema, relation)
+            self.schema = evolution.add_relation(cursor, self.schema, self._storage, relation)
 
     def add_property(self, owner: str, name: str, duckdb_type: str) -> None:
         """Adds a property, null so far, to a node type or a relation.
@@ -303,7 +339,7 @@ class GraphStore:
             GraphError: Nothing has that name, or it has such a property.
         """
         with self._transaction() as cursor:
-            self.schema = evolution.add_property(cursor, self.schema, owner, name, duckdb_type)
+            self.schema = evolution.add_property(cursor, self.schema, self._storage, owner, name, duckdb_type)
 
     def drop_before(self, time: dt.datetime, relations: Sequence[str] | None = None) -> dict[str, int]:
         """Drops the edges of timed relations from before a time; the `removals` view keeps the account.
@@ -313,7 +349,7 @@ class GraphStore:
         """
         chosen = [self.schema.relation(name) for name in relations] if relations is not None else self.schema.relations
         with self._transaction() as cursor:
-            return retention.drop_before(cursor, chosen, _utc(time))
+            return retention.drop_before(cursor, self._storage, chosen, _utc(time))
 
     def forget(self, type: str, id: int | str) -> dict[str, int]:  # noqa: A002 - the public contract
         """Deletes a node, its edges and what was rejected or held of it; its idx is never given again.
@@ -327,7 +363,7 @@ class GraphStore:
             GraphError: There is no such node.
         """
         with self._transaction() as cursor:
-            return retention.forget(cursor, self.schema, self.schema.node(type), id)
+            return retention.forget(cursor, self.schema, self._storage, self.schema.node(type), id)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Nodes by type and edges by relation."""
@@ -337,7 +373,14 @@ class GraphStore:
     def stats(self) -> dict[str, Any]:
         """Counts, time ranges, distinct ends and size on disk, as JSON-able fields."""
         with self._reading() as cursor:
-            return {**describe_all(cursor, self.schema), "bytes": self.path.stat().st_size}
+            log = 0 if self._storage.log is None else log_bytes(self._storage.log)
+            return {**describe_all(cursor, self.schema), "bytes": self.path.stat().st_size + log}
+
+    def _sweep(self) -> None:
+        """Removes the files of the log that earlier changes left, unless a view may read them still."""
+        if self._storage.log is not None and not self.read_only and all(view.is_closed for view in self._views):
+            with self._transaction() as cursor:
+                sweep(cursor, self._storage.log)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

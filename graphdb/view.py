@@ -18,12 +18,13 @@ import torch
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.files import write_parquet, write_safetensors
 from graphdb.layout import key_columns, node_table
-from graphdb.merging import Array, is_clustered, merge, merged_positions, order_of
+from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
 from graphdb.nodes import num_idx
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, quote, run, select
+from graphdb.storage import Storage
 from graphdb.window import Window, create_windows
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class GraphView:
         relations: The relations of the view, in the order that `Triples.relation` counts.
         since: Start of the window (UTC, within it), or None.
         as_of: End of the window (UTC, not within it), or None.
-        num_nodes: Node type -> rows, so that every idx of the type is below it.
+        num_nodes: Kept node type -> rows, so that every idx of the type is below it.
         num_edges: Relation name -> edges in the window.
     """
 
@@ -55,29 +56,36 @@ class GraphView:
         self,
         cursor: duckdb.DuckDBPyConnection,
         schema: GraphSchema,
+        storage: Storage,
         relations: Sequence[Relation],
         *,
         since: dt.datetime | None,
         as_of: dt.datetime | None,
         min_degree: int | Mapping[str, int] | None,
+        types: Sequence[str] | None = None,
     ) -> None:
         if since is not None and as_of is not None and since >= as_of:
             msg = f"an empty window: since={since} is not before as_of={as_of}"
             raise GraphError(msg)
         self._cursor = cursor
+        self._storage = storage
         self._min_degree = min_degree
+        self.is_closed = False
         self.schema = schema
         self.relations = tuple(relations)
         self.since = since
         self.as_of = as_of
         self._counts: dict[str, int] = {}
         self._generation = self._begin()
-        self.num_nodes = {node.name: num_idx(cursor, node.name) for node in schema.nodes}
+        kept = [node.name for node in schema.nodes if types is None or node.name in types]
+        self.num_nodes = {name: num_idx(cursor, name) for name in kept}
 
     def _begin(self) -> tuple[Any, ...]:
         """Begins the transaction that is the view's snapshot; returns what tells the store's contents apart."""
         begin_reading(self._cursor)
-        self._windows = create_windows(self._cursor, self.schema, self.relations, self.since, self.as_of, self._min_degree)
+        self._windows = create_windows(
+            self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree
+        )
         return run(
             self._cursor, "SELECT (SELECT count(*) FROM _load), (SELECT count(*) FROM _removal), count(*) FROM duckdb_tables()"
         )[0]
@@ -222,7 +230,7 @@ class GraphView:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the window's content: nodes and edges by external id, in whatever order they were loaded."""
         digest = hashlib.sha256()
-        hashes = {node.name: self._node_hashes(node.name) for node in self.schema.nodes}
+        hashes = {node.name: self._node_hashes(node.name) for node in self.schema.nodes if node.name in self.num_nodes}
         for name in sorted(hashes):
             digest.update(f"node {name} {len(hashes[name])} {int(_mix(hashes[name]).sum())}\n".encode())
         for relation in sorted(self.relations, key=lambda relation: relation.name):
@@ -239,6 +247,7 @@ class GraphView:
         """Ends the view's transaction; the counts and the exported tensors stay valid."""
         self.num_edges  # noqa: B018 - counted while it can be
         self._cursor.close()
+        self.is_closed = True
 
     def _relation(self, name: str) -> Relation:
         relation = self.schema.relation(name)
@@ -264,6 +273,10 @@ class GraphView:
         wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(self.schema.relation(relation)), *names]))
         base = self._fetch(window.base, wanted)
         self._counts[relation] = len(base["dst"])
+        if not is_clustered(base["dst"], base.get("time")):
+            # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
+            order = order_by_column(base["dst"], self.num_nodes[self.schema.relation(relation).dst])
+            base = {name: column[order] for name, column in base.items()}
         if not is_clustered(base["dst"], base.get("time")):
             logger.warning(
                 "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation

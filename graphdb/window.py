@@ -11,6 +11,7 @@ import duckdb
 from graphdb.layout import delta_table, edge_columns, edge_table, edges_query
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import count, quote, quote_text, run
+from graphdb.storage import Base, Storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,7 @@ class Window:
 def create_windows(
     cursor: duckdb.DuckDBPyConnection,
     schema: GraphSchema,
+    storage: Storage,
     relations: Sequence[Relation],
     since: dt.datetime | None,
     as_of: dt.datetime | None,
@@ -49,12 +51,13 @@ def create_windows(
     Args:
         cursor: The view's, within its transaction.
         schema: The store's schema.
+        storage: The store's storage.
         relations: The view's relations.
         since: Start of the window, within it.
         as_of: End of the window, not within it.
         min_degree: Edges that a node must have in all windows together.
     """
-    windows = {relation.name: _window(cursor, relation, since, as_of) for relation in relations}
+    windows = {relation.name: _window(cursor, storage.base(cursor, relation), relation, since, as_of) for relation in relations}
     if min_degree is not None:
         windows = _with_min_degree(cursor, schema, relations, windows, min_degree)
     for relation in schema.relations:
@@ -65,14 +68,18 @@ def create_windows(
 
 
 def _window(
-    cursor: duckdb.DuckDBPyConnection, relation: Relation, since: dt.datetime | None, as_of: dt.datetime | None
+    cursor: duckdb.DuckDBPyConnection,
+    base: Base,
+    relation: Relation,
+    since: dt.datetime | None,
+    as_of: dt.datetime | None,
 ) -> Window:
-    tables = edge_table(relation.name), delta_table(relation.name)
-    base, delta = (f"(SELECT {edge_columns(relation)} FROM {table})" for table in tables)
-    window = Window(base=base, delta=delta if count(cursor, tables[1]) else None)
+    first, last = (None if bound is None else bound.isoformat(sep=" ") for bound in (since, as_of))
+    delta = f"(SELECT {edge_columns(relation)} FROM {delta_table(relation.name)})"
+    window = Window(base=base.rows(first, last), delta=delta if count(cursor, delta_table(relation.name)) else None)
     bounds = [
-        f"time {operator} TIMESTAMP {quote_text(bound.isoformat(sep=' '))}"
-        for bound, operator in ((since, ">="), (as_of, "<"))
+        f"time {operator} TIMESTAMP {quote_text(bound)}"
+        for bound, operator in ((first, ">="), (last, "<"))
         if bound is not None
     ]
     return window.where(" AND ".join(bounds)) if bounds and relation.timed else window

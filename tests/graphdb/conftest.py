@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from graphdb.storage import EdgeStorage
 
 DAY = dt.datetime(2026, 1, 1)
 
@@ -29,13 +30,20 @@ def schema() -> GraphSchema:
     )
 
 
+@pytest.fixture(params=["embedded", "parquet"])
+def edge_log(request: pytest.FixtureRequest) -> EdgeStorage:
+    """Where edges are kept: whatever a store does, it does with either."""
+    storage: EdgeStorage = request.param
+    return storage
+
+
 @pytest.fixture
-def create(tmp_path: Path) -> Iterator[Callable[[GraphSchema], GraphStore]]:
+def create(tmp_path: Path, edge_log: EdgeStorage) -> Iterator[Callable[[GraphSchema], GraphStore]]:
     """Creates stores in a temporary folder, and closes them in the end."""
     stores: list[GraphStore] = []
 
     def create(schema: GraphSchema) -> GraphStore:
-        stores.append(GraphStore.create(tmp_path / f"graph{len(stores)}.duckdb", schema))
+        stores.append(GraphStore.create(tmp_path / f"graph{len(stores)}.duckdb", schema, edge_log=edge_log))
         return stores[-1]
 
     yield create

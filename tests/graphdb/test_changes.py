@@ -135,9 +135,10 @@ def test_merging_is_sorting(base: list[tuple[int, int, int]], delta: list[tuple[
         assert not is_clustered(dst[::-1].copy(), time)
 
 
+@pytest.mark.parametrize("edge_log", ["embedded"])
 def test_a_table_that_lost_its_order_is_sorted_at_the_export(clicked: GraphStore, caplog: pytest.LogCaptureFixture) -> None:
     right = clicked.view().edges("clicks").dst.tolist()
-    clicked._connection.execute("INSERT INTO _edge_clicks (SELECT * FROM _edge_clicks ORDER BY dst DESC)")
+    clicked._connection.execute("INSERT INTO _edge_clicks (SELECT * FROM _edge_clicks ORDER BY dst DESC, time DESC)")
     clicked._connection.execute("DELETE FROM _edge_clicks WHERE rowid < 3")
     assert clicked.view().edges("clicks").dst.tolist() == right
     assert "clicks is not clustered" in caplog.text

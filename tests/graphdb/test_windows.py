@@ -190,6 +190,25 @@ def test_relations_and_surfaces_can_be_chosen(store: GraphStore, at: At) -> None
         store.view(since=at(1), as_of=at(1))
 
 
+def test_types_keep_the_relations_between_them(store: GraphStore, at: At) -> None:
+    store.load_edges("clicks", pa.table({"src": [1], "dst": [1], "time": [at(0)]}))
+    store.load_edges("in", pa.table({"src": [1], "dst": ["a"]}))
+    view = store.view(types=["pin", "category"])
+    assert [relation.name for relation in view.relations] == ["in"]
+    assert view.num_nodes == {"pin": 1, "category": 1}
+    assert repr(view) == "GraphView(pin=1, category=1, (pin, in, category)=1)"
+    assert view.to_hetero_data().node_types == ["pin", "category"]
+    fingerprint = view.fingerprint
+    store.load_nodes("user", pa.table({"id": [9], "age": [1], "country": ["fi"]}))
+    assert store.view(types=["category", "pin"]).fingerprint == fingerprint != store.view().fingerprint
+    store.load_nodes("category", pa.table({"id": ["b"]}))
+    assert store.view(types=["category", "pin"]).fingerprint != fingerprint
+    with pytest.raises(GraphError, match="unknown node type 'usr'"):
+        store.view(types=["usr"])
+    with pytest.raises(GraphError, match=r"\(user, clicks, pin\) has an end that is not of types=\['pin'\]"):
+        store.view(types=["pin"], relations=["clicks"])
+
+
 def test_bounds_with_a_zone_are_moments(store: GraphStore, at: At) -> None:
     store.load_edges("clicks", pa.table({"src": [1, 2], "dst": [1, 1], "time": [at(0), at(1)]}))
     zone = dt.timezone(dt.timedelta(hours=-3))
