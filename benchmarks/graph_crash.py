@@ -1,9 +1,11 @@
 """Stores that are whole after their writer was killed (SIGKILL) at random moments of loading and of compacting.
 
-A writer loads batches of edges, each with a day of its own, and compacts after every second one. It is killed at a uniformly
-drawn moment of a load or of a compaction, 100 times over, each time the next writer of the same store. After every kill the
-store is opened and must hold whole batches only: of every day all edges, the account of loads with a line for each, no
-edge of another batch, and the clustered table in order. All batches that a writer had reported as loaded must be there.
+A writer loads batches of edges, each with a time of its own, two a day, and compacts after every second one. It is killed at a
+uniformly drawn moment of a load or of a compaction, 100 times over, each time the next writer of the same store. After every
+kill the store is opened and must hold whole batches only: of every time all edges, the account of loads with a line for each,
+no edge of another batch, and the clustered table in order. All batches that a writer had reported as loaded must be there.
+Both storages are tried: edges in the store's file, and in a log of Parquet files, where the first batch of a day becomes a file
+and the second waits in the delta.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, get_args
 
 import numpy as np
 
 from benchmarks.harness import HIGHER, Metric, Row
 from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from graphdb.storage import EdgeStorage
 
 WHOLE: Final = Metric(name="whole_share", unit="", better=HIGHER)
 EDGES_PER_BATCH: Final = 3000
@@ -50,7 +53,7 @@ def write():
         batch = store.counts()["edges"]["clicks"] // {EDGES_PER_BATCH}
         while True:
             keys = np.arange({EDGES_PER_BATCH})
-            time = np.full({EDGES_PER_BATCH}, batch).astype("datetime64[D]").astype("datetime64[us]")
+            time = np.full({EDGES_PER_BATCH}, 12 * batch).astype("datetime64[h]").astype("datetime64[us]")
             rows = pa.table({{"src": keys % 97 + batch, "dst": keys, "time": time}})
             say("loading", os.getpid())
             store.load_edges("clicks", rows)
@@ -88,16 +91,20 @@ class Outcome:
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """12 kills when quick, else 100."""
-    num_kills = 12 if quick else 100
+    """12 kills of a storage when quick, else 100."""
+    for edge_log in get_args(EdgeStorage):
+        yield from _run(edge_log, 12 if quick else 100)
+
+
+def _run(edge_log: EdgeStorage, num_kills: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = list(kill_writers(Path(folder) / "store.duckdb", num_kills, seed=0))
+        outcomes = list(kill_writers(Path(folder) / "store.duckdb", num_kills, seed=0, edge_log=edge_log))
     for moment in (*MOMENTS, None):
         found = [outcome for outcome in outcomes if outcome.hit == moment]
         if not found:
             continue
         yield Row(
-            case=f"{len(found)} kills {f'while {moment}' if moment else 'just after either'}",
+            case=f"{edge_log}, {len(found)} kills {f'while {moment}' if moment else 'just after either'}",
             metric=WHOLE,
             value=sum(not outcome.faults for outcome in found) / len(found),
             config={
@@ -109,9 +116,9 @@ def run(quick: bool) -> Iterator[Row]:
         )
 
 
-def kill_writers(path: Path, num_kills: int, *, seed: int) -> Iterator[Outcome]:
+def kill_writers(path: Path, num_kills: int, *, seed: int, edge_log: EdgeStorage) -> Iterator[Outcome]:
     """Kills one writer after the other, loads and compactions in turn, and says what each left of the store at `path`."""
-    GraphStore.create(path, SCHEMA).close()
+    GraphStore.create(path, SCHEMA, edge_log=edge_log).close()
     generator = np.random.default_rng(seed)
     seconds: dict[Moment, list[float]] = {moment: [0.05] for moment in MOMENTS}
     with _launcher(path) as (commands, reports):

@@ -88,7 +88,8 @@ class GraphStore:
             schema: Its node types and relations.
             edge_log: Where timed edges are kept: in the file ("embedded"), or in the folder `<path>.edges` as Parquet files,
                 one a day ("parquet"), for logs that are too large for one file.
-            memory_limit: Memory that DuckDB may take, such as "4GB"; what does not fit goes to a folder beside the file.
+            memory_limit: Memory that DuckDB may take, such as "4GB"; what does not fit goes to a folder beside the file. A load
+                may take up to another gigabyte for what it maps outside DuckDB.
             threads: Threads that DuckDB may run; the number of cores by default.
 
         Raises:
