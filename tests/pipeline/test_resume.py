@@ -41,7 +41,7 @@ CONFIGS: dict[str, kge.KgeConfig | contrastive.ContrastiveConfig] = {
         validation=contrastive.ContrastiveValidation(num_queries=20, num_latest=2, min_remaining=2),
     ),
 }
-NUM_KILLS = 4
+NUM_KILLS = 3
 
 
 @pytest.fixture(scope="module")
