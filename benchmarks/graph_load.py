@@ -2,15 +2,17 @@
 
 The peer duckdb_ctas only copies the rows: `CREATE TABLE AS SELECT src, dst, time ORDER BY dst, time`. The store also gives
 each external id its idx, checks every row and looks for duplicates. LadybugDB, where the package `ladybug` is installed,
-copies the same edges between nodes from files of distinct ids that are made for it beforehand, outside the time.
+copies the same edges between nodes from files of distinct ids that are made for it beforehand, outside the time; where that
+takes more than three minutes, both load a quarter of the edges.
 Strings are compared with the store's own load of int64 ids. Files are read once before anything is timed; DuckDB and the
 store take turns, and the better of two rounds of each counts.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +27,23 @@ EDGES_PER_S = Metric(name="edges_per_s", unit="1/s", better=HIGHER)
 SECONDS = Metric(name="seconds", unit="s", better=LOWER)
 NUM_BATCHES = 30
 NUM_ROUNDS = 2
+LADYBUG_LIMIT_S = 180
+
+_LADYBUG = """
+import sys, time
+import ladybug
+database_folder, folder, files = sys.argv[1:]
+started = time.perf_counter()
+database = ladybug.Database(database_folder + "/graph")
+connection = ladybug.Connection(database)
+connection.execute("CREATE NODE TABLE user(id INT64 PRIMARY KEY)")
+connection.execute("CREATE NODE TABLE pin(id INT64 PRIMARY KEY)")
+connection.execute("CREATE REL TABLE clicks(FROM user TO pin, time TIMESTAMP)")
+connection.execute(f"COPY user FROM '{folder}/src.parquet'")
+connection.execute(f"COPY pin FROM '{folder}/dst.parquet'")
+connection.execute(f"COPY clicks FROM '{files}'")
+print(time.perf_counter() - started)
+"""
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -38,17 +57,13 @@ def run(quick: bool) -> Iterator[Row]:
         _read(files)
         rounds = [(_copy(folder, files), _load(folder, files, "int64")) for _ in range(NUM_ROUNDS)]
         copied, loaded = map(min, zip(*rounds, strict=True))
-        peers = {"duckdb_ctas": copied}
-        if importlib.util.find_spec("ladybug") is not None:
-            peers["ladybug"] = _load_ladybug(folder, files)
-        for peer, seconds in peers.items():
-            yield Row(
-                case=f"int64 ids, {size}",
-                metric=EDGES_PER_S,
-                value=num_edges / loaded,
-                peer=Peer(name=peer, value=num_edges / seconds),
-                config=config,
-            )
+        yield Row(
+            case=f"int64 ids, {size}",
+            metric=EDGES_PER_S,
+            value=num_edges / loaded,
+            peer=Peer(name="duckdb_ctas", value=num_edges / copied),
+            config=config,
+        )
         yield Row(
             case=f"int64 ids, {size}", metric=SECONDS, value=loaded, peer=Peer(name="duckdb_ctas", value=copied), config=config
         )
@@ -57,7 +72,7 @@ def run(quick: bool) -> Iterator[Row]:
         yield Row(
             case=f"string ids, {size}",
             metric=EDGES_PER_S,
-            value=num_edges / _load(folder, texts, "string"),
+            value=num_edges / min(_load(folder, texts, "string") for _ in range(NUM_ROUNDS)),
             peer=Peer(name="int64 ids", value=num_edges / loaded),
             config=config,
         )
@@ -69,6 +84,26 @@ def run(quick: bool) -> Iterator[Row]:
             peer=Peer(name="one batch", value=num_edges / loaded),
             config={**config, "batches": batches},
         )
+        yield from _beside_ladybug(folder, files, num_edges, loaded)
+
+
+def _beside_ladybug(folder: Path, files: str, num_edges: int, loaded: float) -> Iterator[Row]:
+    """The same graph, or where LadybugDB takes too long for it the first of its files alone."""
+    if importlib.util.find_spec("ladybug") is None:
+        return
+    seconds = _load_ladybug(folder, files)
+    if seconds is None:
+        files, num_edges = files.replace("*", "0"), num_edges // 4
+        loaded, seconds = _load(folder, files, "int64"), _load_ladybug(folder, files)
+    if seconds is None:
+        raise RuntimeError(f"LadybugDB did not copy {num_edges:,} edges within {LADYBUG_LIMIT_S} s")
+    yield Row(
+        case=f"int64 ids, {num_edges / 1e6:g}M edges",
+        metric=EDGES_PER_S,
+        value=num_edges / loaded,
+        peer=Peer(name="ladybug", value=num_edges / seconds),
+        config={"edges": num_edges, "limit_s": LADYBUG_LIMIT_S},
+    )
 
 
 def _read(files: str) -> None:
@@ -112,23 +147,17 @@ def _load_batches(folder: Path, files: str, num_edges: int, num_batches: int) ->
     return time.perf_counter() - started
 
 
-def _load_ladybug(folder: Path, files: str) -> float:
-    ladybug = importlib.import_module("ladybug")
+def _load_ladybug(folder: Path, files: str) -> float | None:
+    """Seconds of LadybugDB's COPY, in a process of its own; None where it takes longer than its limit."""
     with duckdb.connect() as connection:
         for end in ("src", "dst"):
             connection.execute(
                 f"COPY (SELECT DISTINCT {end} AS id FROM '{files}') TO '{folder / f'{end}.parquet'}' (FORMAT parquet)"
             )
-    started = time.perf_counter()
-    database = ladybug.Database(str(folder / "ladybug"))
-    connection = ladybug.Connection(database)
-    connection.execute("CREATE NODE TABLE user(id INT64 PRIMARY KEY)")
-    connection.execute("CREATE NODE TABLE pin(id INT64 PRIMARY KEY)")
-    connection.execute("CREATE REL TABLE clicks(FROM user TO pin, time TIMESTAMP)")
-    connection.execute(f"COPY user FROM '{folder / 'src.parquet'}'")
-    connection.execute(f"COPY pin FROM '{folder / 'dst.parquet'}'")
-    connection.execute(f"COPY clicks FROM '{files}'")
-    seconds = time.perf_counter() - started
-    connection.close()
-    database.close()
-    return seconds
+    with tempfile.TemporaryDirectory(dir=folder) as database:
+        command = [sys.executable, "-c", _LADYBUG, database, str(folder), files]
+        try:
+            output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LADYBUG_LIMIT_S).stdout
+        except subprocess.TimeoutExpired:
+            return None
+    return float(output)
