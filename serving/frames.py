@@ -1,7 +1,7 @@
 """Frames: how a lookup travels over a bare stream socket, beside gRPC.
 
-Python's gRPC spends two thirds of a millisecond on a call, several times what a lookup takes. On one host, or one rack,
-the same protobuf messages go in frames instead. A frame is a header of 32 bytes, a message, and rows::
+Python's gRPC spends two thirds of a millisecond on a call, more than the lookup takes. On one host, or one rack, the
+same protobuf messages go in frames instead. A frame is a header of 32 bytes, a message, and rows::
 
     0   4 bytes   "MFF1"
     4   uint8     kind: 1 lookup, 2 describe, 3 authenticate; 16 answer, 17 refusal
