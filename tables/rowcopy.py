@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tables.halves import bits, load, store
+from tables.prefetch import prefetch
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Collisions = Literal["mean", "weighted", "first"]
 _MIN_VALUES_PER_THREAD: Final = 1 << 17
 _NONE: Final = -1
+_LINE_BYTES: Final = 64
+_AHEAD: Final = 16  # vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +191,10 @@ def _copy(  # noqa: C901, PLR0912  (one pass over memory)
             begin, end = first + row, min(first + row + 1, num_source)
         if begin >= end:
             continue
+        if begin + _AHEAD < len(positions):
+            _ask_for(
+                source, (positions[begin + _AHEAD] * source_width + column) * source.itemsize, len(columns) * source.itemsize
+            )
         num_filled += 1
         if end - begin > 1:
             num_collided += 1
@@ -216,6 +223,14 @@ def _copy(  # noqa: C901, PLR0912  (one pass over memory)
             _flush(partial, columns)
     _flush(partial, columns)
     return num_filled, num_vectors, num_collided, num_collided_vectors, squares_before, squares_after, fault
+
+
+@numba.njit(nogil=True, cache=True)
+def _ask_for(source: Any, start_byte: Any, num_bytes: Any) -> None:
+    """Begins to load a vector that will be read soon: by id, vectors are read in no order that a processor could guess."""
+    for line in range(0, num_bytes, _LINE_BYTES):
+        prefetch(source, np.intp(start_byte + line))
+    prefetch(source, np.intp(start_byte + num_bytes - 1))
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)
