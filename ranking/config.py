@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,6 +34,12 @@ class RankingConfig(BaseModel):
     )
     scratch_norm: float = Field(default=1.0, gt=0, description="root mean square norm of a random table's rows at the start")
     table_lr: float = Field(default=0.02, ge=0, description="row-wise Adagrad's learning rate of the tables")
+    facet_lrs: Mapping[str, float] = Field(
+        default_factory=dict, description="learning rate of a facet's tables in place of table_lr; 0 keeps them as they are"
+    )
+    thaw_after_steps: int = Field(
+        default=0, ge=0, description="steps in which only the upper model learns, before the tables begin to"
+    )
     upper_lr: float = Field(default=1e-3, gt=0, description="AdamW's learning rate of the upper model")
     weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay of the upper model")
     projected: int = Field(default=32, ge=1, description="elements that the rows, and the products, are projected to")
@@ -53,6 +61,11 @@ class RankingConfig(BaseModel):
             raise ValueError(f"pretrained_facets names {sorted(stray)}, which are not in facets {self.facets}")
         if self.facets and not self.features:
             raise ValueError(f"facets are {self.facets} but features are empty; name at least one id feature")
+        unknown = set(self.facet_lrs) - set(self.facets)
+        if unknown or not all(0 <= lr < math.inf for lr in self.facet_lrs.values()):
+            raise ValueError(f"facet_lrs is {dict(self.facet_lrs)}; expected rates of 0 or more of the facets {self.facets}")
+        if self.freeze_tables and (self.thaw_after_steps or self.facet_lrs):
+            raise ValueError("freeze_tables keeps all tables as they are; leave out thaw_after_steps and facet_lrs with it")
         return self
 
 

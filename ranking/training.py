@@ -248,7 +248,10 @@ class _Fit:
     def __init__(self, model: RankingModel, config: RankingConfig, generator: torch.Generator) -> None:
         self.model, self.config, self.generator = model, config, generator
         self.upper_optimizer = torch.optim.AdamW(model.upper.parameters(), lr=config.upper_lr, weight_decay=config.weight_decay)
-        self.table_optimizers = {spec.name: RowwiseAdagrad(spec.num_rows, config.table_lr) for spec in model.specs}
+        self.table_optimizers = {
+            spec.name: RowwiseAdagrad(spec.num_rows, config.facet_lrs.get(spec.facet, config.table_lr)) for spec in model.specs
+        }
+        self.num_steps = 0
         self.best: dict[str, Tensor] = {}
 
     def run(
@@ -300,7 +303,9 @@ class _Fit:
         model = self.model.train()
         with torch.no_grad():
             embeddings = model.lookup(batch.rows)
-        embeddings.requires_grad_(not self.config.freeze_tables)
+        learns = not self.config.freeze_tables and self.num_steps >= self.config.thaw_after_steps
+        embeddings.requires_grad_(learns)
+        self.num_steps += 1
         logits = model.upper(batch.dense, embeddings)
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], batch.ctr)
         cvr_losses = F.binary_cross_entropy_with_logits(logits[:, 1], batch.cvr, reduction="none")

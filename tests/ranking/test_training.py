@@ -150,3 +150,30 @@ def test_misfitting_arguments_are_refused(planted: Planted, results: dict[Arm, R
     wild = replace(planted.train, dense=np.full_like(planted.train.dense, np.nan))
     with pytest.raises(ValueError, match="not finite"):
         train(wild, planted.valid, arm_config("no_ids", **SMALL))
+
+
+def test_a_facet_can_learn_at_its_own_rate_or_not_at_all(planted: Planted) -> None:
+    start = fit(planted, "pretrained", max_epochs=1, freeze_tables=True).model.state_dict()
+    own = fit(planted, "pretrained", max_epochs=1, facet_lrs={"kge": 0.0}).model.state_dict()
+    for name, value in start.items():
+        if name.startswith("tables."):
+            assert torch.equal(own[name], value) == ("_kge." in name), name
+
+
+def test_tables_thaw_after_the_steps_that_were_asked_for(planted: Planted) -> None:
+    steps = -(-len(planted.train) // SMALL["batch_size"])
+    start, late, last = (
+        fit(planted, "pretrained", max_epochs=1, validations_per_epoch=1, **fields).model.table("pin_kge")
+        for fields in ({"freeze_tables": True}, {"thaw_after_steps": steps}, {"thaw_after_steps": steps - 1})
+    )
+    assert torch.equal(start, late)
+    # One step moves the pins of one batch, and no others.
+    moved = int((last != start).any(1).sum())
+    assert 0 < moved <= SMALL["batch_size"]
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="leave out thaw_after_steps"):
+        arm_config("pretrained", freeze_tables=True, thaw_after_steps=5)
+    with pytest.raises(ValidationError, match="expected rates of 0 or more of the facets"):
+        arm_config("pretrained", facet_lrs={"graphsage": 0.1})
