@@ -1,7 +1,8 @@
 """Squared error and microseconds a row of INT4 rounding: min/max, PyTorch's greedy search, and the least squares refit.
 
 relative_error is the sum of squared errors over the sum of squares. One thread, so that all three are compared alike, but
-for the case `refit, all threads`. min/max is FBGEMM's operator, greedy is quantized::embedding_bag_4bit_prepack; each case's
+for the case `refit, all threads`. us_per_row is by the clock, cpu_us_per_row the processor time that it took, which other
+work on the machine changes less. min/max is FBGEMM's operator, greedy is quantized::embedding_bag_4bit_prepack; each case's
 peer is the one before it in cost. Rows are drawn: normal with a length of its own for each row, and Student's t with 5
 degrees of freedom, whose tails are those of tables trained on skewed frequencies.
 """
@@ -21,6 +22,7 @@ from tables.codec import Rounding
 
 ERROR = Metric(name="relative_error", unit="", better=LOWER)
 MICROSECONDS = Metric(name="us_per_row", unit="us", better=LOWER)
+CPU_MICROSECONDS = Metric(name="cpu_us_per_row", unit="us", better=LOWER)
 DIM = 64
 _PEERS: dict[Rounding, Rounding] = {"greedy": "minmax", "refit": "greedy"}
 _ROUNDS = 3
@@ -33,21 +35,21 @@ def run(quick: bool) -> Iterator[Row]:
     for kind, vectors in _rows(num_rows).items():
         try:
             torch.set_num_threads(1)
-            found: dict[Rounding, tuple[float, float]] = {
+            found: dict[Rounding, tuple[float, float, float]] = {
                 "minmax": _measure(vectors, "minmax"),
                 "greedy": _measure(vectors[: num_rows // 10], "greedy"),
                 "refit": _measure(vectors, "refit"),
             }
             torch.set_num_threads(threads)
-            _, parallel = _measure(vectors, "refit")
+            _, parallel, _ = _measure(vectors, "refit")
         finally:
             torch.set_num_threads(threads)
         config = {"rows": num_rows, "dim": DIM, "precision": "int4", "kind": kind, "threads": 1}
-        for rounding, (error, microseconds) in found.items():
+        for rounding, values in found.items():
             peer = _PEERS.get(rounding)
-            for metric, value, position in ((ERROR, error, 0), (MICROSECONDS, microseconds, 1)):
+            for position, metric in enumerate((ERROR, MICROSECONDS, CPU_MICROSECONDS)):
                 beside = None if peer is None else Peer(name=peer, value=found[peer][position])
-                yield Row(case=f"{rounding}, {kind}", metric=metric, value=value, peer=beside, config=config)
+                yield Row(case=f"{rounding}, {kind}", metric=metric, value=values[position], peer=beside, config=config)
         beside = Peer(name="minmax", value=found["minmax"][0])
         yield Row(case=f"refit against minmax, {kind}", metric=ERROR, value=found["refit"][0], peer=beside, config=config)
         yield Row(
@@ -66,11 +68,14 @@ def _rows(num_rows: int) -> dict[str, Tensor]:
     return {"normal": torch.from_numpy(normal).float(), "student": torch.from_numpy(student).float()}
 
 
-def _measure(vectors: Tensor, rounding: Rounding) -> tuple[float, float]:
+def _measure(vectors: Tensor, rounding: Rounding) -> tuple[float, float, float]:
+    """Give the relative error, and the least of some rounds' clock and processor time for a row."""
     encode(vectors[:1000], "int4", rounding)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(_ROUNDS):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         encoded = encode(vectors, "int4", rounding)
         seconds.append(time.perf_counter() - started)
-    return relative_error(vectors, decode(encoded, DIM, "int4")), min(seconds) / len(vectors) * 1e6
+        cpu_seconds.append(time.process_time() - cpu_started)
+    per_row = 1e6 / len(vectors)
+    return relative_error(vectors, decode(encoded, DIM, "int4")), min(seconds) * per_row, min(cpu_seconds) * per_row
