@@ -1,4 +1,4 @@
-"""The README's code runs: its blocks, one after the other, in a fresh folder that holds what a checkout does.
+"""The code of the README and of the pages in docs runs: a page's blocks, in order, in a fresh folder with what a checkout has.
 
 `make` commands are not run from within the tests, which `make test` itself may have started: make only resolves them
 (`make -n`), so that a target that does not exist fails.
@@ -52,17 +52,25 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
     return tmp_path
 
 
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (Path(__file__).parents[2] / "docs").glob("*.md"))]
+
+
 @pytest.mark.timeout(600)  # many processes, which a busy machine makes slow
-def test_every_block_of_the_readme_runs(repository: Path, checkout: Path):
-    blocks = read_blocks((repository / "README.md").read_text())
-    assert {block.language for block in blocks} == LANGUAGES
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(repository: Path, checkout: Path, page: str):
+    blocks = read_blocks((repository / page).read_text())
+    assert {block.language for block in blocks} <= LANGUAGES | {""}  # without a language: drawings, nothing to run
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "PYTHONPATH": str(repository)}
-    for block in blocks:
+    for block in (block for block in blocks if block.language):
         command = command_of(block, repository)
         ran = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
         output = f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
-        assert ran.returncode == 0, f"README.md:{block.line}, {block.language} block:\n{block.code}\n{output}"
+        assert ran.returncode == 0, f"{page}:{block.line}, {block.language} block:\n{block.code}\n{output}"
+
+
+def test_the_pages_with_code_are_among_those_that_run():
+    assert {"README.md", "docs/graphdb.md"} <= set(PAGES)
 
 
 def test_the_readme_begins_with_the_two_commands_that_a_newcomer_needs(repository: Path):
@@ -78,9 +86,10 @@ def test_a_make_target_that_does_not_exist_fails_the_block(repository: Path, che
     assert "no-such-target" in ran.stderr
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md"])
+@pytest.mark.parametrize("document", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "requirements/README.md"])
 def test_links_to_files_lead_somewhere(repository: Path, document: str):
     path = repository / document
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)\)", prose):
         if not target.startswith("https://"):
             assert (path.parent / target).exists(), f"{document}: {target} does not exist"
