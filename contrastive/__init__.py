@@ -2,14 +2,17 @@
 
 from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation
 from contrastive.evaluation import evaluate
+from contrastive.positives import Positives
 from contrastive.result import ContrastiveResult
-from contrastive.trainer import train
+from contrastive.trainer import train, train_pairs
 
 __all__ = [
     "ComposedTower",
     "ContrastiveConfig",
     "ContrastiveResult",
     "ContrastiveValidation",
+    "Positives",
     "evaluate",
     "train",
+    "train_pairs",
 ]

@@ -96,7 +96,10 @@ class ContrastiveConfig(BaseModel):
         default=None, description="softmax: correct scores for the chance of being drawn as a negative (default: yes)"
     )
 
-    lr: float = Field(default=0.1, gt=0, description="learning rate (row-wise Adagrad)")
+    optimizer: Literal["adagrad", "adam"] = Field(
+        default="adagrad", description="row-wise Adagrad (a number of state a row), or row-wise Adam (dim + 2 of them)"
+    )
+    lr: float = Field(default=0.1, gt=0, description="learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="the learning rate over the steps: as it is, or down to 0 along a half cosine"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,6 +65,23 @@ class Positives:
             first_times=self.first_times[mask],
             num_queries=self.num_queries,
             num_items=self.num_items,
+        )
+
+    @classmethod
+    def from_pairs(cls, queries: NDArray[Any], items: NDArray[Any], *, num_queries: int, num_items: int) -> Positives:
+        """Take plain pairs [E], each of weight 1 and without a time; one that stands twice counts double.
+
+        Raises:
+            ValueError: if the columns' lengths differ or a row lies outside its table.
+        """
+        PairIndex(queries, items, num_left=num_queries, num_right=num_items)  # checks them
+        return cls.merge(
+            queries.astype(np.int32),
+            items.astype(np.int32),
+            np.ones(len(queries)),
+            np.full(len(queries), _UNTIMED),
+            num_queries=num_queries,
+            num_items=num_items,
         )
 
     @classmethod

@@ -22,6 +22,7 @@ from contrastive.vectors import History
 from tables.checkpoint import SavedState
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
+from tables.rowwise_adam import RowwiseAdam
 from tables.snapshot import OptimizerRows
 from tables.training import Lifecycle, Position, TrainingRun
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from contrastive.towers import Batch
     from graphdb import GraphView
     from tables.pairs import PairIndex
+    from tables.warmstart import WarmStart
 
-__all__ = ["Trainer", "TrainerState", "train"]
+__all__ = ["Trainer", "TrainerState", "train", "train_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +82,51 @@ def train(
     trainer = Trainer(towers, config, generator)
     state, warm_start = trainer.state, lifecycle.warm_start
     if warm_start is not None:
+        if config.optimizer == "adam" and warm_start.config.pull:
+            raise ValueError("a pull towards the warm start's rows goes with Adagrad only: set pull=0 or optimizer='adagrad'")
         warm_start.apply(state.tables, state.optimizers, view.node_ids, facet="contrastive")
     run.resume(state)
+    return _run(trainer, run, positives, held_out, progress, warm_start)
+
+
+def train_pairs(
+    positives: Positives,
+    config: ContrastiveConfig,
+    *,
+    held_out: Positives | None = None,
+    progress: Callable[[Mapping[str, float]], None] | None = None,
+) -> ContrastiveResult:
+    """Learn tables of queries and of items from plain pairs, without a graph.
+
+    Args:
+        positives: the pairs to learn from (`Positives.from_pairs`).
+        config: the loss and how it is trained; what it says of relations, validation's choice and composed towers is of graphs.
+        held_out: pairs to rank after each epoch, among all items that their query has not in `positives`; None for none.
+        progress: called with the history's row after each epoch.
+
+    Returns:
+        Tables, history and metrics.
+
+    Raises:
+        ValueError: if the configuration asks for what only a graph has, or the loss stops being a number.
+    """
+    if config.composed or config.relation_weights or config.half_life_days:
+        raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
+    trainer = Trainer([Tower(config.item_type, positives, config, share=1.0)], config, np.random.default_rng(config.seed))
+    if held_out is None:
+        held_out = positives.keep(np.zeros(len(positives), dtype=np.bool_))
+    return _run(trainer, TrainingRun(), positives, held_out, progress, None)
+
+
+def _run(
+    trainer: Trainer,
+    run: TrainingRun,
+    positives: Positives,
+    held_out: Positives,
+    progress: Callable[[Mapping[str, float]], None] | None,
+    warm_start: WarmStart | None,
+) -> ContrastiveResult:
+    config, state = trainer.config, trainer.state
     seen, relevant = positives.index(), held_out.index()
     for epoch in range(state.position.epoch + 1, config.epochs + 1):
         row = trainer.run_epoch(run)
@@ -129,6 +174,9 @@ class TrainerState:
         """Give all of it but the position, which the run saves."""
         tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
         tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
+        for node_type, optimizer in self.optimizers.items():
+            if isinstance(optimizer, RowwiseAdam):
+                tensors |= {f"momentum/{node_type}": optimizer.momentum, f"steps/{node_type}": optimizer.steps}
         tensors |= {f"queue/{node_type}": torch.from_numpy(sampler.queue) for node_type, sampler in self.samplers.items()}
         return SavedState(
             tensors=tensors | {"temperature": self.temperature.state, "hard": torch.from_numpy(self.hard)}, fields={}
@@ -138,7 +186,11 @@ class TrainerState:
         """Go to where `save` was called, in place."""
         for node_type, table in self.tables.items():
             table.copy_(saved.tensors[f"table/{node_type}"])
-            self.optimizers[node_type].state.copy_(saved.tensors[f"adagrad/{node_type}"])
+            optimizer = self.optimizers[node_type]
+            optimizer.state.copy_(saved.tensors[f"adagrad/{node_type}"])
+            if isinstance(optimizer, RowwiseAdam):
+                optimizer.momentum.copy_(saved.tensors[f"momentum/{node_type}"])
+                optimizer.steps.copy_(saved.tensors[f"steps/{node_type}"])
         for node_type, sampler in self.samplers.items():
             sampler.queue = saved.tensors[f"queue/{node_type}"].numpy()
         self.temperature.state.copy_(saved.tensors["temperature"])
@@ -166,7 +218,7 @@ class Trainer:
                 node_type: torch.randn(count, config.dim, generator=seeded) * config.init_scale
                 for node_type, count in num_rows.items()
             },
-            optimizers={node_type: RowwiseAdagrad(count, config.lr) for node_type, count in num_rows.items()},
+            optimizers={node_type: _build_optimizer(config, count) for node_type, count in num_rows.items()},
             samplers={tower.node_type: tower.sampler for tower in towers},
             hard=np.empty((0, 0), dtype=np.int32),
             temperature=Temperature(config.temperature or 1.0, lr=config.temperature_lr),
@@ -276,3 +328,7 @@ class Trainer:
             for tower in self.towers:
                 if math.floor((step + 1) * tower.share) > math.floor(step * tower.share):
                     yield tower
+
+
+def _build_optimizer(config: ContrastiveConfig, num_rows: int) -> RowwiseAdagrad:
+    return RowwiseAdam(num_rows, config.dim, config.lr) if config.optimizer == "adam" else RowwiseAdagrad(num_rows, config.lr)

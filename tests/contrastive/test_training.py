@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 import contrastive
-from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
 from contrastive.positives import read_positives
 from contrastive.towers import Tower
 from contrastive.trainer import Trainer
@@ -175,8 +175,9 @@ def test_two_towers_of_one_node_type_are_refused() -> None:
         {"temperature": 0.5, "temperature_lr": 0.05, "positives_per_query": 4},
         {"temperature": 0.2, "history": 1.0, "positives_per_query": 4, "lr_schedule": "cosine"},
         {"temperature": 0.2, "history": 0.5, "num_hard": 2},
+        {"temperature": 0.2, "optimizer": "adam", "lr": 0.03},
     ],
-    ids=["ccl", "bpr with hard negatives", "learned temperature", "all history", "half history"],
+    ids=["ccl", "bpr with hard negatives", "learned temperature", "all history", "half history", "adam"],
 )
 def test_every_option_learns_the_planted_groups(view: GraphView, options: dict[str, object]) -> None:
     result = contrastive.train(view, ContrastiveConfig.model_validate(SMALL | options))
@@ -213,3 +214,16 @@ def test_options_of_another_loss_are_refused() -> None:
         ContrastiveConfig(loss="ccl", logq=True)
     with pytest.raises(ValueError, match="it must be a multiple of that, got 100"):
         ContrastiveConfig(batch_size=100, positives_per_query=16)
+
+
+def test_plain_pairs_train_like_the_view_that_holds_them(view: GraphView) -> None:
+    config = ContrastiveConfig.model_validate(SMALL | {"composed": (), "epochs": 2})
+    of_view = read_positives(view, config)
+    pairs = Positives.from_pairs(of_view.queries, of_view.items, num_queries=72, num_items=121)
+
+    result = contrastive.train_pairs(pairs, config, held_out=pairs)
+
+    assert result.vectors["user"].shape == (72, 16)
+    assert result.metrics["recall@20"] > 0.3
+    with pytest.raises(ValueError, match="composed, relation_weights and half_life_days need a graph"):
+        contrastive.train_pairs(pairs, config.model_copy(update={"half_life_days": 3.0}))

@@ -1,0 +1,127 @@
+"""Recall@20 and NDCG@20 of contrastive tables on Gowalla (the LightGCN split), by full ranking.
+
+The peer is the published figure of matrix factorisation with the cosine contrastive loss at dimension 64 (Mao et al., CIKM
+2021). Protocol: a mean over all users with test items, items of the training pairs left out, NDCG's ideal cut at 20. The
+configuration was chosen on the validation pairs; the final fit has train and validation together, and the test pairs are read
+for the last figure only. A run is cached by its configuration's hash, so that a table of seeds grows run by run.
+
+The data is looked for in $MULTIFACET_GOWALLA, then in ../shared/data/gowalla beside the project.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from benchmarks.harness import HIGHER, Metric, Peer, Row
+from contrastive import ContrastiveConfig, Positives, train_pairs
+
+RECALL = Metric(name="recall_at_20", unit="", better=HIGHER)
+NDCG = Metric(name="ndcg_at_20", unit="", better=HIGHER)
+NUM_USERS: Final = 29_858
+NUM_ITEMS: Final = 40_981
+NUM_PAIRS: Final = {"train": 719_081, "valid": 91_047, "test": 217_242}
+PUBLISHED: Final = {"recall@20": 0.1837, "ndcg@20": 0.1493}
+CONFIG: Final = ContrastiveConfig(
+    dim=64,
+    history=1.0,
+    temperature=0.1,
+    batch_size=8192,
+    positives_per_query=16,
+    num_uniform=4096,
+    num_degree=0,
+    optimizer="adam",
+    lr=0.03,
+    lr_schedule="cosine",
+    init_scale=0.01,
+    epochs=15,
+)
+_CACHE: Final = Path(os.environ.get("MULTIFACET_BENCHMARK_CACHE", "runs/benchmarks/contrastive_quality"))
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """One epoch on the validation pairs when quick, else the final fit of each of $MULTIFACET_SEEDS (default 0,1,2)."""
+    if quick:
+        config = CONFIG.model_copy(update={"epochs": 1})
+        yield from _rows(_fit(config, final=False), config, "validation, one epoch", None)
+        return
+    for seed in (int(seed) for seed in os.environ.get("MULTIFACET_SEEDS", "0,1,2").split(",")):
+        config = CONFIG.model_copy(update={"seed": seed})
+        yield from _rows(_cached(config), config, f"test, seed {seed}", PUBLISHED)
+
+
+def find_data() -> Path:
+    """The folder of the three files.
+
+    Raises:
+        FileNotFoundError: It is nowhere; says where it was looked for.
+    """
+    places = [Path(os.environ.get("MULTIFACET_GOWALLA", "")), Path("../shared/data/gowalla")]
+    for place in places:
+        if (place / "train.txt.gz").exists():
+            return place
+    looked_in = [str(place) for place in places]
+    raise FileNotFoundError(
+        f"no train.txt.gz, valid.txt.gz and test.txt.gz of Gowalla in {looked_in}; set MULTIFACET_GOWALLA "
+        "to their folder (a user a line, then its items)"
+    )
+
+
+def read_pairs(split: str) -> Positives:
+    """Reads the pairs of a split, and checks their number."""
+    users, items = [], []
+    with gzip.open(find_data() / f"{split}.txt.gz", "rt") as file:
+        for line in file:
+            user, *own = map(int, line.split())
+            users += [user] * len(own)
+            items += own
+    if len(users) != NUM_PAIRS[split]:
+        raise ValueError(f"{split} has {len(users)} pairs, expected {NUM_PAIRS[split]}")
+    return Positives.from_pairs(np.array(users), np.array(items), num_queries=NUM_USERS, num_items=NUM_ITEMS)
+
+
+def _fit(config: ContrastiveConfig, *, final: bool) -> dict[str, float]:
+    train, valid = read_pairs("train"), read_pairs("valid")
+    held_out = valid
+    if final:
+        train = Positives.from_pairs(
+            np.concatenate([train.queries, valid.queries]),
+            np.concatenate([train.items, valid.items]),
+            num_queries=NUM_USERS,
+            num_items=NUM_ITEMS,
+        )
+        held_out = read_pairs("test")
+    # Only the last epoch is ranked: the test pairs must choose nothing.
+    validation = config.validation.model_copy(update={"every": config.epochs})
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = train_pairs(train, config.model_copy(update={"validation": validation}), held_out=held_out)
+    spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+    return result.metrics | spent | {"num_threads": float(torch.get_num_threads())}
+
+
+def _cached(config: ContrastiveConfig) -> dict[str, float]:
+    key = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+    path = _CACHE / f"gowalla-{key}.json"
+    if path.exists():
+        metrics: dict[str, float] = json.loads(path.read_text())
+        return metrics
+    metrics = _fit(config, final=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(metrics))
+    return metrics
+
+
+def _rows(metrics: dict[str, float], config: ContrastiveConfig, case: str, published: dict[str, float] | None) -> Iterator[Row]:
+    settings: dict[str, Any] = {"contrastive": config.model_dump(mode="json"), "metrics": metrics}
+    for metric, name in ((RECALL, "recall@20"), (NDCG, "ndcg@20")):
+        peer = Peer(name="MF with CCL (published)", value=published[name]) if published else None
+        yield Row(case=case, metric=metric, value=metrics[name], peer=peer, config=settings)
