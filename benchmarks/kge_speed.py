@@ -178,7 +178,7 @@ class _PlainTorch:
             scores = scores + torch.from_numpy(side.candidates.bias)[:, None]
             targets = torch.from_numpy(side.candidates.targets).long()
             losses.append(torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none"))
-        loss = sum((each * weights.flatten()).sum() for each in losses)
+        loss = torch.stack([(each * weights.flatten()).sum() for each in losses]).sum()
         gradients = torch.autograd.grad(loss, [*leaves, *key_leaves])
         with torch.no_grad():
             distinct, sums = _sum_by_row(rows, gradients[: len(rows)])
@@ -193,15 +193,15 @@ class _PlainTorch:
             return float(sum(each.detach()[real].sum() for each in losses))
 
     def _name(self, numbers: Tensor, *, projects: bool) -> dict[str, Tensor]:
-        parts = numbers.split([size.numel() for size in self._sizes.values()], dim=-1)
+        parts = torch.split(numbers, [size.numel() for size in self._sizes.values()], dim=-1)
         named = {}
         for part, (name, size) in zip(parts, self._sizes.items(), strict=True):
-            named[name] = part[:, 0].unflatten(-1, size) if projects and len(size) == 2 else part  # type: ignore[no-untyped-call]
+            named[name] = torch.unflatten(part[:, 0], -1, size) if projects and len(size) == 2 else part
         return named
 
 
 def _sum_by_row(rows: list[Tensor], gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    distinct, places = torch.cat([part.flatten() for part in rows]).unique(return_inverse=True)
+    distinct, places = torch.unique(torch.cat([part.flatten() for part in rows]), return_inverse=True)
     flat = torch.cat([gradient.flatten(0, -2) for gradient in gradients])
     return distinct, flat.new_zeros(len(distinct), flat.shape[1]).index_add_(0, places, flat)
 

@@ -204,7 +204,7 @@ def _ccl(
         _mask(row, first + number, masked_indptr, masked_slots)
         # An unmasked positive is a negative of the query's other positives, not of itself.
         num_own = np.int64(row[targets[0]] > -np.inf)
-        share = weight / np.float32(max(_count_finite(row) - num_own, 1))
+        share = weight / np.float32(max(int(_count_finite(row) - num_own), 1))
         if num_own:
             for slot in targets:
                 loss -= share * max(row[slot] - margin, np.float32(0.0))

@@ -276,9 +276,10 @@ class FullTrainer:
 
     def _parameters(self, rows: Tensor) -> dict[str, Tensor]:
         """Name the parameters that lie side by side in rows of the relation table, [P] or [n, P]."""
-        parts = rows.split([math.prod(shape) for shape in self._relation_shapes.values()], dim=-1)
+        parts = torch.split(rows, [math.prod(shape) for shape in self._relation_shapes.values()], dim=-1)
         return {
-            name: part.unflatten(-1, shape) for part, (name, shape) in zip(parts, self._relation_shapes.items(), strict=True)
+            name: torch.unflatten(part, -1, shape)
+            for part, (name, shape) in zip(parts, self._relation_shapes.items(), strict=True)
         }
 
     def _steps(self) -> Iterator[list[_Piece]]:

@@ -301,4 +301,4 @@ def _count(
 @numba.njit(nogil=True, cache=True)
 def _holds(ascending: Any, value: Any) -> bool:
     place = np.searchsorted(ascending, value)
-    return place < len(ascending) and ascending[place] == value
+    return bool(place < len(ascending) and ascending[place] == value)

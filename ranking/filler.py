@@ -161,7 +161,7 @@ class TableFiller:
     def _fill_noise(self, weights: Tensor, rows: Tensor, first: int, columns: slice, norm: float) -> None:
         """Draw noise by blocks of the table's rows, so that a row's noise does not depend on the sharding."""
         blocks = (rows + first) // _BLOCK_ROWS
-        for block in blocks.unique().tolist():
+        for block in torch.unique(blocks).tolist():
             chosen = rows[blocks == block]
             # A Philox key of seed and block: another block, another stream.
             noise = np.random.Generator(np.random.Philox(key=[self.source.seed, block])).standard_normal(

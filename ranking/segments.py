@@ -33,7 +33,7 @@ def standard_segments(examples: Examples, training: Examples, *, head_share: flo
     """
     if not 0 < head_share < 1:
         raise ValueError(f"head_share is {head_share}; expected between 0 and 1")
-    segments = {}
+    segments: dict[str, NDArray[np.bool_]] = {}
     for feature in ("user", "pin"):
         known = np.isin(examples.ids(feature), training.ids(feature))
         segments |= {f"old_{feature}s": known, f"new_{feature}s": ~known}

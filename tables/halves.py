@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core.errors import TypingError
-
-# Not strict: the implementations are not annotated as the signatures are.
-from numba.extending import intrinsic, overload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+# numba's own annotations describe what it compiles, not what a caller sees.
+_intrinsic: Any = extending.intrinsic
+_overload: Any = extending.overload
 
 # dtype -> (torch's integer type of the same width, NumPy's type that stands for the format in kernels)
 _BITS: Final[dict[torch.dtype, tuple[torch.dtype, type[Any]]]] = {
@@ -55,7 +56,7 @@ def store(array: Any, index: Any, value: Any) -> None:
     raise NotImplementedError("only inside numba kernels")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def from_fp16(_context: Any, _value: Any) -> Any:
     """Turns FP16 bits (uint16) into float32."""
 
@@ -65,7 +66,7 @@ def from_fp16(_context: Any, _value: Any) -> Any:
     return types.float32(types.uint16), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def to_fp16(_context: Any, _value: Any) -> Any:
     """Rounds float32 to FP16 bits (uint16)."""
 
@@ -75,7 +76,7 @@ def to_fp16(_context: Any, _value: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def _as_float(_context: Any, _value: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -83,7 +84,7 @@ def _as_float(_context: Any, _value: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic  # type: ignore[untyped-decorator]
 def _as_bits(_context: Any, _value: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -91,7 +92,8 @@ def _as_bits(_context: Any, _value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@overload(load, strict=False)  # type: ignore[untyped-decorator]
+# Not strict: the implementations are not annotated as the signatures are.
+@_overload(load, strict=False)  # type: ignore[untyped-decorator]
 def _load(array: Any, index: Any) -> Any:  # noqa: ARG001
     if array.dtype == types.float32:
         return lambda array, index: array[index]
@@ -102,7 +104,7 @@ def _load(array: Any, index: Any) -> Any:  # noqa: ARG001
     raise TypingError(f"no number format is known for {array.dtype}")
 
 
-@overload(store, strict=False)  # type: ignore[untyped-decorator]
+@_overload(store, strict=False)  # type: ignore[untyped-decorator]
 def _store(array: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     if array.dtype == types.float32:
 

@@ -218,7 +218,9 @@ class MixedTable:
             outside = wanted[(wanted < 0) | (wanted >= self.num_rows)]
             raise IndexError(f"row {int(outside[0])} is out of range; the table has rows 0 to {self.num_rows - 1}.")
         if self._addresses is None:
-            ((precision, block),) = self._blocks.items() or (("fp32", torch.empty((0, 4 * self.dim), dtype=torch.uint8)),)
+            if not self._blocks:
+                return torch.empty((0, self.dim))
+            ((precision, block),) = self._blocks.items()
             return decode(block[wanted], self.dim, precision)
         addresses = self._addresses[wanted]
         tiers, slots = addresses >> _SLOT_BITS, addresses & np.uint32((1 << _SLOT_BITS) - 1)

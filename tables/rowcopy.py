@@ -218,7 +218,7 @@ def _copy(  # noqa: C901, PLR0912  (one pass over memory)
                 store(target, target_start + np.uintp(element), buffer[np.uintp(element)])
             if not after <= limit and fault == _NONE and _exceeds(target, target_start, width):
                 fault = row
-        squares_after += after
+        squares_after += float(after)
         if num_filled % 256 == 0:
             _flush(partial, columns)
     _flush(partial, columns)
