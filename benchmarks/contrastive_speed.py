@@ -1,0 +1,105 @@
+"""Positives a second of contrastive training, beside plain torch on the same batches.
+
+The peer torch is what one would write: nn.Embedding with sparse gradients, one row of scores for each positive against the same
+candidates, known positives masked, logQ subtracted, cross-entropy, autograd, and torch's Adagrad. Both draw nothing within the
+time measured: they get the same prepared batches. The first step's losses of the two must agree, or there is no result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import HIGHER, Metric, Peer, Row
+from contrastive import ContrastiveConfig, Positives
+from contrastive.towers import Batch, Tower
+from contrastive.trainer import Trainer
+from tables.lanes import Lanes
+
+PAIRS_PER_S = Metric(name="pairs_per_s", unit="1/s", better=HIGHER)
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """6 steps a case when quick, else 40, the fastest third counted; 200k users, 50k pins, 4M pairs (quick: a tenth)."""
+    scale, num_steps = (10, 6) if quick else (1, 40)
+    generator = np.random.default_rng(0)
+    num_users, num_pins, num_pairs = 200_000 // scale, 50_000 // scale, 4_000_000 // scale
+    users = (generator.random(num_pairs) ** 2 * num_users).astype(np.int32)
+    pins = (generator.random(num_pairs) ** 2 * num_pins).astype(np.int32)
+    positives = Positives.from_pairs(users, pins, num_queries=num_users, num_items=num_pins)
+    for per_query in (1, 16):
+        config = ContrastiveConfig(batch_size=2048, positives_per_query=per_query, num_uniform=1024, num_degree=0)
+        tower = Tower("pin", positives, config, share=1.0)
+        batches = [tower.draw(generator) for _ in range(num_steps)]
+        own, peer = _Own(tower, config), _Torch(Trainer([tower], config, generator).state.tables, config)
+        losses = own.step(batches[0]), peer.step(batches[0])
+        if abs(losses[0] - losses[1]) > 1e-3 * losses[1]:
+            raise RuntimeError(f"the two trainings differ at the first step: {losses}")
+        yield Row(
+            case=f"{per_query} positives a query",
+            metric=PAIRS_PER_S,
+            value=_pairs_per_s(own, batches),
+            peer=Peer(name="torch", value=_pairs_per_s(peer, batches)),
+            config={
+                "contrastive": config.model_dump(mode="json"),
+                "users": num_users,
+                "pins": num_pins,
+                "pairs": len(positives),
+                "candidates": int(np.mean([len(batch.candidates.rows) for batch in batches])),
+                "steps": num_steps,
+                "torch_threads": torch.get_num_threads(),
+            },
+        )
+
+
+class _Own:
+    def __init__(self, tower: Tower, config: ContrastiveConfig) -> None:
+        self._tower = tower
+        self._trainer = Trainer([tower], config, np.random.default_rng(0))
+
+    def step(self, batch: Batch) -> float:
+        with Lanes() as lanes:
+            return self._trainer.step(self._tower, batch, lanes)
+
+
+class _Torch:
+    def __init__(self, tables: dict[str, Tensor], config: ContrastiveConfig) -> None:
+        self._config = config
+        self._users = torch.nn.Embedding.from_pretrained(tables["user"].clone(), freeze=False, sparse=True)
+        self._pins = torch.nn.Embedding.from_pretrained(tables["pin"].clone(), freeze=False, sparse=True)
+        self._optimizer = torch.optim.Adagrad([self._users.weight, self._pins.weight], lr=config.lr)
+
+    def step(self, batch: Batch) -> float:
+        candidates, targets = batch.candidates, batch.candidates.targets
+        of_query = np.repeat(np.arange(len(batch.queries)), np.diff(targets.indptr))
+        queries = F.normalize(self._users(torch.from_numpy(batch.queries[of_query])))
+        logits = queries @ F.normalize(self._pins(torch.from_numpy(candidates.rows))).t() / (self._config.temperature or 1.0)
+        logits = logits - torch.from_numpy(candidates.log_inclusion)
+        slots = torch.from_numpy(targets.slots).long()
+        if candidates.masked is not None:
+            mask = torch.zeros(len(batch.queries), len(candidates.rows), dtype=torch.bool)
+            rows = np.repeat(np.arange(len(batch.queries)), np.diff(candidates.masked.indptr))
+            mask[torch.from_numpy(rows), torch.from_numpy(candidates.masked.slots).long()] = True
+            hidden = mask[torch.from_numpy(of_query)]
+            hidden[torch.arange(len(slots)), slots] = False
+            logits = logits.masked_fill(hidden, -torch.inf)
+        loss = F.cross_entropy(logits, slots)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+
+def _pairs_per_s(training: _Own | _Torch, batches: list[Batch]) -> float:
+    seconds = []
+    for batch in batches:
+        started = time.perf_counter()
+        training.step(batch)
+        seconds.append(time.perf_counter() - started)
+    fastest = sorted(seconds)[: max(1, len(seconds) // 3)]
+    return len(batches[0]) * len(fastest) / sum(fastest)
