@@ -1,6 +1,6 @@
 """Contrastive pretraining of user and pin tables."""
 
-from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation, PositiveWalks
 from contrastive.evaluation import evaluate
 from contrastive.positives import Positives
 from contrastive.result import ContrastiveResult
@@ -11,6 +11,7 @@ __all__ = [
     "ContrastiveConfig",
     "ContrastiveResult",
     "ContrastiveValidation",
+    "PositiveWalks",
     "Positives",
     "evaluate",
     "train",

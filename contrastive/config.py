@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contrastive.losses import LossName
 
-__all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation"]
+__all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks"]
 
 
 class ComposedTower(BaseModel):
@@ -22,6 +22,18 @@ class ComposedTower(BaseModel):
     node_type: str = Field(description="node type of the table")
     through: str = Field(description="relation between items and that type, in either direction")
     share: float = Field(default=0.25, gt=0, le=1, description="steps of this tower for each step of the items")
+
+
+class PositiveWalks(BaseModel):
+    """More positives, from random walks query-item-query-item over the training positives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_walks: int = Field(default=10, ge=1, description="walks from each query; each step goes in proportion to weight")
+    hops: int = Field(default=1, ge=1, description="times that a walk goes on from the item to another query and its item")
+    weight: float = Field(
+        default=0.2, gt=0, description="weight of a query's walks together, for each weight of its own positives together"
+    )
 
 
 class ContrastiveValidation(BaseModel):
@@ -49,6 +61,9 @@ class ContrastiveConfig(BaseModel):
     )
     half_life_days: float | None = Field(
         default=None, gt=0, description="age at which a timed edge counts half, before the window's end; None for no decay"
+    )
+    walks: PositiveWalks | None = Field(
+        default=None, description="more positives of the items' tower, from walks over them; None for none"
     )
     composed: tuple[ComposedTower, ...] = Field(default=(), description="further tables over the items' relations")
 

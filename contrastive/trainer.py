@@ -19,6 +19,7 @@ from contrastive.result import ContrastiveResult
 from contrastive.step import Stepper, Temperature
 from contrastive.towers import Tower
 from contrastive.vectors import History
+from contrastive.walks import add_walks
 from tables.checkpoint import SavedState
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
@@ -75,11 +76,11 @@ def train(
     )
     generator = np.random.default_rng(config.seed)
     positives, held_out = hold_out_latest(read_positives(view, config), config.validation, generator)
-    towers = [Tower(config.item_type, positives, config, share=1.0)]
+    towers = [_item_tower(positives, config)]
     for composed in config.composed:
         pairs = compose(positives, view, config.item_type, composed)
         towers.append(Tower(composed.node_type, pairs, config, share=composed.share))
-    trainer = Trainer(towers, config, generator)
+    trainer = Trainer(towers, config, generator, history=positives.index())
     state, warm_start = trainer.state, lifecycle.warm_start
     if warm_start is not None:
         if config.optimizer == "adam" and warm_start.config.pull:
@@ -112,7 +113,7 @@ def train_pairs(
     """
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
-    trainer = Trainer([Tower(config.item_type, positives, config, share=1.0)], config, np.random.default_rng(config.seed))
+    trainer = Trainer([_item_tower(positives, config)], config, np.random.default_rng(config.seed), history=positives.index())
     if held_out is None:
         held_out = positives.keep(np.zeros(len(positives), dtype=np.bool_))
     return _run(trainer, TrainingRun(), positives, held_out, progress, None)
@@ -204,9 +205,17 @@ class Trainer:
         towers: the items' tower first, then the composed ones.
         config: the loss and how it is trained.
         generator: source of positives and negatives.
+        history: the items of each query that its vector may be blended with; the first tower's positives by default.
     """
 
-    def __init__(self, towers: list[Tower], config: ContrastiveConfig, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        towers: list[Tower],
+        config: ContrastiveConfig,
+        generator: np.random.Generator,
+        *,
+        history: PairIndex | None = None,
+    ) -> None:
         self.towers = towers
         self.config = config
         items = towers[0].positives
@@ -224,7 +233,7 @@ class Trainer:
             temperature=Temperature(config.temperature or 1.0, lr=config.temperature_lr),
             position=Position(generator=generator),
         )
-        self._history = History(share=config.history, items=towers[0].known)
+        self._history = History(share=config.history, items=towers[0].known if history is None else history)
         self._stepper = Stepper(
             config,
             tables=self.state.tables,
@@ -328,6 +337,12 @@ class Trainer:
             for tower in self.towers:
                 if math.floor((step + 1) * tower.share) > math.floor(step * tower.share):
                     yield tower
+
+
+def _item_tower(positives: Positives, config: ContrastiveConfig) -> Tower:
+    if config.walks is not None:
+        positives = add_walks(positives, config.walks, seed=config.seed)
+    return Tower(config.item_type, positives, config, share=1.0)
 
 
 def _build_optimizer(config: ContrastiveConfig, num_rows: int) -> RowwiseAdagrad:
