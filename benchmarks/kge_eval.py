@@ -1,6 +1,6 @@
 """Test triples ranked a second, both sides, filtered: ComplEx d=100 on FB15k-237; and the memory that 1M entities take.
 
-The peers rank the first of the same triples with the same vectors: `torch` by chunks of one product, a mask of known answers and
+The peers rank some of the same triples with the same vectors: `torch` by chunks of one product, a known-answer mask and two
 comparisons; `pykeen` by its own evaluator. Each must find the same MRR for what both ranked, or the run fails. Vectors are
 random: a rank costs the same whatever it is. Where FB15k-237 is not found, a random graph of its size stands in.
 """
@@ -67,11 +67,11 @@ def run(quick: bool) -> Iterator[Row]:
         seconds.append(time.perf_counter() - begin)
     config = {"dataset": dataset, "model": "complex", "dim": DIM, "triples": len(tested), "threads": torch.get_num_threads()}
     for name, peer, num_triples in (
-        ("torch", rank_with_torch, 1000 if quick else 4000),
-        ("pykeen", rank_with_pykeen, 400 if quick else 2000),
+        ("torch", rank_with_torch, 500 if quick else 2000),
+        ("pykeen", rank_with_pykeen, 100 if quick else 500),
     ):
         part = tested.take(slice(num_triples))
-        peer(predictor, part.take(slice(64)), split)  # warm
+        peer(predictor, part.take(slice(16)), split)  # warm
         begin = time.perf_counter()
         mrr = peer(predictor, part, split)
         peer_seconds = time.perf_counter() - begin
@@ -199,6 +199,12 @@ def rank_with_pykeen(predictor: LinkPredictor, triples: TripleSet, split: Triple
             weights.copy_(torch.view_as_real(rows).reshape(weights.shape))
     mapped = torch.from_numpy(np.stack([triples.heads, triples.relations, triples.tails], axis=1)).long()
     result = RankBasedEvaluator(clear_on_finalize=True).evaluate(
-        model, mapped, additional_filter_triples=[known], batch_size=64, use_tqdm=False, pre_filtered_triples=False
+        model,
+        mapped,
+        additional_filter_triples=[known],
+        batch_size=64,
+        use_tqdm=False,
+        pre_filtered_triples=False,
+        do_time_consuming_checks=False,
     )
     return float(result.get_metric("both.realistic.inverse_harmonic_mean_rank"))

@@ -2,6 +2,8 @@
 
 from kge.config import KgeConfig, KgeValidation
 from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
+from kge.full_config import FullSoftmaxConfig
+from kge.full_training import train_against_all
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
@@ -12,6 +14,7 @@ __all__ = [
     "ComplEx",
     "DistMult",
     "EdgeList",
+    "FullSoftmaxConfig",
     "KgeConfig",
     "KgeResult",
     "KgeValidation",
@@ -29,5 +32,6 @@ __all__ = [
     "evaluate_sampled",
     "known_pairs",
     "train",
+    "train_against_all",
     "train_triples",
 ]

@@ -25,6 +25,7 @@ class DenseOptimizer:
         lr: learning rate.
 
     Attributes:
+        values: the table.
         lr: learning rate of the next step.
         num_steps: steps done.
         state: "squares" [N, D], and of Adam "means" [N, D].
@@ -37,7 +38,7 @@ class DenseOptimizer:
         self.state: dict[str, Tensor] = {"squares": torch.zeros_like(values)}
         if kind == "adam":
             self.state["means"] = torch.zeros_like(values)
-        self._values = values
+        self.values = values
         self._buffer = torch.empty_like(values)
 
     def step(self, gradient: Tensor) -> None:
@@ -47,11 +48,11 @@ class DenseOptimizer:
         if self.kind == "adagrad":
             squares.addcmul_(gradient, gradient)
             torch.sqrt(squares, out=self._buffer).add_(_EPSILONS[self.kind])
-            self._values.addcdiv_(gradient, self._buffer, value=-self.lr)
+            self.values.addcdiv_(gradient, self._buffer, value=-self.lr)
             return
         means, (mean_decay, square_decay) = self.state["means"], _BETAS
         means.lerp_(gradient, 1.0 - mean_decay)
         squares.mul_(square_decay).addcmul_(gradient, gradient, value=1.0 - square_decay)
         mean_bias, square_bias = 1.0 - mean_decay**self.num_steps, 1.0 - square_decay**self.num_steps
         torch.sqrt(squares, out=self._buffer).mul_(square_bias**-0.5).add_(_EPSILONS[self.kind])
-        self._values.addcdiv_(means, self._buffer, value=-self.lr / mean_bias)
+        self.values.addcdiv_(means, self._buffer, value=-self.lr / mean_bias)

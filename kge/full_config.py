@@ -39,3 +39,9 @@ class FullSoftmaxConfig(BaseModel):
         ge=0,
         description="weight of the loss of the relation among all that join the same types, its ends given (arXiv 2110.02834)",
     )
+    patience: int | None = Field(
+        default=None,
+        ge=0,
+        description="validations in a row without a better filtered MRR that are borne before the training stops, and the best "
+        "one's tables are given; None: the last epoch's",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from kge.predictor import LinkPredictor
 from kge.queries import group_queries
 from kge.relation_prediction import relation_loss
 from kge.relations import RelationParameters
+from tables.checkpoint import SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -53,6 +54,39 @@ class FullTrainerState:
     generator: np.random.Generator
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self) -> SavedState:
+        """Give all of it, as tensors and JSON-able values."""
+        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
+        tensors["relations"] = self.relation_optimizer.values
+        for name, optimizer in self._optimizers().items():
+            tensors |= {f"{kind}/{name}": tensor for kind, tensor in optimizer.state.items()}
+        fields: dict[str, Any] = {
+            "num_steps": {name: optimizer.num_steps for name, optimizer in self._optimizers().items()},
+            "generator": self.generator.bit_generator.state,
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+        return SavedState(tensors=tensors, fields=fields)
+
+    def restore(self, saved: SavedState) -> None:
+        """Go to where `save` was called, in place."""
+        for node_type, table in self.tables.items():
+            table.copy_(saved.tensors[f"table/{node_type}"])
+        self.relation_optimizer.values.copy_(saved.tensors["relations"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.num_steps = saved.fields["num_steps"][name]
+            for kind, tensor in optimizer.state.items():
+                tensor.copy_(saved.tensors[f"{kind}/{name}"])
+        self.generator.bit_generator.state = saved.fields["generator"]
+        self.epoch = saved.fields["epoch"]
+        self.history[:] = saved.fields["history"]
+
+    def _optimizers(self) -> dict[str, DenseOptimizer]:
+        return {
+            **{f"table/{name}": optimizer for name, optimizer in self.optimizers.items()},
+            "relations": self.relation_optimizer,
+        }
 
 
 @dataclass(kw_only=True, slots=True)
@@ -197,6 +231,19 @@ class FullTrainer:
     def all_queries(self) -> list[_Piece]:
         """Give all queries as one step."""
         return [_Piece(group, np.arange(len(group))) for group in self._groups]
+
+    def copy_values(self) -> dict[str, Tensor]:
+        """Copy what has been learned."""
+        return {
+            **{f"table/{name}": table.clone() for name, table in self.state.tables.items()},
+            "relations": self.relation_table.clone(),
+        }
+
+    def restore_values(self, values: Mapping[str, Tensor]) -> None:
+        """Go back, in place, to what `copy_values` gave."""
+        for name, table in self.state.tables.items():
+            table.copy_(values[f"table/{name}"])
+        self.relation_table.copy_(values["relations"])
 
     def to_double(self) -> None:
         """Go on in float64: to check gradients, not to train."""

@@ -11,6 +11,7 @@ import torch
 
 from kge.batches import BatchSource, place_types
 from kge.evaluation import evaluate
+from kge.full_training import train_against_all
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
@@ -64,6 +65,10 @@ def train(
         CheckpointError: if the checkpoint to resume from is of another run.
     """
     lifecycle = lifecycle or Lifecycle()
+    if config.full_softmax is not None:
+        if lifecycle.checkpoint or lifecycle.warm_start or lifecycle.on_step or lifecycle.stop:
+            raise ValueError("training with full_softmax has neither checkpoints nor warm starts: leave them out")
+        return train_against_all(view, config, progress=progress)
     run = TrainingRun(
         lifecycle,
         config=config.model_dump(mode="json"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from graphdb import GraphView
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs
+from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs, train
 from kge.config import ModelName
 from kge.full_config import FullSoftmaxConfig
 from kge.full_trainer import FullTrainer
+from tables.checkpoint import SavedState
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 NUM_USERS, NUM_PINS = 6, 5
@@ -163,3 +166,42 @@ def test_the_same_seed_gives_the_same_vectors_and_another_does_not() -> None:
 
     assert torch.equal(train(1), train(1))
     assert not torch.equal(train(1), train(2))
+
+
+def test_stops_early_and_keeps_the_best(view: GraphView) -> None:
+    objective = FullSoftmaxConfig(patience=1)
+    config = KgeConfig(
+        model="distmult",
+        dim=8,
+        epochs=40,
+        batch_size=20,
+        lr=0.5,
+        l2=0.0,
+        validation=KgeValidation(num_edges=60, every=1),
+        full_softmax=objective,
+    )
+    result = train(view, config)
+    mrrs = [row["filtered_mrr"] for row in result.history]
+    assert len(mrrs) < 40
+    assert max(mrrs) == result.metrics["filtered_mrr"] == max(mrrs[:-2])
+    split = TripleSet.from_view(view).hold_out(config.validation, np.random.default_rng(0))
+    again = evaluate(result.predictor(), split.valid.edges(), known_pairs(*split))
+    assert again["filtered_mrr"] == pytest.approx(max(mrrs))
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_goes_on_bit_exactly_from_a_saved_state(optimizer: Literal["adagrad", "adam"]) -> None:
+    objective = FullSoftmaxConfig(optimizer=optimizer, dropout=0.2)
+    config = KgeConfig(model="complex", dim=4, batch_size=7, full_softmax=objective)
+    whole = FullTrainer(small_split(), config)
+    whole.run_epoch()
+    saved = whole.state.save()
+    copy = SavedState(
+        tensors={name: tensor.clone() for name, tensor in saved.tensors.items()}, fields=json.loads(json.dumps(saved.fields))
+    )
+    whole.run_epoch()
+    resumed = FullTrainer(small_split(), config)
+    resumed.state.restore(copy)
+    resumed.run_epoch()
+    for name, tensor in whole.state.save().tensors.items():
+        assert torch.equal(tensor, resumed.state.save().tensors[name]), name
