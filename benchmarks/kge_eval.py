@@ -43,7 +43,7 @@ triples = TripleSet(heads=heads, relations=np.zeros(64, np.int32), tails=tails, 
                     ends={"r": ("entity", "entity")}, num_nodes={"entity": num_entities})
 generator = torch.Generator().manual_seed(0)
 model = build_model(KgeConfig(model="complex", dim=dim))
-relations = RelationParameters(model, ["r"], reciprocal=False, lr=0.1, generator=generator)
+relations = RelationParameters(model, ["r"], reciprocal=False, generator=generator)
 vectors = {"entity": torch.randn(num_entities, dim, generator=generator)}
 predictor = LinkPredictor(model=model, vectors=vectors, relations=relations, ends=triples.ends)
 evaluate(predictor, triples.edges(), known_pairs(triples))
@@ -129,7 +129,7 @@ def random_predictor(triples: TripleSet, dim: int) -> LinkPredictor:
     """ComplEx with random vectors."""
     generator = torch.Generator().manual_seed(0)
     model = build_model(KgeConfig(model="complex", dim=dim))
-    relations = RelationParameters(model, triples.relation_names, reciprocal=False, lr=0.1, generator=generator)
+    relations = RelationParameters(model, triples.relation_names, reciprocal=False, generator=generator)
     for values in relations.values.values():
         for value in values.values():
             value.normal_(generator=generator)
@@ -195,7 +195,7 @@ def rank_with_pykeen(predictor: LinkPredictor, triples: TripleSet, split: Triple
             (model.entity_representations[0], torch.complex(*table.chunk(2, dim=1))),
             (model.relation_representations[0], relation_rows),
         ):
-            weights = representation._embeddings.weight
+            weights = next(representation.parameters())
             weights.copy_(torch.view_as_real(rows).reshape(weights.shape))
     mapped = torch.from_numpy(np.stack([triples.heads, triples.relations, triples.tails], axis=1)).long()
     result = RankBasedEvaluator(clear_on_finalize=True).evaluate(

@@ -125,6 +125,10 @@ class FullTrainer:
     def __init__(self, split: TripleSplit, config: KgeConfig) -> None:
         if config.full_softmax is None:
             raise ValueError("config.full_softmax is None: this configuration asks for sampled negatives")
+        if config.distance != "squared":
+            raise ValueError(
+                f"full_softmax scores by matrix products alone: distance must be 'squared', got {config.distance!r}"
+            )
         self.config = config
         self.objective: FullSoftmaxConfig = config.full_softmax
         self.split = split

@@ -94,10 +94,9 @@ class LinkPredictor:
         with torch.no_grad():
             drawn = self.vectors[dst if side == "tail" else src][rows]
             candidates = self.model.project(drawn, self.relations.values[key])
-            vectors = self.queries(relation, queries, side)[:, None]
-            if self.model.is_distance:
-                return -(vectors - candidates).square().sum(-1)
-            return torch.bmm(candidates, vectors.transpose(1, 2))[:, :, 0]
+            vectors = self.queries(relation, queries, side)
+            scores = [self.model.score_candidates(vector[None], own) for vector, own in zip(vectors, candidates, strict=True)]
+            return torch.cat(scores) if scores else vectors.new_empty(0, rows.shape[1])
 
     def queries(self, relation: str, rows: Tensor, side: Side) -> Tensor:
         """Translate the known ends of queries to where their answers should be.

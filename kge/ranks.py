@@ -201,8 +201,9 @@ class _Scorer:
         num_candidates = max(1, len(candidates))
         efficient = min(_EFFICIENT_ROWS, _LARGE_BLOCK_ELEMENTS // num_candidates)
         self.num_rows = max(1, efficient, _BLOCK_ELEMENTS // num_candidates)
-        # -|q - c|^2 ranks as 2 q.c - |c|^2, and its root alike.
-        self._bias = -candidates.square().sum(-1) if predictor.model.is_distance else None
+        # -|q - c|^2 ranks as 2 q.c - |c|^2, and its root alike; sums of absolute differences are no product.
+        self._is_product = not predictor.model.is_distance or predictor.model.distance != "l1"
+        self._bias = -candidates.square().sum(-1) if predictor.model.is_distance and self._is_product else None
 
     def buffer(self) -> Tensor:
         return self._candidates.new_empty(self.num_rows, len(self._candidates))
@@ -210,7 +211,9 @@ class _Scorer:
     def __call__(self, block: list[_Queries], buffer: Tensor) -> NDArray[np.float32]:
         vectors = torch.cat([self._predictor.queries(part.relation, torch.from_numpy(part.rows), part.side) for part in block])
         out = buffer[: len(vectors)]
-        if self._bias is None:
+        if not self._is_product:
+            out.copy_(self._predictor.model.score_candidates(vectors, self._candidates))
+        elif self._bias is None:
             torch.mm(vectors, self._candidates.t(), out=out)
         else:
             torch.addmm(self._bias, vectors, self._candidates.t(), alpha=2.0, out=out)
