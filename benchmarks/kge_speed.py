@@ -60,7 +60,7 @@ _CURVE: dict[str, dict[str, Any]] = {
 
 def run(quick: bool) -> Iterator[Row]:
     """Some batches a case; whole epochs only for the comparison of losses, and only when not quick."""
-    seconds = 1.0 if quick else 4.0
+    seconds = 1.0 if quick else 3.0
     split, graph = read_graph()
     ceiling = gemm_flops_per_s()
     shared = {"graph": graph, "threads": torch.get_num_threads(), "gemm_gflops": round(ceiling / 1e9, 1)}

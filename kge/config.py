@@ -33,6 +33,12 @@ class KgeValidation(BaseModel):
         default=0.05, gt=0, lt=1, description="most of one relation's distinct edges that may be held out"
     )
     every: int = Field(default=2, ge=1, description="epochs between validations; the last epoch always has one")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after so many validations without a better filtered MRR, and give the tables of the best one; None "
+        "runs all epochs and gives the last",
+    )
 
 
 class KgeConfig(BaseModel):
@@ -79,6 +85,10 @@ class KgeConfig(BaseModel):
 
     lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
     relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="both learning rates over the run: as they are, or falling to zero after the warm-up"
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the run in which the learning rates rise from zero")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
     n3: float = Field(

@@ -16,6 +16,7 @@ from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
 from kge.result import KgeResult
+from kge.schedule import rate_factor
 from kge.step import TrainingStep
 from kge.triples import TripleSet
 from tables.checkpoint import SavedState
@@ -25,7 +26,7 @@ from tables.rowwise import RowwiseAdagrad
 from tables.training import Lifecycle, Position, TrainingRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -148,16 +149,26 @@ def _run(trainer: Trainer, run: TrainingRun, progress: Callable[[Mapping[str, fl
     config, state, num_held_out = trainer.config, trainer.state, len(trainer.split.valid)
     run.resume(state)
     history = state.position.history
+    patience = config.validation.patience
     for epoch in range(state.position.epoch + 1, config.epochs + 1):
+        if patience is not None and _validations_since_best(history) >= patience:
+            logger.info("no better filtered MRR in %d validations: stopping before epoch %d", patience, epoch)
+            break
         row = trainer.run_epoch(run)
         if num_held_out and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= trainer.validate()
         history.append(row)
+        if patience is not None and _validations_since_best(history) == 0:
+            state.keep_as_best()
         logger.info("kge epoch %d: %s", epoch, row)
         if progress is not None:
             progress(row)
     run.finish(state)
-    metrics = {name: value for name, value in history[-1].items() if name not in _TIMINGS}
+    last = history[-1]
+    if state.best is not None:
+        state.go_to_best()
+        last = max(history, key=lambda row: row.get("filtered_mrr", -1.0))
+    metrics = {name: value for name, value in last.items() if name not in _TIMINGS}
     return KgeResult(
         config=config,
         vectors=state.tables,
@@ -170,6 +181,12 @@ def _run(trainer: Trainer, run: TrainingRun, progress: Callable[[Mapping[str, fl
     )
 
 
+def _validations_since_best(history: Sequence[Mapping[str, float]]) -> int:
+    """How many validations there were after the best one; -1 if there was none at all."""
+    values = [row["filtered_mrr"] for row in history if "filtered_mrr" in row]
+    return len(values) - 1 - int(np.argmax(values)) if values else -1
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerState:
     """All that changes while a trainer runs.
@@ -179,25 +196,48 @@ class TrainerState:
         optimizers: node type -> row-wise Adagrad, whose state likewise is a view of one block.
         relations: the relations' parameters with their Adagrad state.
         position: where the training stands, with the source of shuffles and negatives.
+        best: a copy of all tensors as they were at the best validation, where the run stops early.
     """
 
     tables: dict[str, Tensor]
     optimizers: dict[str, RowwiseAdagrad]
     relations: RelationParameters
     position: Position
+    best: dict[str, Tensor] | None = None
 
     def save(self) -> SavedState:
         """Give all of it but the position, which the run saves."""
-        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
-        tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
-        return SavedState(tensors=tensors | self.relations.to_tensors(), fields={})
+        best = {f"best/{name}": tensor for name, tensor in (self.best or {}).items()}
+        return SavedState(tensors=self._tensors() | best, fields={})
 
     def restore(self, saved: SavedState) -> None:
         """Go to where `save` was called, in place."""
+        self._copy_from(saved.tensors)
+        best = {
+            name.removeprefix("best/"): tensor.clone() for name, tensor in saved.tensors.items() if name.startswith("best/")
+        }
+        self.best = best or None
+
+    def keep_as_best(self) -> None:
+        """Keep a copy of all tensors."""
+        self.best = {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def go_to_best(self) -> None:
+        """Go back to the copy that was kept last."""
+        if self.best is None:
+            raise ValueError("no state has been kept as the best")
+        self._copy_from(self.best)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
+        tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
+        return tensors | self.relations.to_tensors()
+
+    def _copy_from(self, tensors: Mapping[str, Tensor]) -> None:
         for node_type, table in self.tables.items():
-            table.copy_(saved.tensors[f"table/{node_type}"])
-            self.optimizers[node_type].state.copy_(saved.tensors[f"adagrad/{node_type}"])
-        self.relations.copy_from(saved.tensors)
+            table.copy_(tensors[f"table/{node_type}"])
+            self.optimizers[node_type].state.copy_(tensors[f"adagrad/{node_type}"])
+        self.relations.copy_from(tensors)
 
 
 class Trainer:
@@ -218,6 +258,7 @@ class Trainer:
         self.ends = dict(triples.ends)
         self.model = build_model(config)
         self.source = BatchSource(triples, config)
+        self._num_steps = 1
         seeded = torch.Generator().manual_seed(config.seed)
         offsets, num_rows = place_types(triples.num_nodes), sum(triples.num_nodes.values())
         table = torch.empty(num_rows, config.dim)
@@ -248,6 +289,7 @@ class Trainer:
         """
         run, position = run or TrainingRun(), self.state.position
         plan = position.begin_epoch(self.source.epoch)
+        self._num_steps = len(plan)
         with Lanes() as lanes:
             batches = self.source.batches(plan[position.step :], position.generator)
             for batch in run.steps(batches, lanes, self.state, num_steps=len(plan)):
@@ -266,7 +308,10 @@ class Trainer:
 
     def learn(self, batch: Batch, lanes: Lanes) -> float:
         """Learn from a batch; gives the sum of its edges' losses before the step, unweighted."""
-        return self.step(batch, lanes, lr=self.config.lr, relation_lr=self.config.relation_lr)
+        config, position = self.config, self.state.position
+        progress = (position.epoch + position.step / self._num_steps) / config.epochs
+        factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
+        return self.step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor)
 
     def validate(self) -> dict[str, float]:
         """Rank the validation's triples among all entities of the right type."""

@@ -12,8 +12,10 @@ import torch
 import kge
 from graphdb import GraphView
 from kge import KgeConfig, KgeValidation
+from kge.batches import Batch
 from kge.config import ModelName
 from kge.trainer import split_view
+from tables.lanes import Lanes
 from tables.snapshot import Snapshot
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
@@ -116,3 +118,41 @@ def test_a_result_refuses_the_snapshot_of_another_view(view: GraphView, tmp_path
     result.vectors["pin"] = result.vectors["pin"][:-1]
     with pytest.raises(ValueError, match="table 'pin' has 39 rows, but the view has 40"):
         result.write_snapshot(tmp_path / "kge", view)
+
+
+def test_early_stopping_gives_the_tables_of_the_best_validation(view: GraphView) -> None:
+    validation = KgeValidation(num_edges=60, max_fraction=0.1, every=1, patience=2)
+    config = KgeConfig.model_validate(SMALL | {"model": "distmult", "epochs": 60, "lr": 2.0, "validation": validation})
+    result = kge.train(view, config)
+
+    values = [row["filtered_mrr"] for row in result.history]
+    best = int(np.argmax(values))
+    assert len(values) == best + 3 < 60
+    assert result.metrics["filtered_mrr"] == values[best]
+    shorter = config.model_copy(update={"epochs": best + 1, "validation": validation.model_copy(update={"patience": None})})
+    for node_type, vectors in kge.train(view, shorter).vectors.items():
+        assert torch.equal(vectors, result.vectors[node_type])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_learning_rates_rise_and_fall_as_scheduled(view: GraphView, schedule: str) -> None:
+    config = KgeConfig.model_validate(SMALL | {"epochs": 2, "lr_schedule": schedule, "warmup": 0.25})
+    trainer = kge.trainer.Trainer(split_view(view, config, np.random.default_rng(0)), config, np.random.default_rng(0))
+    rates: list[float] = []
+    step = trainer.step
+
+    def record(batch: Batch, lanes: Lanes, *, lr: float, relation_lr: float) -> float:
+        rates.append(lr)
+        assert relation_lr / config.relation_lr == pytest.approx(lr / config.lr)
+        return step(batch, lanes, lr=lr, relation_lr=relation_lr)
+
+    trainer.step = record  # type: ignore[assignment]
+    trainer.run_epoch()
+    trainer.run_epoch()
+
+    peak = int(np.argmax(rates))
+    assert rates[0] == 0.0
+    assert max(rates) <= config.lr
+    assert 0.2 < peak / len(rates) < 0.35
+    assert np.all(np.diff(rates[: peak + 1]) > 0)
+    assert rates[-1] == config.lr if schedule == "constant" else rates[-1] < 0.2 * config.lr
