@@ -7,6 +7,7 @@ from kge.full_training import train_against_all
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
+from kge.search import Search, search
 from kge.trainer import train, train_triples
 from kge.triples import EdgeList, TripleSet, TripleSplit
 
@@ -21,6 +22,7 @@ __all__ = [
     "LinkPredictor",
     "Model",
     "RotatE",
+    "Search",
     "TransE",
     "TransR",
     "TransRA",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate_constrained",
     "evaluate_sampled",
     "known_pairs",
+    "search",
     "train",
     "train_against_all",
     "train_triples",
