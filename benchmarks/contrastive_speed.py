@@ -70,8 +70,8 @@ class _Own:
 class _Torch:
     def __init__(self, tables: dict[str, Tensor], config: ContrastiveConfig) -> None:
         self._config = config
-        self._users = torch.nn.Embedding.from_pretrained(tables["user"].clone(), freeze=False, sparse=True)
-        self._pins = torch.nn.Embedding.from_pretrained(tables["pin"].clone(), freeze=False, sparse=True)
+        self._users = torch.nn.Embedding.from_pretrained(tables["user"].clone(), freeze=False, sparse=True)  # type: ignore[no-untyped-call]
+        self._pins = torch.nn.Embedding.from_pretrained(tables["pin"].clone(), freeze=False, sparse=True)  # type: ignore[no-untyped-call]
         self._optimizer = torch.optim.Adagrad([self._users.weight, self._pins.weight], lr=config.lr)
 
     def step(self, batch: Batch) -> float:
@@ -90,7 +90,7 @@ class _Torch:
             logits = logits.masked_fill(hidden, -torch.inf)
         loss = F.cross_entropy(logits, slots)
         self._optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
 

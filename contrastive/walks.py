@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ def add_walks(positives: Positives, walks: PositiveWalks, *, seed: int) -> Posit
         The positives and the walks' ends, merged into distinct pairs.
     """
     weight = positives.weights.astype(np.float32)
-    shape = {"num_src": positives.num_queries, "num_dst": positives.num_items}
-    turned = {"num_src": positives.num_items, "num_dst": positives.num_queries}
+    shape: dict[str, Any] = {"num_src": positives.num_queries, "num_dst": positives.num_items}
+    turned: dict[str, Any] = {"num_src": positives.num_items, "num_dst": positives.num_queries}
     topology = Topology(
         {"query": positives.num_queries, "item": positives.num_items},
         [
