@@ -12,6 +12,10 @@ for _variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, _NUM_THREADS)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# PyKEEN registers every optimiser class that is loaded when it is imported, and refuses two of one name, as TorchRec's
+# are: it has to come before any test's imports.
+import pykeen.evaluation  # noqa: E402, F401
+
 # No deadline: an example's first run may compile a numba kernel. In CI the same examples every time, so that a
 # failure is the change's and not the dice's; elsewhere new ones, so that the search goes on.
 settings.register_profile("local", deadline=None)
