@@ -59,7 +59,7 @@ class KgeConfig(BaseModel):
     )
 
     epochs: int = Field(default=4, ge=1, description="passes over the edges")
-    batch_size: int = Field(default=1024, ge=2, description="edges a step, all between the same two node types")
+    batch_size: int = Field(default=256, ge=2, description="edges a step, all between the same two node types")
     chunk_size: int = Field(
         default=256,
         ge=2,
