@@ -33,8 +33,9 @@ _NODES: Final = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 def generate(config: WorldConfig, folder: Path, *, num_threads: int | None, chunk_size: int, progress: Progress | None) -> None:
     """Generates a world into `folder`, which must not be there; see `World.generate`."""
     started = time.perf_counter()
+    workers = Workers(num_threads)
     with unfinished(folder, config.fingerprint) as work:
-        _Generation(config, Layout(work), Workers(num_threads), chunk_size).run(progress)
+        _Generation(config, Layout(work), workers, chunk_size).run(progress)
         write_manifest(work, {"format": FORMAT, "fingerprint": config.fingerprint, "config": config.model_dump(mode="json")})
     seconds = time.perf_counter() - started
     logger.info("world of %d edges in %.1f s (%.0f edges/s)", config.num_edges, seconds, config.num_edges / seconds)
