@@ -94,14 +94,16 @@ class Batch:
     def set_aside_where(self, load_id: int, target: str, reason: str) -> int:
         """Writes right rows that `reason`, an expression over the typed fields, speaks against; returns their number."""
         typed = [f"{field.value} AS {quote(f'_typed_{field.name}')}" for field in self.fields]
-        right = f"WHERE {self._reason} IS NULL" if self.bad else ""
-        rows = f"(SELECT *, {reason} AS _reason FROM {self.numbered('*', *typed, where=right)})"
+        # Rows are numbered before the wrong ones are left out, or the numbers would be those among the right ones.
+        right = "WHERE _wrong IS NULL" if self.bad else ""
+        numbered = self.numbered("*", *typed, f"{self._reason} AS _wrong") if self.bad else self.numbered("*", *typed)
+        rows = f"(SELECT *, {reason} AS _reason FROM {numbered} {right})"
         return self._insert_rejected(load_id, target, rows, "_reason IS NOT NULL")
 
-    def numbered(self, *expressions: str, where: str = "") -> str:
+    def numbered(self, *expressions: str) -> str:
         """A parenthesised query of all rows, with `_file` and `_row`."""
         rows = self.rows
-        return f"(SELECT {', '.join(expressions)}, {rows.file} AS _file, {rows.number} AS _row FROM {rows.sql} {where})"
+        return f"(SELECT {', '.join(expressions)}, {rows.file} AS _file, {rows.number} AS _row FROM {rows.sql})"
 
     def _insert_rejected(self, load_id: int, target: str, rows: str, where: str) -> int:
         columns = {field.raw: f"CAST({quote(field.column)} AS VARCHAR)" for field in self.fields if field.raw}
