@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import urllib.request
 
@@ -197,6 +198,15 @@ def test_a_lookup_that_was_given_up_says_so_and_leaves_the_connection_whole(rele
     assert lookup_client.lookup(release.version, {"user": [1000]}).version == release.version
 
 
-def test_a_lookup_beyond_its_deadline_says_so(release, lookup_client):
+def test_a_lookup_beyond_its_deadline_says_so(release, served, lookup_client, monkeypatch):
+    find, late = served._find, threading.Event()
+
+    def find_late(request, half):
+        assert late.wait(10)
+        return find(request, half)
+
+    monkeypatch.setattr(served, "_find", find_late)
     with pytest.raises(DeadlineExceededError, match="lookup server"):
-        lookup_client.lookup(release.version, {"user": range(16000)}, timeout_s=1e-5)
+        lookup_client.lookup(release.version, {"user": [1000]}, timeout_s=0.02)
+    late.set()
+    assert lookup_client.lookup(release.version, {"user": [1000]}).version == release.version

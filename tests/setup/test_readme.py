@@ -1,5 +1,7 @@
 """The code of the README and of the pages in docs runs: a page's blocks, in order, in a fresh folder with what a checkout has.
 
+Python blocks that follow one another are one program, as a reader takes them.
+
 `make` commands are not run from within the tests, which `make test` itself may have started: make only resolves them
 (`make -n`), so that a target that does not exist fails.
 """
@@ -35,6 +37,16 @@ def read_blocks(text: str) -> list[Block]:
     return [Block(text.count("\n", 0, fence.start()) + 1, fence[1], fence[2]) for fence in fences]
 
 
+def join_python(blocks: list[Block]) -> list[Block]:
+    joined: list[Block] = []
+    for block in blocks:
+        if joined and joined[-1].language == block.language == "python":
+            joined[-1] = joined[-1]._replace(code=f"{joined[-1].code}\n{block.code}")
+        else:
+            joined.append(block)
+    return joined
+
+
 def command_of(block: Block, repository: Path) -> list[str]:
     if block.language == "python":
         return [sys.executable, "-c", block.code]
@@ -62,7 +74,7 @@ def test_every_block_of_a_page_runs(repository: Path, checkout: Path, page: str)
     assert {block.language for block in blocks} <= LANGUAGES | {""}  # without a language: drawings, nothing to run
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "PYTHONPATH": str(repository)}
-    for block in (block for block in blocks if block.language):
+    for block in join_python([block for block in blocks if block.language]):
         command = command_of(block, repository)
         ran = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
         output = f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
