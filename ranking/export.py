@@ -85,12 +85,31 @@ class ExportedModel:
         Raises:
             ValueError: If the dense features are others, or a row cannot be encoded.
         """
+        return self.score_with(
+            examples, {name: decode(encode(table, precision), self.dim, precision) for name, table in self.tables.items()}
+        )
+
+    def score_with(self, examples: Examples, tables: Mapping[str, Tensor]) -> NDArray[np.float32]:
+        """Score examples with other rows than the trained ones, such as those of a `MixedTable`.
+
+        Args:
+            examples: Examples with the dense features that the model was trained on.
+            tables: float32 [rows, dim] of each table of the model.
+
+        Returns:
+            Probabilities of (ctr, cvr), float32 [n, 2].
+
+        Raises:
+            ValueError: If the dense features are others, or a table is missing or of another shape.
+        """
+        shapes = {name: tuple(table.shape) for name, table in self.tables.items()}
+        if (given := {name: tuple(table.shape) for name, table in tables.items()}) != shapes:
+            raise ValueError(f"the tables are {given}; model {self.name} has {shapes}")
         if examples.dense_names != self.dense_names:
             raise ValueError(
                 f"the examples' dense features are {examples.dense_names}; model {self.name} was trained on {self.dense_names}"
             )
-        decoded = [decode(encode(table, precision), self.dim, precision) for table in self.tables.values()]
-        slots = list(zip(self.features, self.id_maps, decoded, strict=True))
+        slots = list(zip(self.features, self.id_maps, (tables[name] for name in self.tables), strict=True))
         scores = np.empty((len(examples), len(TASKS)), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(examples), _SCORING_BATCH):

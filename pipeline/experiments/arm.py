@@ -24,11 +24,17 @@ class Facet(BaseModel):
     relations: tuple[str, ...] | None = Field(default=None, description="relations that it sees; None for all")
     shuffled: bool = Field(default=False, description="give each id another's vector: same lengths and shapes, no knowledge")
     seed_offset: int = Field(default=0, description="added to the run's seed, for a second table of the same kind")
+    starts_from: Facet | None = Field(default=None, description="the older pretraining whose tables it goes on with")
 
     @property
     def method(self) -> Literal["kge", "contrastive"]:
         """Which pretrainer it is."""
         return "kge" if isinstance(self.pretrainer, KgeConfig) else "contrastive"
+
+    @property
+    def lineage(self) -> tuple[Facet, ...]:
+        """The pretrainings that it goes on with, the oldest first, and itself."""
+        return (self,) if self.starts_from is None else (*self.starts_from.lineage, self)
 
 
 class Hashing(BaseModel):
@@ -79,4 +85,8 @@ TABLE_TRIALS: tuple[dict[str, Any], ...] = (
 UPPER_TRIALS: tuple[dict[str, Any], ...] = tuple({"upper_lr": rate} for rate in (1e-3, 5e-4, 2e-3, 4e-3))
 FROZEN_TRIALS: tuple[dict[str, Any], ...] = tuple(
     {"freeze_tables": True, "pretrained_norm": norm} for norm in (1.0, 0.5, 2.0, 4.0)
+)
+THAWED_TRIALS: tuple[dict[str, Any], ...] = tuple(
+    {"thaw_after_steps": steps, "pretrained_norm": 1.0, "table_lr": rate}
+    for steps, rate in ((100, 0.02), (400, 0.02), (100, 0.05), (400, 0.005))
 )

@@ -32,6 +32,7 @@ SLICES: dict[str, Mask] = {
     "new pairs": lambda examples: _dense(examples, "log_user_pin_total") == 0,
     # At most three purchases by anyone before.
     "cold pins": lambda examples: _dense(examples, "log_pin_total") < np.log1p(3.5),
+    "hot pins": lambda examples: _dense(examples, "log_pin_total") >= np.quantile(_dense(examples, "log_pin_total"), 0.75),
 }
 TASKS = ("ctr", "cvr")
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.experiments.arm import Arm
 from pipeline.experiments.source import Source
+from pipeline.stages import PRECISIONS
 
 Expectation = Literal["higher", "lower", "no difference"]
 
@@ -35,24 +36,37 @@ class Experiment(BaseModel):
     arms: tuple[Arm, ...] = Field(min_length=2, description="what is compared")
     comparisons: tuple[Comparison, ...] = Field(min_length=1, description="what was declared beforehand")
     quantized: str | None = Field(default=None, description="arm whose tables are also scored at every precision")
+    budgets: tuple[float, ...] = Field(
+        default=(), description="bytes of that arm's tables in mixed precision, as multiples of INT4's, each an arm of its own"
+    )
     axis: str | None = Field(default=None, description="what the arms' positions along a line mean, for a plot")
-    positions: dict[str, float] = Field(default_factory=dict, description="arm -> position along the axis")
+    positions: dict[str, float | None] = Field(
+        default_factory=dict, description="arm -> position along the axis; None: the CPU seconds that its pretraining took"
+    )
 
     @model_validator(mode="after")
     def _names_match(self) -> Experiment:
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names):
             raise ValueError(f"experiment {self.name!r} has two arms of one name: {names}")
-        known = {*names, *(PRECISION_ARMS if self.quantized else ())}
+        known = {*names, *self.precision_arms}
+        if self.budgets and not self.quantized:
+            raise ValueError(f"experiment {self.name!r} has budgets, but names no arm to quantise")
         for comparison in self.comparisons:
             stray = {comparison.arm, comparison.baseline} - known
             if stray:
                 raise ValueError(f"experiment {self.name!r} compares {sorted(stray)}, which are no arms: {sorted(known)}")
         return self
 
+    @property
+    def precision_arms(self) -> tuple[str, ...]:
+        """Arms that quantising adds: one a precision, then one a budget."""
+        return (*PRECISIONS, *(mixed_name(share) for share in self.budgets)) if self.quantized else ()
 
-#: Arms that a quantised arm adds, one a precision.
-PRECISION_ARMS = ("fp32", "fp16", "int8", "int4")
+
+def mixed_name(share: float) -> str:
+    """Name of the arm with rows of mixed precision within a budget."""
+    return f"mixed{share:g}"
 
 
 class Settings(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,35 @@ import kge
 import ranking
 from graphdb import GraphStore
 from pipeline import stages
+from pipeline.experiments.experiment import mixed_name
 from pipeline.workspace import Say
 from ranking import Examples
-from tables import IdMap, Snapshot, SnapshotTable
+from tables import IdMap, Lifecycle, MixedTable, Snapshot, SnapshotTable, WarmStart, plan_precision, row_bytes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from pipeline.experiments.arm import Facet, Hashing
     from pipeline.experiments.source import Source
 
+#: Folder of a pretraining's own snapshot, before it gets the facet's name.
+TRAINED = "trained"
 
-def pretrain(directory: Path, say: Say, *, store_path: Path, facet: Facet, seed: int) -> dict[str, Any]:
-    """Pretrains a facet's tables on its window and writes their snapshot under the facet's name."""
+
+def pretrain(
+    directory: Path, say: Say, *, store_path: Path, facet: Facet, seed: int, older_path: Path | None = None
+) -> dict[str, Any]:
+    """Pretrains a facet's tables on its window and writes their snapshot under the facet's name.
+
+    Args:
+        directory: Where to write.
+        say: Told of the progress.
+        store_path: The store.
+        facet: What is pretrained, and on what.
+        seed: The run's seed.
+        older_path: Snapshot to go on with, as it left the pretrainer.
+    """
 
     def progress(row: Mapping[str, float]) -> None:
         say(f"epoch {row['epoch']:.0f}, loss {row['loss']:.4f}")
@@ -39,12 +58,13 @@ def pretrain(directory: Path, say: Say, *, store_path: Path, facet: Facet, seed:
             relations=facet.relations,
         )
         config = facet.pretrainer.model_copy(update={"seed": seed + facet.seed_offset})
+        lifecycle = None if older_path is None else Lifecycle(warm_start=WarmStart.load(older_path))
         result: kge.KgeResult | contrastive.ContrastiveResult
         if isinstance(config, kge.KgeConfig):
-            result = kge.train(view, config, progress=progress)
+            result = kge.train(view, config, progress=progress, lifecycle=lifecycle)
         else:
-            result = contrastive.train(view, config, progress=progress)
-        snapshot = result.write_snapshot(directory / "trained", view)
+            result = contrastive.train(view, config, progress=progress, lifecycle=lifecycle)
+        snapshot = result.write_snapshot(directory / TRAINED, view)
     Snapshot.write(
         directory / stages.SNAPSHOT,
         facet=facet.name,
@@ -128,8 +148,25 @@ def fit(
     }
 
 
-def quantize(directory: Path, say: Say, *, model_path: Path, examples_path: Path, without: Sequence[str]) -> dict[str, Any]:
-    """Scores the test split with the tables at each precision, through the codec that serving uses."""
+def quantize(
+    directory: Path,
+    say: Say,
+    *,
+    model_path: Path,
+    examples_path: Path,
+    without: Sequence[str],
+    budgets: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Scores the test split with the tables at each precision and within each budget, through the codec that serving uses.
+
+    Args:
+        directory: Where to write the scores.
+        say: Told of the progress.
+        model_path: The exported model.
+        examples_path: Examples of its seed.
+        without: Prefixes of dense features that it does without.
+        budgets: Bytes of tables of mixed precision, as multiples of INT4's.
+    """
     test = load_examples(examples_path, "test", without)
     result: dict[str, Any] = {}
     for precision in stages.PRECISIONS:
@@ -138,7 +175,34 @@ def quantize(directory: Path, say: Say, *, model_path: Path, examples_path: Path
         np.save(directory / f"{precision}.npy", scores)
         result[precision] = {"bytes": num_bytes, "cpu_seconds": time.process_time() - started}
         say(precision)
+    if budgets:
+        model, train = ranking.load_model(model_path), load_examples(examples_path, "train", without)
+        reads = _reads(model, train)
+    for share in budgets:
+        name = mixed_name(share)
+        mixed = {table: _mix(directory / f"{name}.{table}", model.tables[table], reads[table], share) for table in model.tables}
+        tables = {table: rows.lookup(np.arange(rows.num_rows)) for table, rows in mixed.items()}
+        np.save(directory / f"{name}.npy", model.score_with(test, tables))
+        tiers = Counter[str]()
+        for rows in mixed.values():
+            tiers.update(rows.tiers)
+        result[name] = {"bytes": sum(rows.num_bytes for rows in mixed.values()), "tiers": dict(tiers)}
+        say(name)
     return result
+
+
+def _mix(path: Path, vectors: Tensor, reads: NDArray[np.int64], share: float) -> MixedTable:
+    """Writes a table whose rows have the precisions that suit how often they are read, within a share of INT4's bytes."""
+    budget = round(share * len(vectors) * row_bytes(vectors.shape[1], "int4"))
+    return MixedTable.write(path, vectors, plan_precision(vectors, reads, budget))
+
+
+def _reads(model: ranking.ExportedModel, train: Examples) -> dict[str, NDArray[np.int64]]:
+    """How often fine-tuning read each row of each table."""
+    return {
+        name: np.bincount(id_map.rows(train.ids(feature)), minlength=len(table))
+        for (name, table), feature, id_map in zip(model.tables.items(), model.features, model.id_maps, strict=True)
+    }
 
 
 def load_examples(folder: Path, split: str, without: Sequence[str] = ()) -> Examples:

@@ -14,8 +14,8 @@ import ranking
 from pipeline import stages
 from pipeline.experiments.arm import Arm, Facet
 from pipeline.experiments.comparison import compare
-from pipeline.experiments.experiment import PRECISION_ARMS, Experiment, Settings
-from pipeline.experiments.fitting import fit, pretrain, quantize, sample_examples
+from pipeline.experiments.experiment import Experiment, Settings
+from pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples
 from pipeline.experiments.statistics import holm
 from pipeline.workspace import Stage, Task, Workspace, content_key
 
@@ -61,7 +61,7 @@ class _Run:
             for arm in experiment.arms
         }
         quantized = self._quantize(chosen, fits)
-        for precision in PRECISION_ARMS if quantized else ():
+        for precision in experiment.precision_arms:
             scores[precision] = [stage.path / f"{precision}.npy" for stage in quantized]
         comparison = self._compare(scores, [*fits.values(), *quantized])
         return {
@@ -78,18 +78,20 @@ class _Run:
         }
 
     def _make_inputs(self, seeds: Iterable[int]) -> None:
-        tasks: dict[str, Task] = {}
+        lineages = [facet.lineage for arm in self.experiment.arms for facet in arm.facets]
+        for generation in range(max(map(len, lineages), default=0)):
+            tasks: dict[str, Task] = {}
+            for seed in seeds:
+                for facet in (lineage[generation] for lineage in lineages if generation < len(lineage)):
+                    name = _facet_name(facet, seed)
+                    tasks.setdefault(name, self._pretrain_task(name, facet, seed))
+            self.snapshots |= {stage.name: stage for stage in self.workspace.make_together(list(tasks.values()))}
+        tasks = {}
         for seed in seeds:
             for arm in self.experiment.arms:
                 name = _examples_name(arm, seed)
                 tasks.setdefault(name, self._examples_task(name, arm, seed))
-                for facet in arm.facets:
-                    name = _facet_name(facet, seed)
-                    tasks.setdefault(name, self._pretrain_task(name, facet, seed))
-        # The longest first, so that no core is left with it at the end.
-        ordered = sorted(tasks.values(), key=lambda task: not task.name.startswith("facet"))
-        for stage in self.workspace.make_together(ordered):
-            (self.snapshots if stage.name.startswith("facet") else self.examples)[stage.name] = stage
+        self.examples |= {stage.name: stage for stage in self.workspace.make_together(list(tasks.values()))}
 
     def _examples_task(self, name: str, arm: Arm, seed: int) -> Task:
         source = self.settings.source
@@ -107,12 +109,19 @@ class _Run:
         )
 
     def _pretrain_task(self, name: str, facet: Facet, seed: int) -> Task:
+        older = None if facet.starts_from is None else self.snapshots[_facet_name(facet.starts_from, seed)]
         return Task(
             name=name,
-            run=partial(pretrain, store_path=self.store, facet=facet, seed=seed),
-            config={"facet": facet.model_dump(mode="json"), "seed": seed},
+            run=partial(
+                pretrain,
+                store_path=self.store,
+                facet=facet,
+                seed=seed,
+                older_path=None if older is None else older.path / TRAINED,
+            ),
+            config={"facet": _given(facet), "seed": seed},
             rooms=(facet.method, "tables", "graphdb"),
-            parents=(self.graph,),
+            parents=(self.graph,) if older is None else (self.graph, older),
         )
 
     def _num_trials(self, arm: Arm) -> int:
@@ -141,7 +150,7 @@ class _Run:
             config={
                 "ranking": config.model_dump(mode="json"),
                 "without": list(arm.without),
-                "hashing": arm.hashing and arm.hashing.model_dump(),
+                "hashing": arm.hashing and _given(arm.hashing),
                 "export": arm.export,
             },
             rooms=("ranking", "tables"),
@@ -162,11 +171,15 @@ class _Run:
             model, examples = fits[_fit_name(arm, chosen[name], seed)], self.examples[_examples_name(arm, seed)]
             tasks.append(
                 Task(
-                    name=f"quantized.{arm.name}.s{seed}",
+                    name=f"{self.experiment.name}.{arm.name}.s{seed}",
                     run=partial(
-                        quantize, model_path=model.path / stages.MODEL, examples_path=examples.path, without=arm.without
+                        quantize,
+                        model_path=model.path / stages.MODEL,
+                        examples_path=examples.path,
+                        without=arm.without,
+                        budgets=self.experiment.budgets,
                     ),
-                    config={},
+                    config={"budgets": list(self.experiment.budgets)},
                     rooms=("ranking", "tables"),
                     parents=(model, examples),
                 )
@@ -218,6 +231,7 @@ class _Run:
                         for trial in range(self._num_trials(arm))
                     ],
                     "facets": [_facet_name(facet, 0) for facet in arm.facets],
+                    "pretraining_cpu_seconds": self._pretraining_cost(arm),
                     "table_rows": first["table_rows"],
                     "fit_cpu_seconds": first["cpu_seconds"],
                     "metrics": comparison["arms"][arm.name],
@@ -226,13 +240,19 @@ class _Run:
         rows += [
             {
                 "name": precision,
-                "title": f"both, rows in {precision.upper()}",
-                "bytes": quantized[0].result[precision]["bytes"],
+                "title": _precision_title(precision),
+                **quantized[0].result[precision],
                 "metrics": comparison["arms"][precision],
             }
-            for precision in (PRECISION_ARMS if quantized else ())
+            for precision in self.experiment.precision_arms
         ]
         return rows
+
+    def _pretraining_cost(self, arm: Arm) -> float:
+        """CPU seconds of its facets' last pretrainings, mean over seeds: what one refresh costs."""
+        seeds = range(self.settings.num_seeds)
+        stages = [self.snapshots[_facet_name(facet, seed)] for facet in arm.facets for seed in seeds]
+        return float(sum(stage.result["cpu_seconds"] for stage in stages)) / len(seeds)
 
     def _adjusted(
         self, effects: Mapping[str, Mapping[str, list[dict[str, Any]]]]
@@ -261,6 +281,19 @@ def _fit_name(arm: Arm, trial: int, seed: int) -> str:
     return f"fit.{arm.name}.{_short(arm)}.t{trial}.s{seed}"
 
 
+def _precision_title(name: str) -> str:
+    share = name.removeprefix("mixed")
+    return f"rows of mixed precision, {share} times INT4's bytes" if share != name else f"rows in {name.upper()}"
+
+
 def _short(model: BaseModel) -> str:
     """Tells apart what experiments that share a workspace call alike."""
-    return content_key(model.model_dump(mode="json"))[:8]
+    return content_key(_given(model))[:8]
+
+
+def _given(model: BaseModel) -> dict[str, Any]:
+    """What of it differs from the defaults, so that a new option leaves finished stages as they are.
+
+    Another default changes the source of its room, which is part of a stage's key too.
+    """
+    return model.model_dump(mode="json", exclude_defaults=True)

@@ -74,7 +74,10 @@ def _line(document: Mapping[str, Any]) -> str | None:
     if experiment["axis"] is None:
         return None
     by_name = {arm["name"]: arm for arm in document["arms"]}
-    points = sorted((position, name) for name, position in experiment["positions"].items())
+    points = sorted(
+        (by_name[name]["pretraining_cpu_seconds"] if position is None else position, name)
+        for name, position in experiment["positions"].items()
+    )
     curve = [
         (position, by_name[name]["metrics"]["ctr"]["all"]["roc_auc"], by_name[name]["metrics"]["ctr"]["all"]["seed_deviation"])
         for position, name in points

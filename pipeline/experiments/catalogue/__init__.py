@@ -1,0 +1,32 @@
+"""The experiments: the paper's, its open questions, and the arms that keep both honest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.experiments.catalogue.ablation import (
+    ablation,
+    ablation_without_pair_counts,
+    features,
+    freezing,
+    kge_models,
+    surfaces,
+)
+from pipeline.experiments.catalogue.age import refresh, staleness
+from pipeline.experiments.catalogue.size import collisions, precision_by_frequency, quantization
+from pipeline.experiments.experiment import Experiment, Settings
+
+#: Name -> how it is made. The order is the page's.
+CATALOGUE: dict[str, Callable[[Settings], Experiment]] = {
+    "ablation": ablation,
+    "ablation-no-pair-counts": ablation_without_pair_counts,
+    "freezing": freezing,
+    "quantization": quantization,
+    "precision-by-frequency": precision_by_frequency,
+    "staleness": staleness,
+    "refresh": refresh,
+    "collisions": collisions,
+    "surfaces": surfaces,
+    "features": features,
+    "kge-models": kge_models,
+}

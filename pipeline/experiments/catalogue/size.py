@@ -1,0 +1,85 @@
+"""Bytes of the tables: precision and rows."""
+
+from __future__ import annotations
+
+from pipeline.experiments.arm import Hashing
+from pipeline.experiments.catalogue.parts import both_facets, without_tables
+from pipeline.experiments.experiment import Comparison, Experiment, Settings, mixed_name
+
+
+def quantization(settings: Settings) -> Experiment:
+    """The trained tables at every precision."""
+    return Experiment(
+        name="quantization",
+        question="What does quantising the trained tables cost, or bring?",
+        setting="Both facets, fine-tuned, then every row through the codec that serving uses. Nothing is trained again.",
+        arms=(without_tables(), both_facets(settings)),
+        quantized="both",
+        comparisons=(
+            Comparison(arm="int4", baseline="fp16", claim="INT4 raises ROC-AUC a little (+0.03%)", expectation="higher"),
+            Comparison(arm="int8", baseline="fp16", claim="INT8 changes nothing", expectation="no difference", by="us"),
+        ),
+    )
+
+
+def precision_by_frequency(settings: Settings) -> Experiment:
+    """More bits for rows that are read often, within a budget of bytes."""
+    budgets = (1.15, 1.3, 1.6)
+    return Experiment(
+        name="precision-by-frequency",
+        question="Do the bits that INT4 lacks belong to the ids that are seen often?",
+        setting="Both facets, fine-tuned; then each row gets INT4, INT8 or FP16, so that the squared error, weighted by how "
+        "often fine-tuning read the row, is least within the bytes. Nothing is trained again.",
+        arms=(without_tables(), both_facets(settings)),
+        quantized="both",
+        budgets=budgets,
+        comparisons=(
+            *(
+                Comparison(
+                    arm=mixed_name(share),
+                    baseline="int4",
+                    claim=f"{share:g} times INT4's bytes, by frequency, beat uniform INT4",
+                    expectation="higher",
+                    by="us",
+                )
+                for share in budgets
+            ),
+            Comparison(
+                arm=mixed_name(budgets[-1]),
+                baseline="int8",
+                claim="mixed precision is as good as INT8 in fewer bytes",
+                expectation="no difference",
+                by="us",
+            ),
+        ),
+    )
+
+
+def collisions(settings: Settings) -> Experiment:
+    """Hashed tables of fewer rows than ids."""
+    shares = (1.0, 0.3, 0.1, 0.03)
+    hashed = [
+        both_facets(
+            settings, name=f"hash{share:g}", title=f"hashed into {share:.0%} as many rows", hashing=Hashing(share=share)
+        )
+        for share in shares
+    ]
+    positions: dict[str, float | None] = {f"hash{share:g}": share for share in shares}
+    return Experiment(
+        name="collisions",
+        question="How small can hashed tables be?",
+        setting="Both facets, fine-tuned. Ids that share a row start from the mean of their vectors, and share its gradients.",
+        arms=(without_tables(), both_facets(settings), *hashed),
+        comparisons=tuple(
+            Comparison(
+                arm=f"hash{share:g}",
+                baseline="both",
+                claim=f"hashing into {share:.0%} as many rows costs",
+                expectation="lower",
+                by="us",
+            )
+            for share in shares
+        ),
+        axis="rows of each table, as a share of its ids",
+        positions=positions,
+    )
