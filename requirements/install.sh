@@ -107,6 +107,11 @@ if [ $lists = dev ]; then
 fi
 pip_install --no-deps --no-build-isolation --editable .
 
+# At once and on all cores, as pip would do it file by file on one; without bytecode, importing torch and torchrec takes 15
+# seconds instead of 6 in every process, for good where PYTHONDONTWRITEBYTECODE is set. Some packages ship files of Python 2.
+say "compiling bytecode"
+"$venv_python" -m compileall -qq -j 0 .venv/lib >/dev/null || true
+
 origin_of $venv_python >.venv/.origin
 hash_of run >.venv/.stamp-run
 if [ $lists = dev ]; then hash_of dev >.venv/.stamp-dev; else rm -f .venv/.stamp-dev; fi
