@@ -1,4 +1,4 @@
-"""All experiments that have results, as one self-contained HTML page that reads like a paper's results section."""
+"""All experiments that have results: a self-contained HTML page that reads like a paper's results section, and Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from pipeline.experiments.catalogue import CATALOGUE
-from pipeline.experiments.writing import section
+from pipeline.experiments.writing import section, summary_to_markdown
 from pipeline.output import show
 
 
@@ -24,7 +24,7 @@ def find_results(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def write_page(work_dir: Path, output: Path | None = None) -> Path:
-    """Writes the page of all results below a folder.
+    """Writes the page of all results below a folder, and beside it the same as Markdown.
 
     Raises:
         FileNotFoundError: There are none.
@@ -43,7 +43,12 @@ def write_page(work_dir: Path, output: Path | None = None) -> Path:
     environment.filters |= {"show": show, "signed": lambda value: f"{value:+.4f}"}
     page = output or work_dir / "experiments.html"
     sections = [section(document) for document in documents]
-    unfinished = page.with_name(f".{page.name}.unfinished")
-    unfinished.write_text(environment.get_template("experiments.html.j2").render(sections=sections), encoding="utf-8")
-    unfinished.replace(page)
+    _write(page, environment.get_template("experiments.html.j2").render(sections=sections))
+    _write(page.with_suffix(".md"), summary_to_markdown(documents))
     return page
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -90,6 +90,37 @@ def _line(document: Mapping[str, Any]) -> str | None:
     return plots.line(curve, levels, axis=experiment["axis"])
 
 
+def summary_to_markdown(documents: Sequence[Mapping[str, Any]]) -> str:
+    """All experiments: the paper's claims with their verdicts, ours, then a section each."""
+    return "\n".join(_summary(documents)) + "\n"
+
+
+def _summary(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "# What pretrained id tables give"
+    for by, title in (("paper", "The paper's claims"), ("us", "What we asked beyond")):
+        rows = [
+            [
+                row["claim"],
+                f"{document['experiment']['name']}, {document['settings']['source']['title']}",
+                TASKS[task],
+                f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})",
+                row["verdict"],
+            ]
+            for document in documents
+            for task in TASKS
+            for row in verdicts(document, task)
+            if row["by"] == by
+        ]
+        if rows:
+            yield ""
+            yield f"## {title}"
+            yield ""
+            yield from _table(["claim", "experiment, data", "task", "ROC-AUC difference (95%)", "verdict"], rows)
+    for document in documents:
+        yield ""
+        yield from _markdown(document)
+
+
 def to_markdown(document: Mapping[str, Any]) -> str:
     """The experiment as a section of a Markdown page."""
     return "\n".join(_markdown(document)) + "\n"

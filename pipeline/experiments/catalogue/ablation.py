@@ -57,6 +57,7 @@ def ablation(settings: Settings, *, without: tuple[str, ...] = (), name: str = "
         Comparison(arm="kge", baseline="scratch", claim="KGE pretraining helps", expectation="higher"),
         Comparison(arm="both", baseline="scratch", claim="both together help", expectation="higher"),
         Comparison(arm="both", baseline="contrastive", claim="KGE adds to contrastive", expectation="higher"),
+        Comparison(arm="both", baseline="none", claim="pretrained tables beat none at all", expectation="higher", by="us"),
         Comparison(
             arm="both", baseline="history", claim="it is the objectives, not only more history", expectation="higher", by="us"
         ),
