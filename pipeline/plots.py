@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 COLORS = {"no_ids": "#8a949e", "scratch": "#c9872b", "pretrained": "#1f6f8b", "kge": "#1f6f8b", "contrastive": "#8c4a6b"}
@@ -103,6 +104,7 @@ def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> 
     figure = Figure(figsize=(_WIDTH_INCHES + 1.8, 0.9 + 0.34 * most), layout="constrained")
     for axes, (title, rows) in zip(_row(figure, len(panels)), panels.items(), strict=True):
         _style(axes, x="difference in ROC-AUC (95% interval over users and seeds)")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.axvline(0, color=MUTED, linewidth=1)
         for height, (_, difference, low, high) in enumerate(reversed(rows)):
             holds_zero = low <= 0 <= high

@@ -23,6 +23,7 @@ class Comparison(BaseModel):
     claim: str = Field(description="what is claimed of the two, in words")
     expectation: Expectation = Field(description="what the claim says of the arm's ROC-AUC beside the baseline's")
     by: Literal["paper", "us"] = Field(default="paper", description="who claims it")
+    size: float | None = Field(default=None, gt=0, description="ROC-AUC that the claim speaks of; None: the settings' margin")
 
 
 class Experiment(BaseModel):

@@ -33,8 +33,8 @@ def judge(effect: Mapping[str, Any], expectation: str, *, margin: float) -> tupl
         if significant:
             return "not reproduced", f"there is a difference, {interval}"
         if -margin <= low and high <= margin:
-            return "reproduced", f"{interval} lies within {margin:.3f} on both sides"
-        return "not decidable here", f"{interval} holds 0, but also differences beyond {margin:.3f}"
+            return "reproduced", f"{interval} lies within {margin:g} on both sides"
+        return "not decidable here", f"{interval} holds 0, but also differences beyond {margin:g}"
     sign = 1.0 if expectation == "higher" else -1.0
     best = max(sign * low, sign * high)
     if significant:
@@ -42,7 +42,7 @@ def judge(effect: Mapping[str, Any], expectation: str, *, margin: float) -> tupl
             return "reproduced", f"{interval}, adjusted p {_p(effect)}"
         return "not reproduced", f"the opposite holds: {interval}, adjusted p {_p(effect)}"
     if best < margin:
-        return "not reproduced", f"{interval} rules out a difference of {margin:.3f}"
+        return "not reproduced", f"{interval} rules out a difference of {margin:g}"
     return (
         "not decidable here",
         f"{interval}; a true difference of {effect['detectable']:.4f} would have shown with 80% power",

@@ -21,6 +21,9 @@ def command(document: Mapping[str, Any]) -> str:
         spans = (source["splits"][part] for part in ("pretraining", "training", "validation", "test"))
         periods = " ".join(str(number) for span in spans for number in span)
         parts.append(f"--store {source['name']}.duckdb --splits {periods}")
+    elif source["name"].endswith(("-sample", "-small")):
+        name = source["name"].removesuffix("-sample").removesuffix("-small")
+        return " ".join([*parts, f"--source {name}" if name != "completejourney" else "", "--quick"]).replace("  ", " ")
     elif source["name"] != "completejourney":
         parts.append(f"--source {source['name']}")
     parts += [f"--seeds {settings['num_seeds']}", f"--trials {settings['num_trials']}"]
@@ -32,7 +35,8 @@ def verdicts(document: Mapping[str, Any], task: str = "ctr") -> list[dict[str, A
     effects = document["effects"].get(task, {}).get("all", [])
     rows = []
     for comparison, effect in zip(document["experiment"]["comparisons"], effects, strict=False):
-        verdict, reason = judge(effect, comparison["expectation"], margin=document["settings"]["margin"])
+        margin = comparison.get("size") or document["settings"]["margin"]
+        verdict, reason = judge(effect, comparison["expectation"], margin=margin)
         rows.append({**comparison, **effect, "verdict": verdict, "reason": reason})
     return rows
 

@@ -53,10 +53,12 @@ def ablation(settings: Settings, *, without: tuple[str, ...] = (), name: str = "
     )
     comparisons = (
         Comparison(arm="scratch", baseline="none", claim="tables from scratch change nothing", expectation="no difference"),
-        Comparison(arm="contrastive", baseline="scratch", claim="contrastive pretraining helps", expectation="higher"),
-        Comparison(arm="kge", baseline="scratch", claim="KGE pretraining helps", expectation="higher"),
-        Comparison(arm="both", baseline="scratch", claim="both together help", expectation="higher"),
-        Comparison(arm="both", baseline="contrastive", claim="KGE adds to contrastive", expectation="higher"),
+        Comparison(
+            arm="contrastive", baseline="scratch", claim="contrastive pretraining helps", expectation="higher", size=0.0003
+        ),
+        Comparison(arm="kge", baseline="scratch", claim="KGE pretraining helps", expectation="higher", size=0.0006),
+        Comparison(arm="both", baseline="scratch", claim="both together help", expectation="higher", size=0.0009),
+        Comparison(arm="both", baseline="contrastive", claim="KGE adds to contrastive", expectation="higher", size=0.0006),
         Comparison(arm="both", baseline="none", claim="pretrained tables beat none at all", expectation="higher", by="us"),
         Comparison(
             arm="both", baseline="history", claim="it is the objectives, not only more history", expectation="higher", by="us"

@@ -42,6 +42,7 @@ def staleness(settings: Settings) -> Experiment:
                     claim=f"{number} months of staleness cost ROC-AUC",
                     expectation="lower",
                     by="paper" if number >= 3 else "us",
+                    size=0.0005,
                 )
                 for number in months[1:]
             ),
