@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
+
+from kge.distinct import are_among, first_positions, first_times
+from kge.triple_files import TextTriples
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from graphdb import GraphView
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EdgeList", "TripleSet", "TripleSplit"]
 
 # The one node type of triples that come from text, which says nothing of types.
-_ENTITY = "entity"
+_ENTITY: Final = "entity"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +164,7 @@ class TripleSet:
 
     def distinct(self) -> Self:
         """Give each triple once, by its first position."""
-        return self.take(_first_positions(self))
+        return self.take(first_positions(self))
 
     def hold_out(self, validation: KgeValidation, generator: np.random.Generator) -> TripleSplit:
         """Set distinct triples apart for validation.
@@ -178,7 +182,7 @@ class TripleSet:
         """
         if unknown := [name for name in validation.relations or () if name not in self.relation_names]:
             raise ValueError(f"validation.relations names {unknown}, but there are {list(self.relation_names)}")
-        first = _first_positions(self)
+        first = first_positions(self)
         held_out = []
         present = np.bincount(self.relations[first], minlength=len(self.relation_names))
         chosen = [
@@ -191,12 +195,12 @@ class TripleSet:
             positions = first[self.relations[first] == number]
             size = min(quota, int(len(positions) * validation.max_fraction))
             if validation.choose == "latest" and self.times is not None and self.times[positions[0]] != self.NO_TIME:
-                times = _first_times(self, number)
+                times = first_times(self, number)
                 held_out.append(positions[np.argsort(times, kind="stable")[len(times) - size :]])
             else:
                 held_out.append(generator.choice(positions, size=size, replace=False))
         valid = self.take(np.sort(_concatenate(held_out)).astype(np.intp))
-        return TripleSplit(train=self.take(~_are_among(self, valid)), valid=valid, test=self.take(slice(0)))
+        return TripleSplit(train=self.take(~are_among(self, valid)), valid=valid, test=self.take(slice(0)))
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -257,32 +261,32 @@ class TripleSplit:
                 message names file and line.
             FileNotFoundError: if there is no such file.
         """
-        paths = [Path(path) for path in (train, valid, test) if path is not None]
-        tables = [_read_lines(path) for path in paths]
-        sizes = [table.num_rows for table in tables]
-        ends = pa.chunked_array(
-            [chunk for table in tables for name in ("head", "tail") for chunk in table[name].chunks], pa.string()
-        )
-        entities, entity_ids = _number(ends)
-        relations, relation_ids = _number(pa.chunked_array([chunk for table in tables for chunk in table["relation"].chunks]))
-        # Per file: its heads, then its tails.
-        parts = np.split(entities, np.cumsum([size for size in sizes for _ in range(2)])[:-1])
-        names = tuple(relation_ids.to_pylist())
+        paths = [None if path is None else Path(path) for path in (train, valid, test)]
+        found = TextTriples.read([path for path in paths if path is not None])
         everything = TripleSet(
-            heads=_concatenate(parts[0::2]),
-            relations=relations,
-            tails=_concatenate(parts[1::2]),
-            relation_names=names,
-            ends=dict.fromkeys(names, (_ENTITY, _ENTITY)),
-            num_nodes={_ENTITY: len(entity_ids)},
-            ids={_ENTITY: entity_ids},
+            heads=found.heads,
+            relations=found.relations,
+            tails=found.tails,
+            relation_names=found.relation_names,
+            ends=dict.fromkeys(found.relation_names, (_ENTITY, _ENTITY)),
+            num_nodes={_ENTITY: len(found.entity_ids)},
+            ids={_ENTITY: found.entity_ids},
         )
-        _refuse_duplicates(everything, paths, sizes)
-        bounds = np.concatenate([[0], np.cumsum(sizes)])
-        given = [path is not None for path in (train, valid, test)]
-        pieces = iter([everything.take(slice(begin, end)) for begin, end in itertools.pairwise(bounds)])
-        sets = [next(pieces) if is_given else everything.take(slice(0)) for is_given in given]
-        return cls(train=sets[0], valid=sets[1], test=sets[2])
+        pieces = (everything.take(slice(begin, end)) for begin, end in itertools.pairwise(found.bounds))
+        parts = [everything.take(slice(0)) if path is None else next(pieces) for path in paths]
+        return cls(train=parts[0], valid=parts[1], test=parts[2])
+
+    def fingerprint(self) -> str:
+        """Give the sha256 (hex) of all that a training reads of it: columns, vocabulary and external ids."""
+        digest = hashlib.sha256()
+        for part in self:
+            vocabulary = [part.relation_names, sorted(part.ends.items()), sorted(part.num_nodes.items()), sorted(part.ids)]
+            digest.update(json.dumps([len(part), part.times is not None, vocabulary]).encode())
+            for column in (part.heads, part.relations, part.tails, *(() if part.times is None else (part.times,))):
+                digest.update(np.ascontiguousarray(column).data)
+        for _, ids in sorted(self.train.ids.items()):
+            digest.update(json.dumps(ids.to_pylist()).encode())
+        return digest.hexdigest()
 
     def __iter__(self) -> Iterator[TripleSet]:
         return iter((self.train, self.valid, self.test))
@@ -301,107 +305,3 @@ def _check_range(name: str, column: NDArray[np.int32], sizes: NDArray[np.int64] 
 
 def _concatenate(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate(columns) if columns else np.empty(0, dtype=np.int32)
-
-
-def _sorted_order(triples: TripleSet) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Give the stable order by (relation, head, tail), and for each place whether its triple is the same as before it."""
-    order = np.lexsort((triples.tails, triples.heads, triples.relations))
-    repeats = np.zeros(len(order), dtype=np.bool_)
-    repeats[1:] = True
-    for column in (triples.relations, triples.heads, triples.tails):
-        ordered = column[order]
-        repeats[1:] &= ordered[1:] == ordered[:-1]
-    return order, repeats
-
-
-def _first_positions(triples: TripleSet) -> NDArray[np.intp]:
-    order, repeats = _sorted_order(triples)
-    return np.sort(order[~repeats])
-
-
-def _first_times(triples: TripleSet, relation: int) -> NDArray[np.int64]:
-    """Give the earliest time of each distinct triple of a timed relation, in the order of `_first_positions`."""
-    part = triples.take(np.flatnonzero(triples.relations == relation))
-    assert part.times is not None  # noqa: S101 - the caller has looked
-    order, repeats = _sorted_order(part)
-    starts = np.flatnonzero(~repeats)
-    earliest = np.minimum.reduceat(part.times[order], starts)
-    return earliest[np.argsort(order[starts], kind="stable")]
-
-
-def _are_among(triples: TripleSet, others: TripleSet) -> NDArray[np.bool_]:
-    """Say of each triple whether it is one of the others, which are distinct."""
-    both = replace(
-        triples,
-        heads=np.concatenate([others.heads, triples.heads]),
-        relations=np.concatenate([others.relations, triples.relations]),
-        tails=np.concatenate([others.tails, triples.tails]),
-        times=None,
-    )
-    order, repeats = _sorted_order(both)
-    # Within equal triples the order is stable: one of the others, if any, is the first.
-    leaders = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))
-    found = np.empty(len(order), dtype=np.bool_)
-    found[order] = order[leaders] < len(others)
-    return found[len(others) :]
-
-
-def _read_lines(path: Path) -> pa.Table:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no triple file {path}")
-
-    refused: list[pyarrow.csv.InvalidRow] = []
-
-    def refuse(row: pyarrow.csv.InvalidRow) -> str:
-        refused.append(row)
-        return "error"
-
-    try:
-        table = pyarrow.csv.read_csv(
-            path,
-            # One thread: with more, pyarrow does not tell a line's number.
-            read_options=pyarrow.csv.ReadOptions(column_names=["head", "relation", "tail"], use_threads=False),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t", quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(("head", "relation", "tail"), pa.string()), strings_can_be_null=False
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if refused:
-            raise ValueError(
-                f"{path}, line {refused[0].number}: expected head, relation and tail with a tab between them, "
-                f"got {refused[0].text!r}"
-            ) from error
-        raise ValueError(f"{path}: {error}") from error
-    for name in table.column_names:
-        empty = table[name].to_numpy() == ""
-        if empty.any():
-            raise ValueError(f"{path}, line {int(np.argmax(empty)) + 1}: the {name} is empty")
-    return table
-
-
-def _number(values: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Number distinct strings in the order of their first appearance."""
-    encoded = values.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int32), encoded.dictionary
-
-
-def _refuse_duplicates(triples: TripleSet, paths: Sequence[Path], sizes: Sequence[int]) -> None:
-    order, repeats = _sorted_order(triples)
-    if not repeats.any():
-        return
-    place = int(np.flatnonzero(repeats)[np.argmin(order[repeats])])
-    bounds = np.cumsum(sizes)
-
-    def name(position: int) -> str:
-        number = int(np.searchsorted(bounds, position, side="right"))
-        return f"{paths[number]}, line {position - (int(bounds[number - 1]) if number else 0) + 1}"
-
-    raise ValueError(
-        f"{name(int(order[place]))}: the triple stands already in {name(int(order[place - 1]))}; a triple that is given twice "
-        "would be learned from and ranked at once, or counted twice: remove one"
-    )
