@@ -3,12 +3,11 @@
 from kge.config import KgeConfig, KgeValidation
 from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
 from kge.full_config import FullSoftmaxConfig
-from kge.full_training import train_against_all
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
 from kge.search import Search, search
-from kge.trainer import train, train_triples
+from kge.training import train, train_triples
 from kge.triples import EdgeList, TripleSet, TripleSplit
 
 __all__ = [
@@ -35,6 +34,5 @@ __all__ = [
     "known_pairs",
     "search",
     "train",
-    "train_against_all",
     "train_triples",
 ]

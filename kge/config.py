@@ -12,6 +12,21 @@ __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName"]
 
 Distance = Literal["squared", "l2", "l1"]
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
+# What full_softmax has no use for.
+_ONLY_SAMPLED = (
+    "distance",
+    "chunk_size",
+    "num_uniform",
+    "num_degree",
+    "degree_power",
+    "mask_known",
+    "loss",
+    "margin",
+    "adversarial_temperature",
+    "logq",
+    "max_edges_per_relation",
+    "distinct_edges",
+)
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
 
 
@@ -59,7 +74,9 @@ class KgeConfig(BaseModel):
     )
 
     epochs: int = Field(default=4, ge=1, description="passes over the edges")
-    batch_size: int = Field(default=256, ge=2, description="edges a step, all between the same two node types")
+    batch_size: int = Field(
+        default=256, ge=2, description="edges a step, all between the same two node types; with full_softmax, queries"
+    )
     chunk_size: int = Field(
         default=256,
         ge=2,
@@ -92,7 +109,10 @@ class KgeConfig(BaseModel):
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
     n3: float = Field(
-        default=0.0, ge=0, description="weight of the cubed moduli of an edge's two entities' coordinates in its loss"
+        default=0.0,
+        ge=0,
+        description="weight of the cubed moduli of an edge's two entities' coordinates in its loss; with full_softmax, of its "
+        "relation's too (Lacroix et al., ICML 2018)",
     )
     relation_weights: dict[str, float] = Field(
         default_factory=dict, description="relation name -> weight of its loss; 1 where not named, 0 leaves it out"
@@ -101,7 +121,9 @@ class KgeConfig(BaseModel):
         default=None, ge=1, description="edges of one relation seen in an epoch, a fresh sample each time; None for all"
     )
     full_softmax: FullSoftmaxConfig | None = Field(
-        default=None, description="compare each query with every entity of the right type; None: with sampled negatives"
+        default=None,
+        description="compare each query with every entity of the right type; None: with sampled negatives. Then options of "
+        "chunks and negatives are refused",
     )
     distinct_edges: bool = Field(default=True, description="count repeated edges between the same two nodes once")
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
@@ -118,17 +140,25 @@ class KgeConfig(BaseModel):
         ):
             if getattr(self, field) and self.loss not in losses:
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
-        if self.full_softmax is not None and (self.loss != "softmax" or self.n3):
-            raise ValueError(
-                f"loss={self.loss!r} and n3={self.n3:g} are of sampled negatives; with full_softmax the loss is a "
-                "softmax, and its n3 stands in full_softmax: leave them out"
-            )
+        if self.full_softmax is not None:
+            self._check_full_softmax()
         if self.distance != "squared" and self.model in {"distmult", "complex"}:
             raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
         for name, weight in self.relation_weights.items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
         return self
+
+    def _check_full_softmax(self) -> None:
+        """Refuse what only training with sampled negatives does."""
+        fields = type(self).model_fields
+        changed = [name for name in _ONLY_SAMPLED if getattr(self, name) != fields[name].default]
+        if changed:
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
+            raise ValueError(
+                f"{given}: means nothing with full_softmax, which compares each distinct query with all entities by matrix "
+                "products: leave it out, or full_softmax"
+            )
 
     @property
     def corrects_logq(self) -> bool:

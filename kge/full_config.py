@@ -29,19 +29,8 @@ class FullSoftmaxConfig(BaseModel):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="chance of each number of a query to be dropped; not of distances"
     )
-    n3: float = Field(
-        default=0.0,
-        ge=0,
-        description="weight of the cubed moduli of an edge's entities and relation in its loss (Lacroix 2018)",
-    )
     relation_prediction: float = Field(
         default=0.0,
         ge=0,
         description="weight of the loss of the relation among all that join the same types, its ends given (arXiv 2110.02834)",
-    )
-    patience: int | None = Field(
-        default=None,
-        ge=0,
-        description="validations in a row without a better filtered MRR that are borne before the training stops, and the best "
-        "one's tables are given; None: the last epoch's",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,79 +13,27 @@ from torch import Tensor
 from kge.dense_optimizer import DenseOptimizer
 from kge.full_config import FullSoftmaxConfig
 from kge.full_softmax import Answers, full_softmax_loss
+from kge.full_state import FullTrainerState
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.queries import group_queries
 from kge.relation_prediction import relation_loss
 from kge.relations import RelationParameters
-from tables.checkpoint import SavedState
+from kge.schedule import rate_factor
+from tables.rowwise import RowwiseAdagrad
+from tables.training import Position, TrainingRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from kge.config import KgeConfig
     from kge.queries import QueryGroup
     from kge.triples import TripleSplit
+    from tables.warmstart import WarmStart
 
-__all__ = ["FullTrainer", "FullTrainerState"]
-
-
-@dataclass(kw_only=True, slots=True)
-class FullTrainerState:
-    """All that changes while a trainer runs.
-
-    Attributes:
-        tables: node type -> float32 [num_nodes, D].
-        optimizers: node type -> the table's optimiser.
-        relations: the relations' parameters.
-        relation_optimizer: their optimiser.
-        generator: source of shuffles and dropout.
-        epoch: epochs finished.
-        history: one row a finished epoch.
-    """
-
-    tables: dict[str, Tensor]
-    optimizers: dict[str, DenseOptimizer]
-    relations: RelationParameters
-    relation_optimizer: DenseOptimizer
-    generator: np.random.Generator
-    epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def save(self) -> SavedState:
-        """Give all of it, as tensors and JSON-able values."""
-        tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
-        tensors["relations"] = self.relation_optimizer.values
-        for name, optimizer in self._optimizers().items():
-            tensors |= {f"{kind}/{name}": tensor for kind, tensor in optimizer.state.items()}
-        fields: dict[str, Any] = {
-            "num_steps": {name: optimizer.num_steps for name, optimizer in self._optimizers().items()},
-            "generator": self.generator.bit_generator.state,
-            "epoch": self.epoch,
-            "history": self.history,
-        }
-        return SavedState(tensors=tensors, fields=fields)
-
-    def restore(self, saved: SavedState) -> None:
-        """Go to where `save` was called, in place."""
-        for node_type, table in self.tables.items():
-            table.copy_(saved.tensors[f"table/{node_type}"])
-        self.relation_optimizer.values.copy_(saved.tensors["relations"])
-        for name, optimizer in self._optimizers().items():
-            optimizer.num_steps = saved.fields["num_steps"][name]
-            for kind, tensor in optimizer.state.items():
-                tensor.copy_(saved.tensors[f"{kind}/{name}"])
-        self.generator.bit_generator.state = saved.fields["generator"]
-        self.epoch = saved.fields["epoch"]
-        self.history[:] = saved.fields["history"]
-
-    def _optimizers(self) -> dict[str, DenseOptimizer]:
-        return {
-            **{f"table/{name}": optimizer for name, optimizer in self.optimizers.items()},
-            "relations": self.relation_optimizer,
-        }
+__all__ = ["FullTrainer"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,15 +67,12 @@ class FullTrainer:
     Args:
         split: what is learned from (`train`) and validated on (`valid`).
         config: the model and how it is trained, with `full_softmax` given.
+        generator: source of shuffles and dropout.
     """
 
-    def __init__(self, split: TripleSplit, config: KgeConfig) -> None:
+    def __init__(self, split: TripleSplit, config: KgeConfig, generator: np.random.Generator) -> None:
         if config.full_softmax is None:
             raise ValueError("config.full_softmax is None: this configuration asks for sampled negatives")
-        if config.distance != "squared":
-            raise ValueError(
-                f"full_softmax scores by matrix products alone: distance must be 'squared', got {config.distance!r}"
-            )
         self.config = config
         self.objective: FullSoftmaxConfig = config.full_softmax
         self.split = split
@@ -147,8 +91,12 @@ class FullTrainer:
             optimizers={node_type: DenseOptimizer(table, optimizer, config.lr) for node_type, table in tables.items()},
             relations=relations,
             relation_optimizer=DenseOptimizer(self.relation_table, optimizer, config.relation_lr),
-            generator=np.random.default_rng(config.seed),
+            position=Position(generator=generator),
         )
+        if optimizer == "adagrad":
+            # The relations' own state, which a snapshot keeps, is the optimiser's.
+            self.state.relation_optimizer.state["squares"] = relations.state
+        self._num_steps = 1
         self._projects = self.predictor().projects_entities
         if self._projects and self.objective.relation_prediction:
             raise ValueError(
@@ -168,24 +116,57 @@ class FullTrainer:
         self._scale = math.ceil(self.num_queries / config.batch_size) / self._num_examples
         self._num_triples = sum(len(group.answers) for group in self._groups) / 2
 
-    def run_epoch(self) -> dict[str, float]:
-        """Pass once over the queries.
+    def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
+        """Pass once over the queries, or over those that are left of an epoch that was interrupted.
+
+        Args:
+            run: what saves the state between two steps; None for a run that is never saved.
 
         Returns:
             epoch, loss (mean over triples of both sides' cross-entropy, in nats), seconds and edges_per_s.
         """
-        begin = time.perf_counter()
-        loss = sum(self.step(pieces) for pieces in self._steps()) / self._num_triples
-        self.state.epoch += 1
+        run, position = run or TrainingRun(), self.state.position
+        steps = position.begin_epoch(self._draw_steps)
+        self._num_steps = len(steps)
+        # No lanes: a step is a few large products, which torch itself spreads over the threads.
+        for pieces in run.steps(iter(steps[position.step :]), None, self.state, num_steps=len(steps)):
+            num_answers = sum(int(np.diff(group.indptr)[queries].sum()) for group, queries in pieces)
+            position.add(loss=self.step(pieces), examples=num_answers / 2)
+        seconds = run.epoch_seconds(position)
+        loss = position.end_epoch()["loss"] / self._num_triples
         if not math.isfinite(loss):
-            raise ValueError(f"the loss of epoch {self.state.epoch} is {loss}; lower lr or init_scale")
-        seconds = time.perf_counter() - begin
+            raise ValueError(f"the loss of epoch {position.epoch} is {loss}; lower lr or init_scale")
         return {
-            "epoch": float(self.state.epoch),
+            "epoch": float(position.epoch),
             "loss": loss,
             "seconds": seconds,
             "edges_per_s": self._num_triples / seconds,
         }
+
+    def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
+        """Begin with the rows and relations of an older snapshot.
+
+        Args:
+            warm_start: the snapshot and how to start from it.
+            node_ids: gives the external ids of a node type.
+
+        Raises:
+            ValueError: if the snapshot's tables or relations do not fit, or it is asked for what this training cannot do.
+        """
+        if warm_start.config.pull:
+            raise ValueError(f"training with full_softmax has no pull towards older rows: pull={warm_start.config.pull}; set 0")
+        state, keeps = self.state, self.objective.optimizer == "adagrad"
+        if warm_start.config.keep_state and not keeps:
+            raise ValueError(
+                f"keep_state={warm_start.config.keep_state} goes on with the accumulated squares of Adagrad, which "
+                "full_softmax.optimizer='adam' has not: set keep_state=0 (--keep-state 0)"
+            )
+        by_row = {node_type: RowwiseAdagrad(len(table), self.config.lr) for node_type, table in state.tables.items()}
+        warm_start.apply(state.tables, by_row, node_ids, facet="kge")
+        state.relations.warm_start(warm_start.snapshot.parameters())
+        if keeps:
+            for node_type, optimizer in by_row.items():
+                state.optimizers[node_type].state["squares"].copy_(optimizer.state[:, None])
 
     def predictor(self) -> LinkPredictor:
         """Give the scores of the tables as they are now."""
@@ -200,10 +181,15 @@ class FullTrainer:
         Returns:
             The sum of the cross-entropies of their answers before the step.
         """
+        config, state = self.config, self.state
+        progress = (state.position.epoch + state.position.step / self._num_steps) / config.epochs
+        factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
         gradients = self.differentiate(pieces)
         for node_type, gradient in gradients.tables.items():
-            self.state.optimizers[node_type].step(gradient)
-        self.state.relation_optimizer.step(gradients.relations)
+            state.optimizers[node_type].lr = config.lr * factor
+            state.optimizers[node_type].step(gradient)
+        state.relation_optimizer.lr = config.relation_lr * factor
+        state.relation_optimizer.step(gradients.relations)
         return gradients.loss
 
     def differentiate(self, pieces: list[_Piece]) -> Gradients:
@@ -236,19 +222,6 @@ class FullTrainer:
         """Give all queries as one step."""
         return [_Piece(group, np.arange(len(group))) for group in self._groups]
 
-    def copy_values(self) -> dict[str, Tensor]:
-        """Copy what has been learned."""
-        return {
-            **{f"table/{name}": table.clone() for name, table in self.state.tables.items()},
-            "relations": self.relation_table.clone(),
-        }
-
-    def restore_values(self, values: Mapping[str, Tensor]) -> None:
-        """Go back, in place, to what `copy_values` gave."""
-        for name, table in self.state.tables.items():
-            table.copy_(values[f"table/{name}"])
-        self.relation_table.copy_(values["relations"])
-
     def to_double(self) -> None:
         """Go on in float64: to check gradients, not to train."""
         state = self.state
@@ -273,7 +246,7 @@ class FullTrainer:
             bias = -candidates.square().sum(-1)
             queries = 2.0 * queries
         if objective.dropout:
-            kept = torch.from_numpy(self.state.generator.random(queries.shape, dtype=np.float32) >= objective.dropout)
+            kept = torch.from_numpy(self.state.position.generator.random(queries.shape, dtype=np.float32) >= objective.dropout)
             queries = queries * kept / (1.0 - objective.dropout)
         total = full_softmax_loss(
             queries,
@@ -310,7 +283,7 @@ class FullTrainer:
 
     def _regularise(self, gradient: Tensor, values: Tensor, counts: Tensor) -> None:
         """Add the gradient of the penalties of rows that stand `counts` times in a step."""
-        l2, n3 = self.config.l2, self.objective.n3
+        l2, n3 = self.config.l2, self.config.n3
         if not (l2 or n3):
             return
         rows = counts.nonzero()[:, 0]
@@ -333,21 +306,21 @@ class FullTrainer:
             for part, (name, shape) in zip(parts, self._relation_shapes.items(), strict=True)
         }
 
-    def _steps(self) -> Iterator[list[_Piece]]:
+    def _draw_steps(self, generator: np.random.Generator) -> list[list[_Piece]]:
         """Shuffle the queries within each group and cut them, shuffle the cuts, and gather them to steps."""
-        size, generator = self.config.batch_size, self.state.generator
+        size = self.config.batch_size
         pieces = []
         for group in self._groups:
             order = generator.permutation(len(group))
             num_pieces = math.ceil(len(order) / size)
             pieces += [_Piece(group, part) for part in np.array_split(order, num_pieces)]
+        steps: list[list[_Piece]] = []
         step: list[_Piece] = []
         num_queries = 0
         for position in generator.permutation(len(pieces)):
             step.append(pieces[position])
             num_queries += len(pieces[position].queries)
             if num_queries >= size:
-                yield step
+                steps.append(step)
                 step, num_queries = [], 0
-        if step:
-            yield step
+        return [*steps, step] if step else steps

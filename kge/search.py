@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kge.config import KgeConfig
-from kge.full_training import train_against_all
-from kge.trainer import train_triples
+from kge.training import train_triples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +67,7 @@ def search(
     Args:
         split: what is learned from, and what is chosen by (`valid`).
         base: everything that the space leaves open; its epochs are replaced. Its seed also draws the trials.
-        space: name of a field -> values to try; a field of `full_softmax` is named "full_softmax.n3".
+        space: name of a field -> values to try; a field of `full_softmax` is named "full_softmax.dropout".
         num_trials: configurations drawn from the space, without repeats; the whole space where it has no more.
         min_epochs: epochs of the first round.
         reduction: share of trials that ends with each round, and how much longer the others go on.
@@ -123,11 +122,10 @@ def _with_values(base: KgeConfig, values: Mapping[str, Any]) -> KgeConfig:
 
 
 def _try(split: TripleSplit, config: KgeConfig) -> Trial:
-    train = train_triples if config.full_softmax is None else train_against_all
     # Validated once, at its end.
     validation = config.validation.model_copy(update={"every": config.epochs})
     try:
-        result = train(split, config.model_copy(update={"validation": validation}))
+        result = train_triples(split, config.model_copy(update={"validation": validation}))
     except ValueError as error:
         if "loss" not in str(error):
             raise

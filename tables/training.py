@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -239,14 +240,14 @@ class TrainingRun:
         logger.info("resumed at epoch %d, step %d", state.position.epoch, state.position.step)
         return True
 
-    def steps(self, batches: Iterator[_Batch], lanes: Lanes, state: TrainerState, *, num_steps: int) -> Iterator[_Batch]:
+    def steps(self, batches: Iterator[_Batch], lanes: Lanes | None, state: TrainerState, *, num_steps: int) -> Iterator[_Batch]:
         """Yields an epoch's remaining batches, each prepared beside the step before it.
 
         The loop's body learns from the batch and calls `state.position.add`; a checkpoint may be written after it.
 
         Args:
             batches: Draws a batch each; used by one thread at a time, in order.
-            lanes: Where the next batch is prepared.
+            lanes: Where the next batch is prepared; None where that is not worth a thread.
             state: What to save.
             num_steps: Steps of a whole epoch.
 
@@ -254,18 +255,19 @@ class TrainingRun:
             KeyboardInterrupt: A stop was asked for; the state is saved.
         """
         self._began_at = time.perf_counter()
-        following = lanes.prepare(lambda: next(batches, None))
+        prepare = lanes.prepare if lanes is not None else _at_once
+        following = prepare(lambda: next(batches, None))
         while (batch := following.result()) is not None:
             pause = self._is_due() or self._stops()
             if not pause:
-                following = lanes.prepare(lambda: next(batches, None))
+                following = prepare(lambda: next(batches, None))
             yield batch
             self._report(state.position, num_steps)
             if pause:
                 self.save(state)
                 if self._stops():
                     raise KeyboardInterrupt
-                following = lanes.prepare(lambda: next(batches, None))
+                following = prepare(lambda: next(batches, None))
 
     def epoch_seconds(self, position: Position) -> float:
         """How long the current epoch has taken, the time before a kill included."""
@@ -318,6 +320,12 @@ class TrainingRun:
                     seconds=self.epoch_seconds(position),
                 )
             )
+
+
+def _at_once(program: Callable[[], _Drawn]) -> Future[_Drawn]:
+    future: Future[_Drawn] = Future()
+    future.set_result(program())
+    return future
 
 
 def _environment() -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
-from typing import Literal
+import threading
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, know
 from kge.config import ModelName
 from kge.full_config import FullSoftmaxConfig
 from kge.full_trainer import FullTrainer
-from tables.checkpoint import SavedState
+from kge.training import split_view
+from tables.checkpoint import CheckpointError
+from tables.training import Lifecycle, StepProgress
+from tables.warmstart import WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 NUM_USERS, NUM_PINS = 6, 5
@@ -37,8 +41,18 @@ def small_split() -> TripleSplit:
     return TripleSplit(train=train, valid=train.take(slice(0)), test=train.take(slice(0)))
 
 
+def full_trainer(split: TripleSplit, config: KgeConfig) -> FullTrainer:
+    return FullTrainer(split, config, np.random.default_rng(config.seed))
+
+
 def build(
-    name: ModelName, objective: FullSoftmaxConfig, *, reciprocal: bool, l2: float = 0.0, batch_size: int = 1000
+    name: ModelName,
+    objective: FullSoftmaxConfig,
+    *,
+    reciprocal: bool,
+    l2: float = 0.0,
+    n3: float = 0.0,
+    batch_size: int = 1000,
 ) -> FullTrainer:
     config = KgeConfig(
         model=name,
@@ -47,11 +61,12 @@ def build(
         reciprocal=reciprocal,
         batch_size=batch_size,
         l2=l2,
+        n3=n3,
         init_scale=0.5,
         relation_weights={"alike": 0.5},
         full_softmax=objective,
     )
-    return FullTrainer(small_split(), config)
+    return full_trainer(small_split(), config)
 
 
 def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor], relations: torch.Tensor) -> torch.Tensor:
@@ -90,7 +105,7 @@ def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor
             if model.has_complex_entities:
                 real, imaginary = vector.chunk(2)
                 cubes = (real.square() + imaginary.square()) ** 1.5
-            total = total + weight * (config.l2 / 2 * vector.square().sum() + objective.n3 / 2 * cubes.sum())
+            total = total + weight * (config.l2 / 2 * vector.square().sum() + config.n3 / 2 * cubes.sum())
         if objective.relation_prediction and model_side == "tail":
             keys = [
                 k
@@ -117,7 +132,7 @@ def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor
 @pytest.mark.parametrize(
     "objective",
     [
-        FullSoftmaxConfig(n3=0.3, label_smoothing=0.2),
+        FullSoftmaxConfig(label_smoothing=0.2),
         FullSoftmaxConfig(weigh="queries", answers_compete=False),
         FullSoftmaxConfig(relation_prediction=0.7),
     ],
@@ -128,7 +143,7 @@ def test_gradients_equal_autograd_triple_by_triple(name: ModelName, reciprocal: 
         with pytest.raises(ValueError, match="relation prediction"):
             build(name, objective, reciprocal=reciprocal)
         return
-    trainer = build(name, objective, reciprocal=reciprocal, l2=0.1)
+    trainer = build(name, objective, reciprocal=reciprocal, l2=0.1, n3=0.3 if objective.label_smoothing else 0.0)
     trainer.to_double()
     tables = {key: table.clone().requires_grad_() for key, table in trainer.state.tables.items()}
     relations = trainer.relation_table.clone().requires_grad_()
@@ -148,7 +163,7 @@ def test_learns_the_planted_graph(name: ModelName, view: GraphView) -> None:
     config = KgeConfig(
         model=name, dim=8, rank=2, reciprocal=True, batch_size=80, epochs=15, lr=0.03, relation_lr=0.03, full_softmax=objective
     )
-    trainer = FullTrainer(split, config)
+    trainer = full_trainer(split, config)
     losses = [trainer.run_epoch()["loss"] for _ in range(config.epochs)]
     metrics = evaluate(trainer.predictor(), split.valid.edges(), known_pairs(*split))
     assert losses[-1] < 0.6 * losses[0]
@@ -157,9 +172,9 @@ def test_learns_the_planted_graph(name: ModelName, view: GraphView) -> None:
 
 def test_the_same_seed_gives_the_same_vectors_and_another_does_not() -> None:
     def train(seed: int) -> torch.Tensor:
-        objective = FullSoftmaxConfig(dropout=0.2, n3=0.1)
-        config = KgeConfig(model="complex", dim=4, batch_size=7, reciprocal=True, seed=seed, full_softmax=objective)
-        trainer = FullTrainer(small_split(), config)
+        objective = FullSoftmaxConfig(dropout=0.2)
+        config = KgeConfig(model="complex", dim=4, batch_size=7, reciprocal=True, seed=seed, n3=0.1, full_softmax=objective)
+        trainer = full_trainer(small_split(), config)
         for _ in range(2):
             trainer.run_epoch()
         return trainer.state.tables["pin"]
@@ -169,7 +184,6 @@ def test_the_same_seed_gives_the_same_vectors_and_another_does_not() -> None:
 
 
 def test_stops_early_and_keeps_the_best(view: GraphView) -> None:
-    objective = FullSoftmaxConfig(patience=1)
     config = KgeConfig(
         model="distmult",
         dim=8,
@@ -177,31 +191,99 @@ def test_stops_early_and_keeps_the_best(view: GraphView) -> None:
         batch_size=20,
         lr=0.5,
         l2=0.0,
-        validation=KgeValidation(num_edges=60, every=1),
-        full_softmax=objective,
+        validation=KgeValidation(num_edges=60, every=1, patience=2),
+        full_softmax=FullSoftmaxConfig(),
     )
     result = train(view, config)
     mrrs = [row["filtered_mrr"] for row in result.history]
     assert len(mrrs) < 40
     assert max(mrrs) == result.metrics["filtered_mrr"] == max(mrrs[:-2])
-    split = TripleSet.from_view(view).hold_out(config.validation, np.random.default_rng(0))
+    split = split_view(view, config, np.random.default_rng(0))
     again = evaluate(result.predictor(), split.valid.edges(), known_pairs(*split))
     assert again["filtered_mrr"] == pytest.approx(max(mrrs))
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
-def test_goes_on_bit_exactly_from_a_saved_state(optimizer: Literal["adagrad", "adam"]) -> None:
-    objective = FullSoftmaxConfig(optimizer=optimizer, dropout=0.2)
-    config = KgeConfig(model="complex", dim=4, batch_size=7, full_softmax=objective)
-    whole = FullTrainer(small_split(), config)
-    whole.run_epoch()
-    saved = whole.state.save()
-    copy = SavedState(
-        tensors={name: tensor.clone() for name, tensor in saved.tensors.items()}, fields=json.loads(json.dumps(saved.fields))
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    optimizer: Literal["adagrad", "adam"], view: GraphView, tmp_path: Path
+) -> None:
+    config = KgeConfig(
+        model="complex",
+        dim=4,
+        batch_size=32,
+        epochs=4,
+        lr_schedule="cosine",
+        warmup=0.2,
+        validation=KgeValidation(num_edges=60, every=1, patience=3),
+        full_softmax=FullSoftmaxConfig(optimizer=optimizer, dropout=0.2),
     )
-    whole.run_epoch()
-    resumed = FullTrainer(small_split(), config)
-    resumed.state.restore(copy)
-    resumed.run_epoch()
-    for name, tensor in whole.state.save().tensors.items():
-        assert torch.equal(tensor, resumed.state.save().tensors[name]), name
+    whole = train(view, config)
+
+    stop, num_steps = threading.Event(), 0
+
+    def count(progress: StepProgress) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if progress.epoch == 2 and progress.step == 3:
+            stop.set()
+
+    life = Lifecycle(checkpoint=tmp_path / "state", on_step=count, stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(view, config, lifecycle=life)
+    stopped_after = num_steps
+    resumed = train(view, config, lifecycle=Lifecycle(checkpoint=tmp_path / "state", resume=True, on_step=count))
+
+    assert 0 < stopped_after < num_steps
+    assert resumed.metrics == whole.metrics
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+    for node_type, vectors in whole.vectors.items():
+        assert torch.equal(resumed.vectors[node_type], vectors)
+    for name, value in whole.relations.to_tensors().items():
+        assert torch.equal(resumed.relations.to_tensors()[name], value)
+    with pytest.raises(CheckpointError, match=r"config\.lr"):
+        train(view, config.model_copy(update={"lr": 0.3}), lifecycle=Lifecycle(checkpoint=tmp_path / "state", resume=True))
+
+
+def test_starts_from_a_snapshot_with_its_squares(view: GraphView, tmp_path: Path) -> None:
+    config = KgeConfig(model="distmult", dim=4, batch_size=64, epochs=3, full_softmax=FullSoftmaxConfig())
+    first = train(view, config)
+    first.write_snapshot(tmp_path / "first", view)
+    warm = FullTrainer(split_view(view, config, np.random.default_rng(0)), config, np.random.default_rng(0))
+    warm.warm_start(WarmStart.load(tmp_path / "first"), view.node_ids)
+
+    for node_type, vectors in first.vectors.items():
+        assert torch.equal(warm.state.tables[node_type], vectors)
+        torch.testing.assert_close(warm.state.row_squares()[node_type], first.adagrad[node_type])
+    assert torch.equal(warm.state.relations.table, first.relations.table)
+    assert torch.equal(warm.state.relation_optimizer.state["squares"], first.relations.state)
+    assert float(first.relations.state.max()) > 0
+    with pytest.raises(ValueError, match=r"pull=0\.1"):
+        warm.warm_start(WarmStart.load(tmp_path / "first", pull=0.1), view.node_ids)
+    adam = config.model_copy(update={"full_softmax": FullSoftmaxConfig(optimizer="adam")})
+    with pytest.raises(ValueError, match="keep_state=0"):
+        train(view, adam, lifecycle=Lifecycle(warm_start=WarmStart.load(tmp_path / "first")))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"chunk_size": 100},
+        {"num_uniform": 3},
+        {"num_degree": 3},
+        {"degree_power": 0.5},
+        {"mask_known": True},
+        {"loss": "logistic"},
+        {"logq": False},
+        {"model": "transe", "distance": "l2"},
+        {"max_edges_per_relation": 7},
+        {"distinct_edges": False},
+    ],
+    ids=lambda option: list(option)[-1],
+)
+def test_options_of_sampled_negatives_are_refused_by_name(option: dict[str, Any]) -> None:
+    KgeConfig.model_validate(option)
+    with pytest.raises(ValueError, match=f"{list(option)[-1]}=.* means nothing with full_softmax"):
+        KgeConfig.model_validate(option | {"full_softmax": {}})
+    # What was written out of a configuration, defaults and all, is read again.
+    whole = KgeConfig(full_softmax=FullSoftmaxConfig())
+    assert KgeConfig.model_validate(whole.model_dump(mode="json")) == whole

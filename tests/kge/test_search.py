@@ -19,7 +19,7 @@ def split(view: GraphView) -> TripleSplit:
 
 def test_halves_until_one_is_left_and_finds_the_one_that_learns(split: TripleSplit) -> None:
     base = KgeConfig(model="distmult", dim=8, batch_size=80, full_softmax=FullSoftmaxConfig(optimizer="adam"))
-    space = {"lr": [1e-6, 1e-5, 0.05, 1e-7], "full_softmax.n3": [0.0]}
+    space = {"lr": [1e-6, 1e-5, 0.05, 1e-7], "full_softmax.dropout": [0.0]}
     found = search(split, base, space, num_trials=4, min_epochs=3, reduction=2)
     assert [trial.config.epochs for trial in found.trials] == [3, 3, 3, 3, 6, 6, 12]
     assert found.config.lr == 0.05

@@ -12,7 +12,8 @@ from graphdb import GraphView
 from kge import KgeConfig
 from kge.batches import Batch
 from kge.config import KgeValidation, ModelName
-from kge.trainer import Trainer, split_view
+from kge.trainer import Trainer
+from kge.training import split_view
 from tables.lanes import Lanes
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")

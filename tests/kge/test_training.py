@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,16 @@ import torch
 
 import kge
 from graphdb import GraphView
-from kge import KgeConfig, KgeValidation
+from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
 from kge.batches import Batch
 from kge.config import ModelName
-from kge.trainer import split_view
+from kge.trainer import Trainer
+from kge.training import split_view
+from tables.checkpoint import CheckpointError
 from tables.lanes import Lanes
 from tables.snapshot import Snapshot
+from tables.training import Lifecycle
+from tables.warmstart import WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 SMALL = {
@@ -137,7 +142,7 @@ def test_early_stopping_gives_the_tables_of_the_best_validation(view: GraphView)
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rates_rise_and_fall_as_scheduled(view: GraphView, schedule: str) -> None:
     config = KgeConfig.model_validate(SMALL | {"epochs": 2, "lr_schedule": schedule, "warmup": 0.25})
-    trainer = kge.trainer.Trainer(split_view(view, config, np.random.default_rng(0)), config, np.random.default_rng(0))
+    trainer = Trainer(split_view(view, config, np.random.default_rng(0)), config, np.random.default_rng(0))
     rates: list[float] = []
     step = trainer.step
 
@@ -156,3 +161,48 @@ def test_learning_rates_rise_and_fall_as_scheduled(view: GraphView, schedule: st
     assert 0.2 < peak / len(rates) < 0.35
     assert np.all(np.diff(rates[: peak + 1]) > 0)
     assert rates[-1] == config.lr if schedule == "constant" else rates[-1] < 0.2 * config.lr
+
+
+def text_split(folder: Path, *, tail: str = "b") -> TripleSplit:
+    folder.mkdir()
+    lines = [f"{head}\tr\t{chr(ord('a') + (number + 1) % 6)}" for number, head in enumerate("abcdef")]
+    (folder / "train").write_text("\n".join([*lines, f"e\tr\t{tail}"]) + "\n")
+    return TripleSplit.from_files(train=folder / "train")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_split_goes_on_only_with_its_own_triples(tmp_path: Path, full: bool) -> None:
+    config = KgeConfig.model_validate(
+        {"model": "distmult", "dim": 4, "epochs": 3, "batch_size": 4, "full_softmax": {} if full else None}
+        | ({} if full else {"chunk_size": 2, "num_uniform": 2, "num_degree": 0})
+    )
+    split = text_split(tmp_path / "one")
+    life = Lifecycle(checkpoint=tmp_path / "state", every_seconds=0.0)
+    whole = kge.train_triples(split, config, lifecycle=life)
+
+    again = Lifecycle(checkpoint=tmp_path / "state", resume=True)
+    resumed = kge.train_triples(text_split(tmp_path / "same"), config, lifecycle=again)
+    assert torch.equal(resumed.vectors["entity"], whole.vectors["entity"])
+    other = text_split(tmp_path / "other", tail="c")  # as many triples, entities and relations
+    assert repr(other) == repr(split)
+    with pytest.raises(CheckpointError, match="window"):
+        kge.train_triples(other, config, lifecycle=again)
+
+
+def test_a_split_starts_from_a_snapshot_by_its_ids(view: GraphView, tmp_path: Path) -> None:
+    config = KgeConfig.model_validate(SMALL | {"model": "distmult", "epochs": 1})
+    old = kge.train(view, config)
+    old.write_snapshot(tmp_path / "old", view)
+    life = Lifecycle(warm_start=WarmStart.load(tmp_path / "old", pull=1e6))
+    triples = TripleSet.from_view(view, ids=True)
+    empty = triples.take(slice(0))
+    held_still = kge.train_triples(
+        TripleSplit(train=triples, valid=empty, test=empty), config.model_copy(update={"lr": 1e-9}), lifecycle=life
+    )
+
+    for node_type, vectors in old.vectors.items():
+        torch.testing.assert_close(held_still.vectors[node_type], vectors, atol=1e-4, rtol=0)
+    nameless = replace(triples, ids={})
+    split = TripleSplit(train=nameless, valid=nameless.take(slice(0)), test=nameless.take(slice(0)))
+    with pytest.raises(ValueError, match="external ids"):
+        kge.train_triples(split, config, lifecycle=life)

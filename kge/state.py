@@ -1,0 +1,80 @@
+"""What a training has learned so far, and how it is kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tables.checkpoint import SavedState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from kge.relations import RelationParameters
+    from tables.training import Position
+
+__all__ = ["LearnedState"]
+
+
+@dataclass(kw_only=True, slots=True)
+class LearnedState(ABC):
+    """All that changes while a trainer runs.
+
+    Attributes:
+        tables: node type -> float32 [num_nodes, D].
+        relations: the relations' parameters.
+        position: where the training stands, with the source of all that is drawn.
+        best: a copy of all tensors as they were at the best validation, where the run stops early.
+    """
+
+    tables: dict[str, Tensor]
+    relations: RelationParameters
+    position: Position
+    best: dict[str, Tensor] | None = None
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the living tensors by name, optimisers' state included."""
+
+    @abstractmethod
+    def row_squares(self) -> dict[str, Tensor]:
+        """Give what row-wise Adagrad would have to know of each row to go on, float32 [num_nodes]; a type may be missing."""
+
+    def fields(self) -> dict[str, Any]:
+        """Give the rest as JSON-able values, the position left out, which the run saves."""
+        return {}
+
+    def restore_fields(self, fields: Mapping[str, Any]) -> None:
+        """Take over what `fields` gave."""
+        del fields
+
+    def save(self) -> SavedState:
+        """Give all of it but the position."""
+        best = {f"best/{name}": tensor for name, tensor in (self.best or {}).items()}
+        return SavedState(tensors=self.tensors() | best, fields=self.fields())
+
+    def restore(self, saved: SavedState) -> None:
+        """Go to where `save` was called, in place."""
+        self._copy_from(saved.tensors)
+        self.restore_fields(saved.fields)
+        best = {
+            name.removeprefix("best/"): tensor.clone() for name, tensor in saved.tensors.items() if name.startswith("best/")
+        }
+        self.best = best or None
+
+    def keep_as_best(self) -> None:
+        """Keep a copy of all tensors."""
+        self.best = {name: tensor.clone() for name, tensor in self.tensors().items()}
+
+    def go_to_best(self) -> None:
+        """Go back to the copy that was kept last."""
+        if self.best is None:
+            raise ValueError("no state has been kept as the best")
+        self._copy_from(self.best)
+
+    def _copy_from(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])

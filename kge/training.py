@@ -1,0 +1,211 @@
+"""Whole trainings: from a view or from triples to tables, with validation, stopping early, and all that a run does beside."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kge.evaluation import evaluate, known_pairs
+from kge.full_trainer import FullTrainer
+from kge.result import KgeResult
+from kge.trainer import Trainer
+from kge.triples import TripleSet
+from tables.training import Lifecycle, TrainingRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from graphdb import GraphView
+    from kge.config import KgeConfig
+    from kge.predictor import LinkPredictor
+    from kge.state import LearnedState
+    from kge.triples import TripleSplit
+    from tables.warmstart import WarmStart
+
+__all__ = ["EpochTrainer", "split_view", "train", "train_triples"]
+
+logger = logging.getLogger(__name__)
+
+# No clock in a result's metrics: equal trainings have equal metrics, and so equal snapshots.
+_TIMINGS = ("seconds", "edges_per_s")
+
+
+class EpochTrainer(Protocol):
+    """What a whole training needs of whatever runs its epochs."""
+
+    @property
+    def state(self) -> LearnedState:
+        """What has been learned."""
+
+    def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
+        """Pass once over the triples, or over what is left of an epoch that was interrupted."""
+
+    def predictor(self) -> LinkPredictor:
+        """Give the scores of the tables as they are now."""
+
+    def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
+        """Begin with the rows and relations of an older snapshot; `node_ids` gives the external ids of a node type."""
+
+
+def train(
+    view: GraphView,
+    config: KgeConfig,
+    *,
+    progress: Callable[[Mapping[str, float]], None] | None = None,
+    lifecycle: Lifecycle | None = None,
+) -> KgeResult:
+    """Learn a table for each node type of a view by predicting its links.
+
+    Args:
+        view: the graph window; all of its relations take part unless their weight is zero.
+        config: the model and how it is trained.
+        progress: called with the history's row after each epoch.
+        lifecycle: checkpoints, resuming, a warm start and progress by step.
+
+    Returns:
+        Tables, relation parameters, history and metrics.
+
+    Raises:
+        ValueError: if the configuration does not fit the view or the warm start, or the loss stops being a number.
+        CheckpointError: if the checkpoint to resume from is of another run.
+    """
+    lifecycle = lifecycle or Lifecycle()
+    if lifecycle.warm_start and config.validation.num_edges and config.validation.choose == "random":
+        logger.warning(
+            "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
+            "validation.choose='latest' holds out what came after it"
+        )
+    run = TrainingRun(
+        lifecycle,
+        config=config.model_dump(mode="json"),
+        window=view.fingerprint if lifecycle.checkpoint else "",
+        num_epochs=config.epochs,
+    )
+    generator = np.random.default_rng(config.seed)
+    return _train(split_view(view, config, generator), config, generator, run, progress, view.node_ids)
+
+
+def train_triples(
+    split: TripleSplit,
+    config: KgeConfig,
+    *,
+    progress: Callable[[Mapping[str, float]], None] | None = None,
+    lifecycle: Lifecycle | None = None,
+) -> KgeResult:
+    """Learn from the `train` part of a split, and validate on its `valid` part; `config.validation` says only how often.
+
+    Args:
+        split: triples, such as `TripleSplit.from_files` reads. All are learned from as often as they stand there.
+        config: the model and how it is trained.
+        progress: called with the history's row after each epoch.
+        lifecycle: checkpoints, resuming, a warm start (of a split that knows its external ids) and progress by step.
+
+    Returns:
+        Tables, relation parameters, history and metrics.
+
+    Raises:
+        ValueError: if the configuration does not fit the split or the warm start, or the loss stops being a number.
+        CheckpointError: if the checkpoint to resume from is of another run.
+    """
+    lifecycle = lifecycle or Lifecycle()
+
+    def node_ids(node_type: str) -> Any:
+        if node_type not in split.train.ids:
+            raise ValueError(f"a warm start matches external ids, and these triples have none for {node_type!r}: {split.train}")
+        return split.train.ids[node_type]
+
+    run = TrainingRun(
+        lifecycle,
+        config=config.model_dump(mode="json"),
+        window=split.fingerprint() if lifecycle.checkpoint else "",
+        num_epochs=config.epochs,
+    )
+    return _train(split, config, np.random.default_rng(config.seed), run, progress, node_ids)
+
+
+def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generator) -> TripleSplit:
+    """Read a view's triples and set the validation's apart.
+
+    Args:
+        view: the graph window.
+        config: which relations take part, and what is held out.
+        generator: source of the held-out sample.
+
+    Raises:
+        ValueError: if the configuration names a relation that the view lacks, or no edge is left to train on.
+    """
+    names = [relation.name for relation in view.relations]
+    for setting, given in (
+        ("relation_weights", tuple(config.relation_weights)),
+        ("validation.relations", config.validation.relations or ()),
+    ):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise ValueError(f"{setting} names {unknown}, but the view has the relations {names}")
+    chosen = [name for name in names if config.relation_weights.get(name, 1.0) > 0 and view.num_edges[name] > 0]
+    if not chosen:
+        raise ValueError(
+            f"there are no edges to train on: the view has {dict(view.num_edges)} and the relation weights are "
+            f"{config.relation_weights}; widen the window or the weights"
+        )
+    triples = TripleSet.from_view(view, relations=chosen)
+    if config.distinct_edges:
+        triples = triples.distinct()
+    validated = config.validation.relations
+    held = [name for name in chosen if validated is None or name in validated]
+    return triples.hold_out(config.validation.model_copy(update={"relations": tuple(held)}), generator)
+
+
+def _train(
+    split: TripleSplit,
+    config: KgeConfig,
+    generator: np.random.Generator,
+    run: TrainingRun,
+    progress: Callable[[Mapping[str, float]], None] | None,
+    node_ids: Callable[[str], Any],
+) -> KgeResult:
+    trainer: EpochTrainer = (Trainer if config.full_softmax is None else FullTrainer)(split, config, generator)
+    if run.lifecycle.warm_start is not None:
+        trainer.warm_start(run.lifecycle.warm_start, node_ids)
+    state, patience = trainer.state, config.validation.patience
+    held_out, num_held_out = split.valid.edges(), len(split.valid)
+    known = known_pairs(*split) if num_held_out else {}
+    run.resume(state)
+    history = state.position.history
+    for epoch in range(state.position.epoch + 1, config.epochs + 1):
+        if patience is not None and _validations_since_best(history) >= patience:
+            logger.info("no better filtered MRR in %d validations: stopping before epoch %d", patience, epoch)
+            break
+        row = trainer.run_epoch(run)
+        if num_held_out and (epoch % config.validation.every == 0 or epoch == config.epochs):
+            row |= evaluate(trainer.predictor(), held_out, known)
+        history.append(row)
+        if patience is not None and _validations_since_best(history) == 0:
+            state.keep_as_best()
+        logger.info("kge epoch %d: %s", epoch, row)
+        if progress is not None:
+            progress(row)
+    run.finish(state)
+    last = history[-1]
+    if state.best is not None:
+        state.go_to_best()
+        last = max(history, key=lambda row: row.get("filtered_mrr", -1.0))
+    metrics = {name: value for name, value in last.items() if name not in _TIMINGS}
+    return KgeResult(
+        config=config,
+        vectors=state.tables,
+        relations=state.relations,
+        ends=split.train.ends,
+        history=history,
+        metrics=metrics | {"num_held_out": float(num_held_out)},
+        adagrad=state.row_squares(),
+        warm_start=run.lifecycle.warm_start,
+    )
+
+
+def _validations_since_best(history: Sequence[Mapping[str, float]]) -> int:
+    """How many validations there were after the best one; -1 if there was none at all."""
+    values = [row["filtered_mrr"] for row in history if "filtered_mrr" in row]
+    return len(values) - 1 - int(np.argmax(values)) if values else -1
