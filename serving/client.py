@@ -15,7 +15,7 @@ import numpy.typing as npt
 from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
 from serving.channel import open_channel
 from serving.config import read_token
-from serving.errors import BrokenAnswerError, InvalidRequestError, from_rpc_error
+from serving.errors import BrokenAnswerError, InvalidRequestError, UnavailableError, from_rpc_error
 from serving.framed_client import FRAMED, FramedLookupClient
 from serving.lookups import LookupConnection
 from serving.packing import pack_ids
@@ -67,6 +67,8 @@ class _Client:
             deadline_s = self.timeout_s if timeout_s is None else timeout_s
             return method(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.CANCELLED:  # nobody here cancels a call that is waited for: the server ended
+                raise UnavailableError(f"{self.server}: it stopped before it answered") from error
             raise from_rpc_error(error, self.server) from error
 
     def close(self) -> None:
