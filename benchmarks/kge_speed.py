@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from kge import KgeConfig, TripleSet, TripleSplit
 from kge.batches import Batch
+from kge.projections import ProjectionKind
 from kge.relations import RelationParameters
 from kge.trainer import Trainer
 from tables.lanes import Lanes
@@ -171,7 +172,7 @@ class _PlainTorch:
 
     def learn(self, batch: Batch, lanes: Lanes) -> float:
         del lanes
-        projects = self._model.projection is not None
+        projects = self._model.projection.kind != ProjectionKind.NONE
         weights = torch.from_numpy(batch.weights)
         rows, leaves, keys, key_leaves, losses = [], [], [], [], []
         for side in batch.sides:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kge.models import build_model
+from kge.projections import ProjectionKind
 from tables.chunks import AnswerIndex, ChunkCandidates, ChunkSampler
 from tables.occurrences import Occurrences
 
@@ -53,15 +54,20 @@ class BatchSide:
 
     Attributes:
         side: the side that is asked for.
-        known: rows of the known ends, int32 [C, B].
+        rows: each chunk's known ends, then its candidates, in the block of all types, int32 [C, B + N].
         keys: rows of the relation parameters, int32 [C, B].
         candidates: what is compared; its rows count in the block of all types.
     """
 
     side: Side
-    known: NDArray[np.int32]
+    rows: NDArray[np.int32]
     keys: NDArray[np.int32]
     candidates: ChunkCandidates
+
+    @property
+    def known(self) -> NDArray[np.int32]:
+        """Rows of the known ends, int32 [C, B]."""
+        return self.rows[:, : self.keys.shape[1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +78,7 @@ class Batch:
         num_edges: edges, padding left out.
         weights: each edge's share of the batch's loss, float32 [C, B]; 0 for padding.
         sides: tails asked for, then heads.
-        rows: the places of each entity in the four blocks of gradients, one after the other: known ends of the first and of
-            the second side, candidates of the first and of the second.
+        rows: the places of each entity in the first side's rows, then in the second's; a place without a gradient is none.
         keys: the places of each relation in the blocks of the first and the second side: an edge each, or a chunk each where
             chunks have one relation.
     """
@@ -98,7 +103,7 @@ class _Pool:
     offsets: dict[Side, int]
     relations: NDArray[np.int32]
     bounds: NDArray[np.int64]  # of each present relation's triples
-    samplers: dict[Side, list[ChunkSampler]]  # one, or one a present relation
+    samplers: dict[Side, ChunkSampler]
     known: dict[Side, AnswerIndex]
 
 
@@ -120,7 +125,7 @@ class BatchSource:
         self.config = config
         self.chunk_size = min(config.chunk_size, config.batch_size)
         self.num_chunks = max(1, config.batch_size // self.chunk_size)
-        self.mixes_relations = build_model(config).projection is None
+        self.mixes_relations = build_model(config).projection.kind == ProjectionKind.NONE
         self._num_relations = len(triples.relation_names)
         self._weights = np.array([config.relation_weights.get(name, 1.0) for name in triples.relation_names], np.float32)
         offsets = place_types(triples.num_nodes)
@@ -135,9 +140,7 @@ class BatchSource:
             if len(order):
                 order = order[np.argsort(triples.relations[order], kind="stable")]
                 self._pools.append(self._pool(triples, order, ends, offsets))
-        self.max_candidates = max(
-            sampler.num_candidates for pool in self._pools for side in _SIDES for sampler in pool.samplers[side]
-        )
+        self.max_candidates = max(sampler.num_candidates for pool in self._pools for sampler in pool.samplers.values())
 
     def epoch(self, generator: np.random.Generator) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """Draw the order of an epoch: its batches, shuffled, each as pool, positions of triples, and bounds of chunks.
@@ -187,16 +190,17 @@ class BatchSource:
         for side, other in _OTHER.items():
             candidates = self._draw_candidates(chosen, side, padded, lengths, relations[:, 0], generator)
             inverse = self.config.reciprocal and side == "head"
+            known = chosen.columns[other][padded] + np.int32(chosen.offsets[other])
             sides.append(
                 BatchSide(
                     side=side,
-                    known=chosen.columns[other][padded] + np.int32(chosen.offsets[other]),
+                    rows=np.concatenate([known, candidates.rows], axis=1),
                     keys=relations + np.int32(self._num_relations if inverse else 0),
                     candidates=candidates,
                 )
             )
-        rows = [np.where(places, side.known, -1) for side in sides]
-        rows += [np.where(np.isneginf(side.candidates.bias), -1, side.candidates.rows) for side in sides]
+        counted = [np.concatenate([places, ~np.isneginf(side.candidates.bias)], axis=1) for side in sides]
+        rows = [np.where(counts, side.rows, -1) for counts, side in zip(counted, sides, strict=True)]
         if self.mixes_relations:
             keys = [np.where(places, side.keys, -1) for side in sides]
         else:
@@ -221,24 +225,11 @@ class BatchSource:
         known = pool.known.get(side)
         positives = pool.columns[side][positions]
         queries = known.queries[positions] if known is not None else None
-        samplers = pool.samplers[side]
-        offset = pool.offsets[side]
-        if len(samplers) == 1:
-            return samplers[0].draw(positives, lengths, generator, queries=queries, known=known).shifted(offset)
-        parts = []
-        for chunk, relation in enumerate(relations):
-            part = slice(chunk, chunk + 1)
-            sampler = samplers[int(np.searchsorted(pool.relations[pool.bounds[:-1]], relation))]
-            parts.append(
-                sampler.draw(
-                    positives[part],
-                    lengths[part],
-                    generator,
-                    queries=queries[part] if queries is not None else None,
-                    known=known,
-                )
-            )
-        return ChunkCandidates.concatenate(parts).shifted(offset)
+        groups = None
+        if not self.mixes_relations:
+            groups = np.searchsorted(pool.relations[pool.bounds[:-1]], relations).astype(np.int32)
+        drawn = pool.samplers[side].draw(positives, lengths, generator, queries=queries, known=known, groups=groups)
+        return drawn.shifted(pool.offsets[side])
 
     def _shuffle(self, pool: _Pool, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shuffle a pool's triples, within each relation or all of them; give the bounds of what may share a chunk."""
@@ -260,23 +251,20 @@ class BatchSource:
         bounds = np.append(np.flatnonzero(np.diff(relations, prepend=-1)), len(relations)).astype(np.int64)
         columns: dict[Side, NDArray[np.int32]] = {"head": triples.heads[order], "tail": triples.tails[order]}
         types: dict[Side, str] = {"head": ends[0], "tail": ends[1]}
-        samplers: dict[Side, list[ChunkSampler]] = {}
+        samplers: dict[Side, ChunkSampler] = {}
         for side in _SIDES:
-            groups = [slice(None)] if self.mixes_relations else [slice(*pair) for pair in itertools.pairwise(bounds)]
             num_rows = triples.num_nodes[types[side]]
-            samplers[side] = [
-                ChunkSampler(
-                    columns[side][group],
-                    num_rows,
-                    chunk_size=self.chunk_size,
-                    num_uniform=config.num_uniform,
-                    num_degree=config.num_degree,
-                    degree_power=config.degree_power,
-                    logq=config.corrects_logq,
-                    slot_of_row=self._slot_of_row[:num_rows],
-                )
-                for group in groups
-            ]
+            samplers[side] = ChunkSampler(
+                columns[side],
+                num_rows,
+                chunk_size=self.chunk_size,
+                num_uniform=config.num_uniform,
+                num_degree=config.num_degree,
+                degree_power=config.degree_power,
+                logq=config.corrects_logq,
+                slot_of_row=self._slot_of_row[:num_rows],
+                bounds=None if self.mixes_relations else bounds,
+            )
         known: dict[Side, AnswerIndex] = {}
         if config.mask_known:
             known["tail"] = AnswerIndex.of(columns["head"], relations, columns["tail"])

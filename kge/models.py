@@ -28,16 +28,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kge.projections import AnchoredProjection, FullProjection
-from kge.translations import ADDITION, COMPLEX_PRODUCT, PRODUCT, ROTATION
-from tables.similarity import Dot, Euclidean, Manhattan, Moduli, Similarity, SquaredEuclidean
+from kge.projections import Projection, ProjectionKind
+from kge.translations import Translation
+from tables.similarity import Similarity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kge.config import Distance, KgeConfig
-    from kge.projections import Projection
-    from kge.translations import Translation
 
 __all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model"]
 
@@ -70,18 +68,18 @@ class Model(ABC):
         """Draw one relation's first parameters, close to those that change nothing."""
 
     @property
-    def projection(self) -> Projection | None:
-        """The kernel of `project`, or None if entities stay as they are."""
-        return None
+    def projection(self) -> Projection:
+        """The kernel of `project`."""
+        return Projection(ProjectionKind.NONE)
 
     @property
     def similarity(self) -> Similarity:
         """The kernel of the similarity."""
         if not self.is_distance:
-            return Dot()
-        elementwise: type[Similarity] = Moduli if self.has_complex_entities else Manhattan
-        kinds: dict[Distance, type[Similarity]] = {"squared": SquaredEuclidean, "l2": Euclidean, "l1": elementwise}
-        return kinds[self.distance]()
+            return Similarity.DOT
+        elementwise = Similarity.MODULI if self.has_complex_entities else Similarity.MANHATTAN
+        kinds = {"squared": Similarity.SQUARED_EUCLIDEAN, "l2": Similarity.EUCLIDEAN, "l1": elementwise}
+        return kinds[self.distance]
 
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
         """Map entities [n, D] into the relation's space [n, D]."""
@@ -148,7 +146,7 @@ class TransE(Model):
     """Translation: t is close to h + r (Bordes et al., NeurIPS 2013)."""
 
     is_distance = True
-    translation = ADDITION
+    translation = Translation.ADDITION
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -171,7 +169,7 @@ class TransR(TransE):
     @property
     @override
     def projection(self) -> Projection:
-        return FullProjection(self.dim)
+        return Projection(ProjectionKind.FULL, self.dim)
 
     @override
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
@@ -206,7 +204,7 @@ class TransRA(TransE):
     @property
     @override
     def projection(self) -> Projection:
-        return AnchoredProjection(self.dim, self.rank)
+        return Projection(ProjectionKind.ANCHORED, self.dim, self.rank)
 
     @override
     def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
@@ -217,7 +215,7 @@ class DistMult(Model):
     """Bilinear with a diagonal: sum of h * r * t (Yang et al., ICLR 2015)."""
 
     is_distance = False
-    translation = PRODUCT
+    translation = Translation.PRODUCT
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -237,7 +235,7 @@ class ComplEx(Model):
 
     is_distance = False
     has_complex_entities = True
-    translation = COMPLEX_PRODUCT
+    translation = Translation.COMPLEX_PRODUCT
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -261,7 +259,7 @@ class RotatE(Model):
 
     is_distance = True
     has_complex_entities = True
-    translation = ROTATION
+    translation = Translation.ROTATION
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,152 +1,110 @@
-"""The maps from an edge's known end to its query, and their vector-Jacobian products, as kernels over whole blocks.
+"""The maps from an edge's known end to its query, and their vector-Jacobian products, as kernels over a chunk.
 
-    forward(known, keys, table, inverse, queries)
-    backward(queries_gradient, known, keys, table, inverse, known_gradient, relation_gradient)
-
-`known` and `queries` are float32 [C, B, D], `keys` int32 [C, B] name each edge's row of the relation table [K, W], and
-`relation_gradient` [C, B, P] takes each edge's own gradient of the relation's parameters. `inverse` turns the map around: from
+`known` and `queries` are float32 [B, D], `keys` int32 [B] name each edge's row of the relation table [K, W], and
+`relation_gradient` [B, P] takes each edge's own gradient of the relation's parameters. `inverse` turns the map around: from
 a tail to the query for its head. `models.py` has the same maps in torch, which the tests hold these to.
 """
-# ruff: noqa: ARG001 - all kernels of one signature, though no map needs all of it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-__all__ = ["ADDITION", "COMPLEX_PRODUCT", "PRODUCT", "ROTATION", "Translation"]
+__all__ = ["Translation", "translate", "translate_backward", "write_unit_numbers"]
 
 
-class Translation(NamedTuple):
-    """A map with its vector-Jacobian product.
+class Translation(IntEnum):
+    """A map, by the number that kernels know it by."""
 
-    Attributes:
-        forward: see the module.
-        backward: see the module.
-        table: makes the table that both read from the relations' parameters [K, P], for the keys (distinct) that a batch
-            names; None if it is the parameters themselves.
-    """
-
-    forward: Callable[..., None]
-    backward: Callable[..., None]
-    table: Callable[[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]], None] | None = None
+    ADDITION = 0
+    PRODUCT = 1
+    COMPLEX_PRODUCT = 2
+    ROTATION = 3  # a complex product whose table holds the cosines and sines of the parameters, see `write_unit_numbers`
 
 
-@numba.njit(nogil=True, cache=True)
-def _add(known: Any, keys: Any, table: Any, inverse: bool, queries: Any) -> None:
+@numba.njit(nogil=True, cache=True, inline="always")
+def translate(translation: int, known: Any, keys: Any, table: Any, inverse: bool, queries: Any) -> None:
+    """Write the queries."""
     sign = np.float32(-1.0 if inverse else 1.0)
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            vector, relation, query = known[chunk, edge], table[keys[chunk, edge]], queries[chunk, edge]
+    for edge in range(len(known)):
+        vector, relation, query = known[edge], table[keys[edge]], queries[edge]
+        if translation == Translation.ADDITION:
             for column in range(len(query)):
                 query[column] = vector[column] + sign * relation[column]
+        elif translation == Translation.PRODUCT:
+            for column in range(len(query)):
+                query[column] = vector[column] * relation[column]
+        else:
+            _multiply_complex(vector, relation, sign, query)
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_backward(
-    queries_gradient: Any, known: Any, keys: Any, table: Any, inverse: bool, known_gradient: Any, relation_gradient: Any
+@numba.njit(nogil=True, cache=True, inline="always")
+def translate_backward(
+    translation: int,
+    queries_gradient: Any,
+    known: Any,
+    keys: Any,
+    table: Any,
+    inverse: bool,
+    known_gradient: Any,
+    relation_gradient: Any,
 ) -> None:
+    """Write the gradients of the known ends, and of each edge's relation."""
     sign = np.float32(-1.0 if inverse else 1.0)
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            gradient = queries_gradient[chunk, edge]
-            to_known, to_relation = known_gradient[chunk, edge], relation_gradient[chunk, edge]
+    for edge in range(len(known)):
+        gradient, vector, relation = queries_gradient[edge], known[edge], table[keys[edge]]
+        to_known, to_relation = known_gradient[edge], relation_gradient[edge]
+        if translation == Translation.ADDITION:
             for column in range(len(gradient)):
                 to_known[column] = gradient[column]
                 to_relation[column] = sign * gradient[column]
-
-
-@numba.njit(nogil=True, cache=True)
-def _multiply(known: Any, keys: Any, table: Any, inverse: bool, queries: Any) -> None:
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            vector, relation, query = known[chunk, edge], table[keys[chunk, edge]], queries[chunk, edge]
-            for column in range(len(query)):
-                query[column] = vector[column] * relation[column]
-
-
-@numba.njit(nogil=True, cache=True)
-def _multiply_backward(
-    queries_gradient: Any, known: Any, keys: Any, table: Any, inverse: bool, known_gradient: Any, relation_gradient: Any
-) -> None:
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            gradient, vector, relation = queries_gradient[chunk, edge], known[chunk, edge], table[keys[chunk, edge]]
-            to_known, to_relation = known_gradient[chunk, edge], relation_gradient[chunk, edge]
+        elif translation == Translation.PRODUCT:
             for column in range(len(gradient)):
                 to_known[column] = gradient[column] * relation[column]
                 to_relation[column] = gradient[column] * vector[column]
+        else:
+            is_rotation = translation == Translation.ROTATION
+            _multiply_complex_backward(gradient, vector, relation, sign, to_known, to_relation, is_rotation)
 
 
 # A conjugate factor turns the map around: for a head asked for, the tail times the conjugate of the relation.
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
-def _multiply_complex(known: Any, keys: Any, table: Any, inverse: bool, queries: Any) -> None:
-    sign = np.float32(-1.0 if inverse else 1.0)
-    half = known.shape[2] // 2
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            vector, relation, query = known[chunk, edge], table[keys[chunk, edge]], queries[chunk, edge]
-            for column in range(half):
-                real, imaginary = relation[column], sign * relation[half + column]
-                query[column] = vector[column] * real - vector[half + column] * imaginary
-                query[half + column] = vector[column] * imaginary + vector[half + column] * real
+def _multiply_complex(vector: Any, relation: Any, sign: Any, query: Any) -> None:
+    half = len(vector) // 2
+    for column in range(half):
+        real, imaginary = relation[column], sign * relation[half + column]
+        query[column] = vector[column] * real - vector[half + column] * imaginary
+        query[half + column] = vector[column] * imaginary + vector[half + column] * real
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def _multiply_complex_backward(
-    queries_gradient: Any, known: Any, keys: Any, table: Any, inverse: bool, known_gradient: Any, relation_gradient: Any
+    gradient: Any, vector: Any, relation: Any, sign: Any, to_known: Any, to_relation: Any, is_rotation: bool
 ) -> None:
-    sign = np.float32(-1.0 if inverse else 1.0)
-    half = known.shape[2] // 2
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            gradient, vector, relation = queries_gradient[chunk, edge], known[chunk, edge], table[keys[chunk, edge]]
-            to_known, to_relation = known_gradient[chunk, edge], relation_gradient[chunk, edge]
-            for column in range(half):
-                real, imaginary = relation[column], sign * relation[half + column]
-                first, second = gradient[column], gradient[half + column]
-                to_known[column] = first * real + second * imaginary
-                to_known[half + column] = second * real - first * imaginary
-                to_relation[column] = first * vector[column] + second * vector[half + column]
-                to_relation[half + column] = sign * (second * vector[column] - first * vector[half + column])
+    half = len(vector) // 2
+    for column in range(half):
+        real, imaginary = relation[column], sign * relation[half + column]
+        first, second = gradient[column], gradient[half + column]
+        to_known[column] = first * real + second * imaginary
+        to_known[half + column] = second * real - first * imaginary
+        to_real = first * vector[column] + second * vector[half + column]
+        to_imaginary = second * vector[column] - first * vector[half + column]
+        if is_rotation:
+            to_relation[column] = sign * (real * to_imaginary - imaginary * to_real)
+        else:
+            to_relation[column] = to_real
+            to_relation[half + column] = sign * to_imaginary
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
-def _rotate_backward(
-    queries_gradient: Any, known: Any, keys: Any, table: Any, inverse: bool, known_gradient: Any, relation_gradient: Any
-) -> None:
-    sign = np.float32(-1.0 if inverse else 1.0)
-    half = known.shape[2] // 2
-    for chunk in range(known.shape[0]):
-        for edge in range(known.shape[1]):
-            gradient, vector, relation = queries_gradient[chunk, edge], known[chunk, edge], table[keys[chunk, edge]]
-            to_known, to_angle = known_gradient[chunk, edge], relation_gradient[chunk, edge]
-            for column in range(half):
-                cosine, sine = relation[column], sign * relation[half + column]
-                first, second = gradient[column], gradient[half + column]
-                to_known[column] = first * cosine + second * sine
-                to_known[half + column] = second * cosine - first * sine
-                to_cosine = first * vector[column] + second * vector[half + column]
-                to_sine = second * vector[column] - first * vector[half + column]
-                to_angle[column] = sign * (cosine * to_sine - sine * to_cosine)
-
-
-def _unit_numbers(angles: NDArray[np.float32], keys: NDArray[np.int32], table: NDArray[np.float32]) -> None:
-    """Write cosines and sines of the named relations' angles."""
+def write_unit_numbers(angles: NDArray[np.float32], keys: NDArray[np.int32], table: NDArray[np.float32]) -> None:
+    """Write the cosines and sines of relations' angles [K, D/2] to their rows of a rotation's table [K, D]."""
     half = angles.shape[1]
     chosen = angles[keys]
     table[keys, :half] = np.cos(chosen)
     table[keys, half:] = np.sin(chosen)
-
-
-ADDITION = Translation(_add, _add_backward)
-PRODUCT = Translation(_multiply, _multiply_backward)
-COMPLEX_PRODUCT = Translation(_multiply_complex, _multiply_complex_backward)
-ROTATION = Translation(_multiply_complex, _rotate_backward, _unit_numbers)

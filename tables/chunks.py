@@ -14,8 +14,9 @@ has a closed form (see `CandidateSampler`, which draws for a single chunk).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -82,30 +83,9 @@ class ChunkCandidates:
     hits: NDArray[np.int32] | None = None
     hits_indptr: NDArray[np.int64] | None = None
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[ChunkCandidates]) -> ChunkCandidates:
-        """Put chunks that were drawn apart into one batch."""
-        hits = [part.hits for part in parts if part.hits is not None]
-        bounds = [part.hits_indptr for part in parts if part.hits_indptr is not None]
-        shifts = np.cumsum([0, *(len(part) for part in hits)])
-        return cls(
-            rows=np.concatenate([part.rows for part in parts]),
-            targets=np.concatenate([part.targets for part in parts]),
-            bias=np.concatenate([part.bias for part in parts]),
-            hits=np.concatenate(hits) if hits else None,
-            hits_indptr=np.concatenate([[0], *(bound[1:] + shift for bound, shift in zip(bounds, shifts[:-1], strict=True))])
-            if hits
-            else None,
-        )
-
     def shifted(self, offset: int) -> ChunkCandidates:
         """Count the rows from another start."""
         return replace(self, rows=self.rows + np.int32(offset)) if offset else self
-
-    def mask(self, scores: NDArray[np.float32], first_chunk: int) -> None:
-        """Put -inf where a query's candidate is to be left out, in the scores [c, B, N] of the chunks from `first_chunk` on."""
-        if self.hits is not None:
-            _mask(scores, self.hits_indptr, self.hits, first_chunk)
 
 
 class ChunkSampler:
@@ -124,6 +104,8 @@ class ChunkSampler:
         degree_power: the power of a row's frequency that degree-weighted draws follow.
         logq: whether the bias holds minus the log inclusion probability.
         slot_of_row: a table's scratch of -1, int32 [num_rows], for samplers of one table to share; None to make one.
+        bounds: int64 [G + 1], where the edges lie in G groups, one after the other, of which each chunk takes one: its
+            frequencies are then those of its group. None for a single group of all.
     """
 
     def __init__(
@@ -137,6 +119,7 @@ class ChunkSampler:
         degree_power: float = 0.75,
         logq: bool = False,
         slot_of_row: NDArray[np.int32] | None = None,
+        bounds: NDArray[np.int64] | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.chunk_size = chunk_size
@@ -148,33 +131,27 @@ class ChunkSampler:
         self._slot_of_row = np.full(num_rows, -1, dtype=np.int32) if slot_of_row is None else slot_of_row
         self._uniform = UniformSampler(num_rows)
         self._corrects = logq and not self.takes_all
-        self._degree: AliasSampler | None = None
         self._bias_of_row: NDArray[np.float32] | None = None
         if self.takes_all:
             return
-        # Rows that are never a positive are not listed: a sampler for each of many relations stays as small as its edges.
-        self._seen, counts = np.unique(positives, return_counts=True)
-        self._missed_positive = _log_missed(counts / counts.sum())
-        if num_degree:
-            weights = degree_weights(counts, degree_power)
-            self._degree = AliasSampler(weights)
-            self._missed_degree = _log_missed(weights / weights.sum())
-        if self._corrects and 4 * len(self._seen) >= num_rows:
+        pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
+        groups = [_Frequencies.of(positives[slice(*pair)], num_degree, degree_power) for pair in pairs]
+        self._frequencies = _Frequencies.concatenate(groups)
+        self._log_missed_uniform = num_uniform * np.log1p(-1.0 / max(num_rows, 2))
+        if not self._corrects:
+            return
+        seen = self._frequencies.seen
+        if len(groups) == 1 and 4 * len(seen) >= num_rows:
             self._bias_of_row = -self.log_inclusion(np.arange(num_rows, dtype=np.int32), chunk_size)
 
-    def log_inclusion(self, rows: NDArray[np.int32], num_positives: int) -> NDArray[np.float32]:
+    def log_inclusion(self, rows: NDArray[np.int32], num_positives: int, group: int = 0) -> NDArray[np.float32]:
         """Give the log of the chance that each row is among the candidates of a chunk of so many positives, float32 [...].
 
         A row of the chunk sees the positives of the others: one less than all.
         """
-        places = np.minimum(np.searchsorted(self._seen, rows), len(self._seen) - 1)
-        log_missed = (num_positives - 1) * self._missed_positive[places]
-        if self._degree is not None:
-            log_missed += self.num_degree * self._missed_degree[places]
-        log_missed[self._seen[places] != rows] = 0.0
-        log_missed += self.num_uniform * np.log1p(-1.0 / max(self.num_rows, 2))
-        inclusion: NDArray[np.float64] = np.maximum(-np.expm1(log_missed), 1e-30)
-        return np.log(inclusion).astype(np.float32)
+        bias = np.empty((1, rows.size), dtype=np.float32)
+        self._fill_bias(rows.reshape(1, -1), np.array([num_positives], np.int32), np.array([group], np.int32), bias)
+        return -bias.reshape(rows.shape)
 
     def draw(
         self,
@@ -184,6 +161,7 @@ class ChunkSampler:
         *,
         queries: NDArray[np.int32] | None = None,
         known: AnswerIndex | None = None,
+        groups: NDArray[np.int32] | None = None,
     ) -> ChunkCandidates:
         """Draw the candidates of some chunks.
 
@@ -193,23 +171,23 @@ class ChunkSampler:
             generator: source of randomness.
             queries: the number of each positive's query in `known`, int32 [C, B].
             known: answers to mask; needs `queries`.
+            groups: each chunk's group, int32 [C]; None where there is one.
 
         Returns:
             The candidates.
         """
         num_chunks, size = positives.shape
+        groups = np.zeros(num_chunks, dtype=np.int32) if groups is None else groups
         if self.takes_all:
             rows = np.broadcast_to(np.arange(self.num_rows, dtype=np.int32), (num_chunks, self.num_rows)).copy()
-            bias = np.zeros(rows.shape, dtype=np.float32)
             num_drawn = 0
         else:
             drawn = [positives, self._uniform.draw(num_chunks * self.num_uniform, generator).reshape(num_chunks, -1)]
-            if self._degree is not None:
-                draws = self._degree.draw(num_chunks * self.num_degree, generator)
-                drawn.append(self._seen[draws].reshape(num_chunks, -1))
+            if self.num_degree:
+                drawn.append(self._frequencies.draw(groups, self.num_degree, generator))
             rows = np.concatenate(drawn, axis=1)
-            bias = self._bias(rows, lengths)
             num_drawn = size
+        bias = self._bias(rows, lengths, groups)
         targets = np.zeros((num_chunks, size), dtype=np.int32)
         if known is None:
             _place(rows, positives, lengths, num_drawn, self._slot_of_row, targets, bias)
@@ -220,18 +198,25 @@ class ChunkSampler:
         hits, indptr = _place_with_hits(*arrays, queries, known.indptr, known.answers)
         return ChunkCandidates(rows=rows, targets=targets, bias=bias, hits=hits, hits_indptr=indptr)
 
-    def _bias(self, rows: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _bias(self, rows: NDArray[np.int32], lengths: NDArray[np.int32], groups: NDArray[np.int32]) -> NDArray[np.float32]:
         if not self._corrects:
             return np.zeros(rows.shape, dtype=np.float32)
-        if self._bias_of_row is not None:
-            bias = self._bias_of_row[rows]
-            others = np.flatnonzero(lengths < self.chunk_size)
-        else:
-            bias = np.empty(rows.shape, dtype=np.float32)
-            others = np.arange(len(rows))
-        for chunk in others:
-            bias[chunk] = -self.log_inclusion(rows[chunk], int(lengths[chunk]))
+        if self._bias_of_row is not None and (lengths == self.chunk_size).all():
+            return self._bias_of_row[rows]
+        bias = np.empty(rows.shape, dtype=np.float32)
+        self._fill_bias(rows, lengths, groups, bias)
         return bias
+
+    def _fill_bias(
+        self,
+        rows: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        groups: NDArray[np.int32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        frequencies = self._frequencies
+        arrays = frequencies.bounds, frequencies.seen, frequencies.log_missed_positive, frequencies.log_missed_degree
+        _fill_bias(rows, lengths, groups, *arrays, self._log_missed_uniform, self.num_degree, bias)
 
     def __repr__(self) -> str:
         return (
@@ -240,10 +225,92 @@ class ChunkSampler:
         )
 
 
+class _Frequencies(NamedTuple):
+    """How often rows are positives, group after group.
+
+    Rows that are never a positive are not listed: what a sampler keeps for each of many relations stays as small as its edges.
+
+    Attributes:
+        bounds: of the groups in all others, int64 [G + 1].
+        seen: the rows, ascending within a group, int32 [bounds[-1]].
+        log_missed_positive: log of the chance that one positive is another row, float64.
+        log_missed_degree: that one degree-weighted draw is.
+        stays: of the alias method, see `AliasSampler`: the chance that a drawn place stays itself, float64.
+        alias: the place in its group that it turns into otherwise, int32.
+    """
+
+    bounds: NDArray[np.int64]
+    seen: NDArray[np.int32]
+    log_missed_positive: NDArray[np.float64]
+    log_missed_degree: NDArray[np.float64]
+    stays: NDArray[np.float64]
+    alias: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, positives: NDArray[np.int32], num_degree: int, degree_power: float) -> _Frequencies:
+        """Count one group's."""
+        seen, counts = np.unique(positives, return_counts=True)
+        log_missed_degree, stays, alias = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int32)
+        if num_degree:
+            weights = degree_weights(counts, degree_power)
+            log_missed_degree = _log_missed(weights / weights.sum())
+            stays, alias = AliasSampler(weights).tables
+        bounds = np.array([0, len(seen)], dtype=np.int64)
+        return cls(bounds, seen, _log_missed(counts / counts.sum()), log_missed_degree, stays, alias)
+
+    @classmethod
+    def concatenate(cls, groups: Sequence[_Frequencies]) -> _Frequencies:
+        """Put groups after each other."""
+        bounds = np.cumsum([0, *(len(group.seen) for group in groups)])
+        return cls(bounds, *(np.concatenate(columns) for columns in zip(*(group[1:] for group in groups), strict=True)))
+
+    def draw(self, groups: NDArray[np.int32], size: int, generator: np.random.Generator) -> NDArray[np.int32]:
+        """Draw rows of each of some groups by their weights, int32 [C, size]."""
+        begins, ends = self.bounds[groups][:, None], self.bounds[groups + 1][:, None]
+        places = generator.integers(0, ends - begins, size=(len(groups), size))
+        stays = generator.random(places.shape) < self.stays[begins + places]
+        return self.seen[begins + np.where(stays, places, self.alias[begins + places])]
+
+
 def _log_missed(probability: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log of the chance that one draw is another row."""
     missed: NDArray[np.float64] = np.log1p(-np.minimum(probability, 1.0 - 1e-12))
     return missed
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _fill_bias(
+    rows: Any,
+    lengths: Any,
+    groups: Any,
+    bounds: Any,
+    seen: Any,
+    log_missed_positive: Any,
+    log_missed_degree: Any,
+    log_missed_uniform: float,
+    num_degree: int,
+    bias: Any,
+) -> None:
+    """Write minus the log of the chance of each of the rows [C, N] to be among its chunk's candidates."""
+    unseen = -np.log(max(-np.expm1(log_missed_uniform), 1e-30))
+    for chunk in range(len(rows)):
+        group_begin, group_end = bounds[groups[chunk]], bounds[groups[chunk] + 1]
+        for slot in range(rows.shape[1]):
+            row = rows[chunk, slot]
+            begin, end = group_begin, group_end
+            while begin < end:
+                middle = (begin + end) // 2
+                if seen[middle] < row:
+                    begin = middle + 1
+                else:
+                    end = middle
+            if begin == group_end or seen[begin] != row:
+                bias[chunk, slot] = unseen
+                continue
+            log_missed = log_missed_uniform + (lengths[chunk] - 1) * log_missed_positive[begin]
+            if num_degree > 0:
+                log_missed += num_degree * log_missed_degree[begin]
+            bias[chunk, slot] = -np.log(max(-np.expm1(log_missed), 1e-30))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -276,6 +343,14 @@ def _place(rows: Any, positives: Any, lengths: Any, num_drawn: int, slot_of_row:
 
 
 @numba.njit(nogil=True, cache=True)
+def _enlarge(values: Any, count: int, size: int) -> Any:
+    larger = np.empty(size, dtype=np.int32)
+    for place in range(count):
+        larger[place] = values[place]
+    return larger
+
+
+@numba.njit(nogil=True, cache=True)
 def _place_with_hits(
     rows: Any,
     positives: Any,
@@ -301,9 +376,7 @@ def _place_with_hits(
                 target = slot_of_row[positives[chunk, example]]
                 targets[chunk, example] = target
                 if count + num_candidates > len(hits):
-                    grown = np.empty(2 * len(hits) + num_candidates, dtype=np.int32)
-                    grown[:count] = hits[:count]
-                    hits = grown
+                    hits = _enlarge(hits, count, 2 * len(hits) + num_candidates)
                 query = queries[chunk, example]
                 begin, end = known_indptr[query], known_indptr[query + 1]
                 if end - begin > 4 * num_candidates:  # a hub: its answers are searched for each candidate
@@ -321,13 +394,3 @@ def _place_with_hits(
             indptr[chunk * size + example + 1] = count
         _leave(rows[chunk], slot_of_row)
     return hits[:count], indptr
-
-
-@numba.njit(nogil=True, cache=True)
-def _mask(scores: Any, indptr: Any, hits: Any, first_chunk: int) -> None:
-    num_chunks, size, _ = scores.shape
-    for chunk in range(num_chunks):
-        for example in range(size):
-            place = (first_chunk + chunk) * size + example
-            for position in range(indptr[place], indptr[place + 1]):
-                scores[chunk, example, hits[position]] = -np.inf

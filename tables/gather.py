@@ -1,34 +1,28 @@
-"""Rows of a table copied into one block, without the index checks and dispatch of a general gather."""
+"""Rows of a table copied into one block, inside kernels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import numba
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from tables.prefetch import prefetch
 
 __all__ = ["gather_rows"]
 
-
-def gather_rows(table: NDArray[np.float32], rows: NDArray[np.int32], block: NDArray[np.float32]) -> None:
-    """Copy rows of a table.
-
-    Args:
-        table: float32 [num_rows, D].
-        rows: int32 [C, n], all within the table: they are not checked.
-        block: float32 [C, n, D], written.
-    """
-    _gather(table, rows, block)
+_AHEAD: Final = 8  # rows that are on their way from memory while one is copied
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(table: Any, rows: Any, block: Any) -> None:
-    for chunk in range(rows.shape[0]):
-        for position in range(rows.shape[1]):
-            source = table[rows[chunk, position]]
-            target = block[chunk, position]
-            for column in range(len(target)):
-                target[column] = source[column]
+def gather_rows(table: Any, rows: Any, block: Any) -> None:
+    """Copy rows [n] of a table [num_rows, D] to a block [n, D]; they must lie within the table, as nothing checks them."""
+    dim = table.shape[1]
+    for position in range(len(rows)):
+        if position + _AHEAD < len(rows):
+            place = np.int64(rows[position + _AHEAD]) * dim * table.itemsize
+            for line in range(0, dim * table.itemsize, 64):
+                prefetch(table, place + line)
+        source, target = table[rows[position]], block[position]
+        for column in range(dim):
+            target[column] = source[column]

@@ -69,6 +69,11 @@ class AliasSampler:
         """Rows of the table."""
         return len(self._alias)
 
+    @property
+    def tables(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """The chance that a row drawn uniformly stays itself, and the row that it turns into otherwise, [num_rows] each."""
+        return self._threshold, self._alias
+
     def draw(self, size: int, generator: np.random.Generator) -> NDArray[np.int32]:
         """Draw `size` rows with replacement, int32 [size]."""
         rows = generator.integers(0, self.num_rows, size=size, dtype=np.int32)

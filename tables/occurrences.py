@@ -7,17 +7,22 @@ between. A row's places are summed in ascending order by one thread, so the resu
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numpy as np
+
+from tables.prefetch import prefetch
+from tables.threads import take_turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Occurrences", "sum_rows", "update_cells", "update_rows"]
+
+_ROWS_A_TURN: Final = 128
+_AHEAD: Final = 6  # rows that are on their way from memory while one is summed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,31 +53,25 @@ class Occurrences:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def parts(self, number: int) -> list[tuple[int, int]]:
-        """Cut the rows into ranges of about as many places each."""
-        cuts = np.searchsorted(self.starts, np.arange(1, number) * (len(self.places) / number)).tolist()
-        bounds = [0, *cuts, len(self.rows)]
-        return list(itertools.pairwise(bounds))
-
 
 def update_rows(
     table: NDArray[np.float32],
     state: NDArray[np.float32],
     gradients: NDArray[np.float32],
     occurrences: Occurrences,
-    part: tuple[int, int],
+    turns: NDArray[np.int64],
     *,
     lr: float,
     eps: float = 1e-10,
 ) -> None:
-    """Apply row-wise Adagrad (see `RowwiseAdagrad`) to a part of the rows that occur.
+    """Apply row-wise Adagrad (see `RowwiseAdagrad`) to the rows that occur, or to a thread's share of them.
 
     Args:
         table: float32 [num_rows, D], changed in place.
         state: float32 [num_rows], the accumulated mean squares, changed in place.
         gradients: float32 [M, D], by place.
         occurrences: the places of each row.
-        part: the half-open range of `occurrences.rows`.
+        turns: int64 [1], 0 at first: threads that are given the same share the rows out among themselves.
         lr: learning rate.
         eps: added to the root of the state.
 
@@ -80,7 +79,7 @@ def update_rows(
         ValueError: if a row's gradient is not finite, or its square overflows; that row is left as it was.
     """
     arrays = occurrences.rows, occurrences.starts, occurrences.places
-    fault = _update_rows(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), *part)
+    fault = _update_rows(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), turns)
     if fault >= 0:
         raise ValueError(
             f"the gradient of row {fault} is not finite or its square overflows; the row was left as it was. Lower the "
@@ -93,14 +92,14 @@ def update_cells(
     state: NDArray[np.float32],
     gradients: NDArray[np.float32],
     occurrences: Occurrences,
-    part: tuple[int, int],
+    turns: NDArray[np.int64],
     *,
     lr: float,
     eps: float = 1e-10,
 ) -> None:
     """Apply Adagrad with a state for each number, [num_rows, P]; otherwise as `update_rows`."""
     arrays = occurrences.rows, occurrences.starts, occurrences.places
-    _update_cells(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), *part)
+    _update_cells(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), turns)
 
 
 def sum_rows(gradients: NDArray[np.float32], occurrences: Occurrences) -> NDArray[np.float32]:
@@ -108,17 +107,6 @@ def sum_rows(gradients: NDArray[np.float32], occurrences: Occurrences) -> NDArra
     sums = np.empty((len(occurrences), gradients.shape[1]), dtype=np.float32)
     _sum_rows(gradients, occurrences.starts, occurrences.places, sums)
     return sums
-
-
-@numba.njit(nogil=True, cache=True)
-def _sum_rows(gradients: Any, starts: Any, places: Any, sums: Any) -> None:
-    sums[:] = np.float32(0.0)
-    for position in range(len(sums)):
-        total = sums[position]
-        for place in range(starts[position], starts[position + 1]):
-            gradient = gradients[places[place]]
-            for column in range(len(total)):
-                total[column] += gradient[column]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -154,72 +142,68 @@ def _order(rows: Any, slot_of_row: Any) -> tuple[Any, Any, Any]:
     return distinct[:num_distinct].copy(), starts, places
 
 
+@numba.njit(nogil=True, cache=True)
+def _add_places(gradients: Any, places: Any, begin: int, end: int, total: Any) -> None:
+    """Sum the gradients of one row's places, in their order."""
+    for column in range(len(total)):
+        total[column] = np.float32(0.0)
+    for place in range(begin, end):
+        gradient = gradients[places[place]]
+        for column in range(len(total)):
+            total[column] += gradient[column]
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum_rows(gradients: Any, starts: Any, places: Any, sums: Any) -> None:
+    for position in range(len(sums)):
+        _add_places(gradients, places, starts[position], starts[position + 1], sums[position])
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _update_rows(
-    table: Any,
-    state: Any,
-    gradients: Any,
-    rows: Any,
-    starts: Any,
-    places: Any,
-    lr: Any,
-    eps: Any,
-    begin: int,
-    end: int,
+    table: Any, state: Any, gradients: Any, rows: Any, starts: Any, places: Any, lr: Any, eps: Any, turns: Any
 ) -> int:
-    dim = table.shape[1]
+    num_rows, dim = len(rows), table.shape[1]
     total = np.empty(dim, dtype=np.float32)
     fault = -1
-    for position in range(begin, end):
-        first = gradients[places[starts[position]]]
-        for column in range(dim):
-            total[column] = first[column]
-        for place in range(starts[position] + 1, starts[position + 1]):
-            gradient = gradients[places[place]]
+    while True:
+        begin = take_turn(turns) * _ROWS_A_TURN
+        if begin >= num_rows:
+            return fault
+        for position in range(begin, min(begin + _ROWS_A_TURN, num_rows)):
+            if position + _AHEAD < num_rows:
+                ahead = np.int64(rows[position + _AHEAD]) * dim, np.int64(places[starts[position + _AHEAD]]) * dim
+                for line in range(0, 4 * dim, 64):
+                    prefetch(table, 4 * ahead[0] + line)
+                    prefetch(gradients, 4 * ahead[1] + line)
+            _add_places(gradients, places, starts[position], starts[position + 1], total)
+            squares = np.float32(0.0)
             for column in range(dim):
-                total[column] += gradient[column]
-        squares = np.float32(0.0)
-        for column in range(dim):
-            squares += total[column] * total[column]
-        row = rows[position]
-        if not np.isfinite(squares):
-            fault = row
-            continue
-        state[row] += squares / np.float32(dim)
-        root = np.sqrt(state[row]) + eps
-        rate = lr / root if root > 0 else np.float32(0.0)
-        vector = table[row]
-        for column in range(dim):
-            vector[column] -= rate * total[column]
-    return fault
+                squares += total[column] * total[column]
+            row = rows[position]
+            if not np.isfinite(squares):
+                fault = row
+                continue
+            state[row] += squares / np.float32(dim)
+            root = np.sqrt(state[row]) + eps
+            rate = lr / root if root > 0 else np.float32(0.0)
+            vector = table[row]
+            for column in range(dim):
+                vector[column] -= rate * total[column]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _update_cells(
-    table: Any,
-    state: Any,
-    gradients: Any,
-    rows: Any,
-    starts: Any,
-    places: Any,
-    lr: Any,
-    eps: Any,
-    begin: int,
-    end: int,
+    table: Any, state: Any, gradients: Any, rows: Any, starts: Any, places: Any, lr: Any, eps: Any, turns: Any
 ) -> None:
-    width = table.shape[1]
-    total = np.empty(width, dtype=np.float32)
-    for position in range(begin, end):
-        first = gradients[places[starts[position]]]
-        for column in range(width):
-            total[column] = first[column]
-        for place in range(starts[position] + 1, starts[position + 1]):
-            gradient = gradients[places[place]]
-            for column in range(width):
-                total[column] += gradient[column]
-        values = table[rows[position]]
-        squares = state[rows[position]]
-        for column in range(width):
+    total = np.empty(table.shape[1], dtype=np.float32)
+    while True:
+        position = take_turn(turns)
+        if position >= len(rows):
+            return
+        _add_places(gradients, places, starts[position], starts[position + 1], total)
+        values, squares = table[rows[position]], state[rows[position]]
+        for column in range(len(total)):
             square = squares[column] + total[column] * total[column]
             squares[column] = square
             values[column] -= lr * total[column] / (np.sqrt(square) + eps)

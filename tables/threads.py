@@ -1,13 +1,16 @@
-"""A thread pool for kernels that release the GIL, as wide as torch's own intra-op setting."""
+"""Threads for kernels that release the GIL: a pool as wide as torch's own setting, and turns that kernels take."""
 
 from __future__ import annotations
 
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,3 +69,21 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
             future.exception()
     for future in futures:
         future.result()
+
+
+def _take_turn(typing_context: Any, counter: Any) -> tuple[Any, Callable[..., Any]]:
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+take_turn: Any = intrinsic(_take_turn)
+"""``take_turn(counter)``, in kernels: the counter's number (int64 [1]), which is one more for whoever asks next.
+
+Threads that run one kernel with one counter share out its work among themselves, each turn to whoever is free, without
+Python between two turns.
+"""
