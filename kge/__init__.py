@@ -6,8 +6,8 @@ from kge.full_config import FullSoftmaxConfig
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from kge.predictor import LinkPredictor
 from kge.result import KgeResult
-from kge.search import Search, search
-from kge.training import train, train_triples
+from kge.search import Search, Trial, default_space, search
+from kge.training import split_view, train, train_triples
 from kge.triples import EdgeList, TripleSet, TripleSplit
 
 __all__ = [
@@ -25,14 +25,17 @@ __all__ = [
     "TransE",
     "TransR",
     "TransRA",
+    "Trial",
     "TripleSet",
     "TripleSplit",
     "build_model",
+    "default_space",
     "evaluate",
     "evaluate_constrained",
     "evaluate_sampled",
     "known_pairs",
     "search",
+    "split_view",
     "train",
     "train_triples",
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphdb import GraphView
     from kge.config import KgeConfig
     from kge.relations import RelationParameters
+    from kge.search import Search
     from tables.warmstart import WarmStart
 
 __all__ = ["KgeResult"]
@@ -53,12 +54,13 @@ class KgeResult:
         """Give the scores of the trained tables."""
         return LinkPredictor(model=build_model(self.config), vectors=self.vectors, relations=self.relations, ends=self.ends)
 
-    def write_snapshot(self, path: str | Path, view: GraphView) -> Snapshot:
+    def write_snapshot(self, path: str | Path, view: GraphView, *, search: Search | None = None) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:
             path: directory to write; it must not exist.
             view: the view that was trained on.
+            search: what chose the configuration; its trials are kept among the metrics.
 
         Returns:
             The snapshot, of facet "kge".
@@ -78,6 +80,8 @@ class KgeResult:
             "relations": [relation.name for relation in view.relations],
         }
         metrics: dict[str, Any] = dict(self.metrics)
+        if search is not None:
+            metrics["search"] = search.to_dict()
         parents = [view.fingerprint]
         if self.warm_start is not None:
             metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids)

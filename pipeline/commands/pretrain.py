@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +15,12 @@ from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import contrastive
     import kge
+    from graphdb import GraphView
+    from tables import Lifecycle
 
 app = typer.Typer(no_args_is_help=True, help="Pretrain embedding tables on a window of a graph store.")
 
@@ -49,9 +54,23 @@ NewRows = Annotated[
     typer.Option(help="Warm start: new ids begin at random, or around the mean of their type's old rows."),
 ]
 
+Searches = Annotated[
+    bool,
+    typer.Option("--search", help="First choose the configuration on validation, by successive halving over a small space."),
+]
+Trials = Annotated[int, typer.Option(min=1, help="Search: configurations of the first round.")]
+Space = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--try",
+        metavar="FIELD=[VALUES]",
+        help="Search: a field and the JSON list of values to try, instead of the default space; may be given several times.",
+    ),
+]
+
 
 @app.command("kge")
-def pretrain_kge(
+def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
     store: Store,
     output: Output,
     as_of: AsOf = None,
@@ -65,14 +84,24 @@ def pretrain_kge(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    search: Searches = False,
+    trials: Trials = 9,
+    space: Space = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains knowledge graph embeddings of all node types."""
     import kge
 
+    if not search and (space or trials != 9):
+        msg = "--try and --trials say how to search; give --search too"
+        raise typer.BadParameter(msg)
+    if search and warm_start is not None:
+        msg = "--search compares trainings from scratch, so --warm-start is not for it: give what a search chose by --set"
+        raise typer.BadParameter(msg)
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = kge.KgeConfig(**parse_settings(settings))
-    _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json)
+    chooser = _Chooser(_parse_space(space), trials) if search else None
+    _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json, chooser=chooser)
 
 
 @app.command("contrastive")
@@ -98,6 +127,52 @@ def pretrain_contrastive(
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
+
+
+class _Chooser:
+    """Chooses a configuration by a search whose trials are kept beside the training's checkpoint.
+
+    Args:
+        space: field -> values to try; None for the default space.
+        num_trials: of the first round.
+    """
+
+    def __init__(self, space: dict[str, list[Any]] | None, num_trials: int) -> None:
+        self._space = space
+        self._num_trials = num_trials
+
+    def __call__(self, view: GraphView, base: kge.KgeConfig, lifecycle: Lifecycle, folder: Path) -> kge.Search:
+        import numpy as np
+
+        import kge
+
+        def report(trial: kge.Trial) -> None:
+            values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
+            line = (
+                f"trial of {trial.config.epochs} epochs: filtered MRR {trial.filtered_mrr:.4f} with {values or 'the defaults'}"
+            )
+            stderr.print(line, highlight=False, soft_wrap=True)
+
+        return kge.search(
+            kge.split_view(view, base, np.random.default_rng(base.seed)),
+            base,
+            self._space,
+            num_trials=self._num_trials,
+            progress=report,
+            lifecycle=replace(lifecycle, checkpoint=folder),
+        )
+
+
+def _parse_space(options: list[str] | None) -> dict[str, list[Any]] | None:
+    """Reads `FIELD=[VALUES]` options."""
+    if not options:
+        return None
+    space = parse_settings(options)
+    for name, values in space.items():
+        if not isinstance(values, list) or not values:
+            msg = f"--try takes FIELD=[VALUES] with a JSON list, such as --try 'lr=[0.1, 0.3]'; got {values!r} for {name}"
+            raise typer.BadParameter(msg)
+    return space
 
 
 def _lifecycle(
@@ -140,24 +215,32 @@ def _pretrain(
     *,
     unit: str,
     as_json: bool,
+    chooser: Callable[[GraphView, Any, Lifecycle, Path], kge.Search] | None = None,
 ) -> None:
     from graphdb import GraphStore
     from pipeline.training import StopOnSignal, TrainingDisplay
     from tables import Lifecycle
 
+    trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph:
         view = graph.view(as_of=as_of, since=since, relations=relations)
         with TrainingDisplay(unit) as display, StopOnSignal() as stop:
             lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
-            result = train(view, config, progress=display.on_epoch, lifecycle=lifecycle)
+            found = chooser(view, config, lifecycle, trials_folder) if chooser is not None else None
+            chosen = found.config if found is not None else config
+            result = train(view, chosen, progress=display.on_epoch, lifecycle=lifecycle)
         with stderr.status("writing the snapshot"):
-            snapshot = result.write_snapshot(output, view)
+            searched = {} if found is None else {"search": found}
+            snapshot = result.write_snapshot(output, view, **searched)
     # The snapshot stands for good: there is nothing left to go on with.
-    shutil.rmtree(life["checkpoint"], ignore_errors=True)
+    for folder in (life["checkpoint"], trials_folder):
+        shutil.rmtree(folder, ignore_errors=True)
     if as_json:
         emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
         return
     stdout.print(snapshot)
+    if found is not None:
+        stdout.print(f"chosen of {len(found.trials)} trials: {dict(found.trials[-1].values)}", highlight=False, soft_wrap=True)
     if "drift" in snapshot.metrics:
         from pipeline.commands.snapshot import emit_drift
 

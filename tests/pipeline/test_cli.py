@@ -178,3 +178,26 @@ def test_neighbours_are_listed_by_external_id(run: Any, tmp_path: Path, backend:
     code, out, _ = run("snapshot", "neighbors", path, "pin", "10", "-k", "1")
     assert code == 0
     assert "20" in out
+
+
+def test_a_search_keeps_its_trials_in_the_snapshot(run: Any, tmp_path: Path) -> None:
+    sizes = [f"num_{name}={count}" for name, count in (("users", 100), ("pins", 80), ("advertisers", 5), ("edges", 2000))]
+    synth = ("graph", "synth", tmp_path / "world.duckdb", "--folder", tmp_path / "world")
+    assert run(*synth, *(part for size in sizes for part in ("--set", size)))[0] == 0
+    (tmp_path / "out").mkdir()
+    command = ("pretrain", "kge", tmp_path / "world.duckdb", tmp_path / "out" / "found", "--set", "dim=8", "--set", "epochs=6")
+    code, out, err = run(*command, "--search", "--try", "lr=[1e-9, 0.5]", "--trials", "2", "--json")
+
+    assert code == 0, err
+    found = json.loads(out)["metrics"]["search"]
+    assert found["space"] == {"lr": [1e-9, 0.5]}
+    assert [trial["epochs"] for trial in found["trials"]] == [2, 2, 6]
+    best = max(found["trials"][:2], key=lambda trial: trial["filtered_mrr"])
+    snapshot = Snapshot.load(tmp_path / "out" / "found")
+    assert snapshot.config["lr"] == best["values"]["lr"] == 0.5
+    assert snapshot.config["epochs"] == 6
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["found"]
+    again = (*command[:3], tmp_path / "out" / "again")
+    assert run(*again, "--try", "lr=[1]")[0] == 2
+    assert run(*again, "--search", "--try", "lr=1")[0] == 2
+    assert run(*again, "--search", "--warm-start", tmp_path / "out" / "found")[0] == 2
