@@ -4,7 +4,7 @@ from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveVali
 from contrastive.evaluation import evaluate
 from contrastive.positives import Positives
 from contrastive.result import ContrastiveResult
-from contrastive.trainer import train, train_pairs
+from contrastive.training import train, train_pairs
 
 __all__ = [
     "ComposedTower",

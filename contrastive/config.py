@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contrastive.losses import LossName
 
-__all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks"]
+__all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
 
 
 class ComposedTower(BaseModel):
@@ -48,8 +48,8 @@ class ContrastiveValidation(BaseModel):
     every: int = Field(default=1, ge=1, description="epochs between validations; the last epoch always has one")
 
 
-class ContrastiveConfig(BaseModel):
-    """Configuration of `contrastive.train`."""
+class PositivesConfig(BaseModel):
+    """Which edges of a graph are positives, what they weigh, and which of them are held out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,6 +62,12 @@ class ContrastiveConfig(BaseModel):
     half_life_days: float | None = Field(
         default=None, gt=0, description="age at which a timed edge counts half, before the window's end; None for no decay"
     )
+    validation: ContrastiveValidation = Field(default_factory=ContrastiveValidation, description="held-out positives")
+
+
+class ContrastiveConfig(PositivesConfig):
+    """Configuration of `contrastive.train`."""
+
     walks: PositiveWalks | None = Field(
         default=None, description="more positives of the items' tower, from walks over them; None for none"
     )
@@ -69,6 +75,12 @@ class ContrastiveConfig(BaseModel):
 
     dim: int = Field(default=64, ge=1, description="width of a vector")
     similarity: Literal["cosine", "dot"] = Field(default="cosine", description="what two vectors are compared by")
+    popularity_power: float = Field(
+        default=0.0,
+        ge=0,
+        description="cosine: a trained item's vector is multiplied by this power of its positives' weight, relative to their "
+        "mean, so that popularity counts more in a ranking; 0 leaves all lengths 1",
+    )
     history: float = Field(
         default=0.0,
         ge=0,
@@ -114,12 +126,14 @@ class ContrastiveConfig(BaseModel):
     optimizer: Literal["adagrad", "adam"] = Field(
         default="adagrad", description="row-wise Adagrad (a number of state a row), or row-wise Adam (dim + 2 of them)"
     )
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="adam: decay of the mean gradient (default 0.9); at 0 only the last one counts"
+    )
     lr: float = Field(default=0.1, gt=0, description="learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="the learning rate over the steps: as it is, or down to 0 along a half cosine"
     )
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the first values")
-    validation: ContrastiveValidation = Field(default_factory=ContrastiveValidation, description="held-out positives")
     seed: int = Field(default=0, ge=0, description="seed of initial values, positives, negatives and held-out items")
 
     @model_validator(mode="before")
@@ -128,7 +142,10 @@ class ContrastiveConfig(BaseModel):
         """Set what the loss needs and was not given, so that the configuration says all that it does."""
         if not isinstance(given, dict):
             return given
-        own = {"margin": 0.4, "negative_weight": 150.0} if given.get("loss") == "ccl" else {"temperature": 0.1}
+        own = {"temperature": 0.1}
+        if given.get("loss") == "ccl":
+            own = {"margin": 0.4, "negative_weight": 150.0}
+        own |= {"momentum": 0.9} if given.get("optimizer") == "adam" else {}
         return given | {name: value for name, value in own.items() if given.get(name) is None}
 
     @model_validator(mode="after")
@@ -142,6 +159,10 @@ class ContrastiveConfig(BaseModel):
         ):
             if getattr(self, field) and self.loss not in losses:
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {' and '.join(losses)}: leave it out")
+        if self.momentum is not None and self.optimizer != "adam":
+            raise ValueError("momentum means nothing to Adagrad: leave it out, or set optimizer='adam'")
+        if self.popularity_power and self.similarity != "cosine":
+            raise ValueError("popularity_power is the length of items under cosine: leave it out, or set similarity='cosine'")
         if self.loss == "ccl" and self.similarity != "cosine":
             raise ValueError('the ccl loss is one of cosines: set similarity="cosine", or take another loss')
         if self.batch_size % self.positives_per_query:

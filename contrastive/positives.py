@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation
+    from contrastive.config import ComposedTower, ContrastiveValidation, PositivesConfig
     from graphdb import GraphView
 
 __all__ = ["Positives", "compose", "hold_out_latest", "read_positives"]
@@ -111,7 +111,7 @@ class Positives:
         )
 
 
-def read_positives(view: GraphView, config: ContrastiveConfig) -> Positives:
+def read_positives(view: GraphView, config: PositivesConfig) -> Positives:
     """Read the positives that a configuration asks for.
 
     Args:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from contrastive.config import ContrastiveConfig
+    from contrastive.config import PositivesConfig
     from graphdb import GraphView
     from tables.snapshot import OptimizerRows
     from tables.warmstart import WarmStart
@@ -32,14 +32,16 @@ class ContrastiveResult:
         metrics: the last row's figures without the timings, and the number of held-out pairs.
         optimizer: node type -> what a warm start needs of each row.
         warm_start: what the training started from, or None.
+        facet: what the snapshot is called.
     """
 
-    config: ContrastiveConfig
+    config: PositivesConfig
     vectors: dict[str, Tensor]
     history: list[dict[str, float]]
     metrics: dict[str, float]
     optimizer: dict[str, OptimizerRows] = field(default_factory=dict)
     warm_start: WarmStart | None = None
+    facet: str = "contrastive"
 
     def write_snapshot(self, path: str | Path, view: GraphView) -> Snapshot:
         """Write the tables beside the external ids of their rows.
@@ -49,7 +51,7 @@ class ContrastiveResult:
             view: the view that was trained on.
 
         Returns:
-            The snapshot, of facet "contrastive".
+            The snapshot, of this result's facet.
 
         Raises:
             ValueError: if the view's node counts are not those of the tables.
@@ -72,7 +74,7 @@ class ContrastiveResult:
             parents.append(self.warm_start.snapshot.fingerprint)
         return Snapshot.write(
             path,
-            facet="contrastive",
+            facet=self.facet,
             tables={
                 node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=self.optimizer.get(node_type))
                 for node_type, vectors in self.vectors.items()

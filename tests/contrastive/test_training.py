@@ -176,8 +176,9 @@ def test_two_towers_of_one_node_type_are_refused() -> None:
         {"temperature": 0.2, "history": 1.0, "positives_per_query": 4, "lr_schedule": "cosine"},
         {"temperature": 0.2, "history": 0.5, "num_hard": 2},
         {"temperature": 0.2, "optimizer": "adam", "lr": 0.03},
+        {"temperature": 0.2, "optimizer": "adam", "momentum": 0.0, "lr": 0.03, "popularity_power": 0.1},
     ],
-    ids=["ccl", "bpr with hard negatives", "learned temperature", "all history", "half history", "adam"],
+    ids=["ccl", "bpr with hard negatives", "learned temperature", "all history", "half history", "adam", "no momentum"],
 )
 def test_every_option_learns_the_planted_groups(view: GraphView, options: dict[str, object]) -> None:
     result = contrastive.train(view, ContrastiveConfig.model_validate(SMALL | options))
@@ -209,7 +210,29 @@ def test_a_history_carries_the_gradient_of_the_whole_model(view: GraphView) -> N
         torch.testing.assert_close(state, table.grad.square().mean(1), atol=1e-8, rtol=1e-3)
 
 
+def test_popularity_lengthens_trained_items_and_nothing_else() -> None:
+    generator = np.random.default_rng(0)
+    users, pins = generator.integers(0, 30, 400), (generator.random(400) ** 2 * 20).astype(np.int32)
+    pairs = Positives.from_pairs(users, pins, num_queries=30, num_items=21)  # the last has no positives
+    options = {"dim": 8, "epochs": 2, "batch_size": 32}
+    plain, scaled = (
+        contrastive.train_pairs(pairs, ContrastiveConfig.model_validate(options | {"popularity_power": power}))
+        for power in (0.0, 0.3)
+    )
+
+    counts = np.bincount(pins, minlength=21)
+    expected = torch.from_numpy((np.maximum(counts, counts[:20].min()) / counts[:20].mean()) ** 0.3).float()
+    torch.testing.assert_close(scaled.vectors["pin"], plain.vectors["pin"] * expected[:, None])
+    assert torch.equal(scaled.vectors["user"], plain.vectors["user"])
+    rows = [result.vectors["pin"] * result.optimizer["pin"].lengths[:, None] for result in (plain, scaled)]
+    torch.testing.assert_close(rows[0], rows[1])
+
+
 def test_options_of_another_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match="momentum means nothing to Adagrad"):
+        ContrastiveConfig(momentum=0.5)
+    with pytest.raises(ValueError, match="popularity_power is the length of items under cosine"):
+        ContrastiveConfig(popularity_power=0.5, similarity="dot")
     with pytest.raises(ValueError, match="logq means nothing to the ccl loss, only to softmax"):
         ContrastiveConfig(loss="ccl", logq=True)
     with pytest.raises(ValueError, match="it must be a multiple of that, got 100"):
