@@ -5,68 +5,102 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch_geometric.nn import LGConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_torch_csr_tensor
+from typing_extensions import override
 
+from contrastive.config import PositivesConfig
 from contrastive.draws import PositiveDraws
 from contrastive.evaluation import evaluate
+from contrastive.positives import hold_out_latest, read_positives
+from contrastive.result import ContrastiveResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor
 
     from contrastive.positives import Positives
+    from graphdb import GraphView
 
-__all__ = ["LightGcnConfig", "train_lightgcn"]
+__all__ = ["LightGcnConfig", "train_lightgcn", "train_lightgcn_pairs"]
 
 logger = logging.getLogger(__name__)
 
 
-class LightGcnConfig(BaseModel):
+class LightGcnConfig(PositivesConfig):
     """Configuration of `train_lightgcn`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = Field(default=64, ge=1, description="width of a vector")
     num_layers: int = Field(default=3, ge=0, description="propagations; a vector is the mean over the layers and its own row")
     epochs: int = Field(default=20, ge=1, description="epochs of as many draws as there are positives")
     batch_size: int = Field(default=8192, ge=1, description="positives a step; the whole graph is propagated at each")
-    lr: float = Field(default=0.01, gt=0, description="learning rate (Adam)")
+    lr: float = Field(default=0.01, gt=0, description="learning rate (Adam), down to 0 along a half cosine")
     l2: float = Field(default=1e-4, ge=0, description="weight of half the squared lengths of a triple's own rows")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the first values")
-    seed: int = Field(default=0, ge=0, description="seed of initial values, positives and negatives")
+    seed: int = Field(default=0, ge=0, description="seed of initial values, positives, negatives and held-out items")
 
 
 def train_lightgcn(
-    positives: Positives, config: LightGcnConfig, *, held_out: Positives | None = None, k: int = 20
-) -> tuple[Tensor, Tensor, dict[str, float]]:
+    view: GraphView, config: LightGcnConfig, *, progress: Callable[[Mapping[str, float]], None] | None = None
+) -> ContrastiveResult:
+    """Learn vectors of a graph's queries and items; see `train_lightgcn_pairs`.
+
+    Args:
+        view: the graph window.
+        config: positives, the model and how it is trained.
+        progress: called with the history's row after each epoch.
+
+    Returns:
+        Tables, history and metrics; its snapshot is of facet "lightgcn".
+
+    Raises:
+        ValueError: if the configuration does not fit the view, or the loss stops being a number.
+    """
+    positives = read_positives(view, config)
+    kept, held_out = hold_out_latest(positives, config.validation, np.random.default_rng(config.seed))
+    return train_lightgcn_pairs(kept, config, held_out=held_out, progress=progress)
+
+
+def train_lightgcn_pairs(
+    positives: Positives,
+    config: LightGcnConfig,
+    *,
+    held_out: Positives | None = None,
+    progress: Callable[[Mapping[str, float]], None] | None = None,
+) -> ContrastiveResult:
     """Learn vectors by BPR on the propagated rows of the whole graph (LightGCN; He et al., SIGIR 2020).
 
     Args:
         positives: the graph, and what is learned; drawn by weight.
         config: the model and how it is trained.
-        held_out: pairs to rank at the end; None for none.
-        k: length of the ranked list.
+        held_out: pairs to rank after each `validation.every` epochs; None for none.
+        progress: called with the history's row after each epoch.
 
     Returns:
-        Vectors of the queries, float32 [num_queries, D], of the items, float32 [num_items, D], and metrics: the loss, and those
-        of `evaluate`. The vectors are propagated: plain rows from here on.
+        Tables, history and metrics. The vectors are propagated: plain rows from here on.
+
+    Raises:
+        ValueError: if the loss stops being a number.
     """
     generator = np.random.default_rng(config.seed)
     num_queries, num_items = positives.num_queries, positives.num_items
     seeded = torch.Generator().manual_seed(config.seed)
     rows = torch.nn.Parameter(torch.randn(num_queries + num_items, config.dim, generator=seeded) * config.init_scale)
-    adjacency = _normalized_adjacency(positives)
-    convolution = LGConv(normalize=False)
+    propagation = _Propagation(positives, config.num_layers)
     optimizer = torch.optim.Adam([rows], lr=config.lr)
+    num_steps = math.ceil(len(positives) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps * config.epochs)
     draws, known = PositiveDraws(positives, 1), positives.index()
-    loss_sum, num_steps = 0.0, math.ceil(len(positives) / config.batch_size)
+    relevant = None if held_out is None else held_out.index()
+    history: list[dict[str, float]] = []
     for epoch in range(1, config.epochs + 1):
         began, loss_sum = time.perf_counter(), 0.0
         for _ in range(num_steps):
@@ -75,41 +109,84 @@ def train_lightgcn(
             others = generator.integers(0, num_items, len(pairs), dtype=np.int32)
             hits = known.contains(queries, others)
             others[hits] = generator.integers(0, num_items, int(hits.sum()), dtype=np.int32)
-            ends = [torch.from_numpy(end.astype(np.int64)) for end in (queries, chosen + num_queries, others + num_queries)]
-            vectors = _propagate(rows, adjacency, convolution, config.num_layers)
-            query, positive, negative = (vectors[end] for end in ends)
+            ends = torch.from_numpy(np.concatenate([queries, chosen + num_queries, others + num_queries]).astype(np.int64))
+            query, positive, negative = propagation(rows).index_select(0, ends).view(3, len(pairs), config.dim)
             loss = F.softplus((query * (negative - positive)).sum(1)).mean()
-            own = sum(rows[end].square().sum() for end in ends)
+            own = rows.index_select(0, ends).square().sum()
             optimizer.zero_grad()
             (loss + 0.5 * config.l2 * own / len(pairs)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            schedule.step()
             loss_sum += float(loss.detach())
         if not math.isfinite(loss_sum):
             raise ValueError(f"the loss of epoch {epoch} is {loss_sum}; lower lr")
-        logger.info("lightgcn epoch %d: loss %.4f, %.1f s", epoch, loss_sum / num_steps, time.perf_counter() - began)
-    with torch.no_grad():
-        vectors = _propagate(rows, adjacency, convolution, config.num_layers)
-    query_vectors, item_vectors = vectors[:num_queries].contiguous(), vectors[num_queries:].contiguous()
-    metrics = {"loss": loss_sum / num_steps}
-    if held_out is not None:
-        metrics |= evaluate(query_vectors, item_vectors, relevant=held_out.index(), seen=known, k=k)
-    return query_vectors, item_vectors, metrics
+        seconds = time.perf_counter() - began
+        row = {"epoch": float(epoch), "loss": loss_sum / num_steps, "seconds": seconds}
+        row["pairs_per_s"] = num_steps * config.batch_size / seconds
+        if relevant is not None and (epoch % config.validation.every == 0 or epoch == config.epochs):
+            vectors = propagation(rows.detach())
+            row |= evaluate(vectors[:num_queries], vectors[num_queries:], relevant=relevant, seen=known, k=config.validation.k)
+        history.append(row)
+        logger.info("lightgcn epoch %d: %s", epoch, row)
+        if progress is not None:
+            progress(row)
+    vectors = propagation(rows.detach())
+    metrics = {name: value for name, value in history[-1].items() if name not in ("seconds", "pairs_per_s")}
+    return ContrastiveResult(
+        config=config,
+        vectors={
+            config.query_type: vectors[:num_queries].contiguous(),
+            config.item_type: vectors[num_queries:].contiguous(),
+        },
+        history=history,
+        metrics=metrics | {"num_held_out": float(0 if held_out is None else len(held_out))},
+        facet="lightgcn",
+    )
 
 
-def _normalized_adjacency(positives: Positives) -> Tensor:
-    """Give the symmetric adjacency of queries and items, each edge over the root of its ends' degrees, as sparse rows."""
-    num_nodes = positives.num_queries + positives.num_items
-    query = torch.from_numpy(positives.queries.astype(np.int64))
-    item = torch.from_numpy(positives.items.astype(np.int64)) + positives.num_queries
-    edges = torch.stack([torch.cat([query, item]), torch.cat([item, query])])
-    index, weight = gcn_norm(edges, None, num_nodes, add_self_loops=False)
-    adjacency: Tensor = to_torch_csr_tensor(index, weight, size=(num_nodes, num_nodes))
-    return adjacency
+class _Propagation:
+    """The mean of a graph's rows and of what LGConv makes of them, layer on layer.
+
+    Args:
+        positives: pairs of query and item; the graph's nodes are the queries, then the items.
+        num_layers: how many layers.
+    """
+
+    def __init__(self, positives: Positives, num_layers: int) -> None:
+        num_nodes = positives.num_queries + positives.num_items
+        query = torch.from_numpy(positives.queries.astype(np.int64))
+        item = torch.from_numpy(positives.items.astype(np.int64)) + positives.num_queries
+        edges = torch.stack([torch.cat([query, item]), torch.cat([item, query])])
+        index, weight = gcn_norm(edges, None, num_nodes, add_self_loops=False)
+        self._adjacency: Tensor = to_torch_csr_tensor(index, weight, size=(num_nodes, num_nodes))
+        self._convolution = LGConv(normalize=False)
+        self._num_layers = num_layers
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        vectors: Tensor = _SelfAdjoint.apply(rows, self._apply)  # type: ignore[no-untyped-call]
+        return vectors
+
+    def _apply(self, rows: Tensor) -> Tensor:
+        total = vectors = rows
+        for _ in range(self._num_layers):
+            vectors = self._convolution(vectors, self._adjacency)
+            total = total + vectors
+        return total / (self._num_layers + 1)
 
 
-def _propagate(rows: Tensor, adjacency: Tensor, convolution: LGConv, num_layers: int) -> Tensor:
-    total = vectors = rows
-    for _ in range(num_layers):
-        vectors = convolution(vectors, adjacency)
-        total = total + vectors
-    return total / (num_layers + 1)
+class _SelfAdjoint(torch.autograd.Function):
+    """A symmetric linear map: it carries gradients back as it carries rows forward.
+
+    Autograd would transpose the sparse matrix at each step: four times the time, for the same numbers.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, rows: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.linear = linear
+        return linear(rows)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.linear(gradients), None
