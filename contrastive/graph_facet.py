@@ -188,5 +188,5 @@ class _SelfAdjoint(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.linear(gradients), None
