@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 
-from serving.release import ID_MAPS, KIND, UPPER, Name, Precision, Release, ReleaseManifest, ReleaseTable
+from serving.release import Name, Precision, Release
 from serving.upper import UpperModel, load_program
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.codec import encode, row_bytes
+from serving.writer import ReleaseWriter
+from tables.artifact import Artifact, ArtifactError
+from tables.codec import encode
 from tables.idmap import IdMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -90,31 +93,31 @@ def publish(
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
 
-    # Sample inputs are the one pickle in a plain program: see serving.upper. Without them, saving is deterministic.
     program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
-    program.example_inputs = None
+    # Before the tables, which take long to write: it is written behind them.
     UpperModel(program, num_dense=len(model.dense_features), num_tables=len(model.tables), dim=model.dim)
-    id_maps = _load_id_maps(artifact, model)
-
-    with ArtifactWriter(release_path, kind=KIND, replace=replace) as writer:
-        for folder in ("lookup", "ranker", ID_MAPS):
-            (writer.directory / folder).mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, writer.directory / UPPER)
-        for name, id_map in id_maps.items():
-            id_map.save(writer.directory / ID_MAPS, name)
-        tables = tuple(_write_table(artifact, table, precision, writer.directory) for table in model.tables)
-        manifest = ReleaseManifest(
-            name=model.name,
-            parents=(artifact.fingerprint,),
-            precision=precision,
-            dim=model.dim,
-            dense_features=model.dense_features,
-            tasks=model.tasks,
-            tables=tables,
-            id_types={table.feature: id_maps[table.id_map].id_type for table in model.tables},
-        )
-        writer.manifest.update(manifest.model_dump(mode="json"))
-    release = Release.open(release_path, verify=False)
+    writer = ReleaseWriter(
+        release_path,
+        name=model.name,
+        parents=(artifact.fingerprint,),
+        dense_features=model.dense_features,
+        dim=model.dim,
+        precision=precision,
+        id_maps=_load_id_maps(artifact, model),
+        replace=replace,
+    )
+    with writer:
+        for table in model.tables:
+            writer.add_table(
+                table.name,
+                _encoded(artifact, table, precision),
+                feature=table.feature,
+                node_type=table.node_type,
+                facet=table.facet,
+                id_map=table.id_map,
+            )
+        writer.add_upper(program)
+    release = writer.open()
     logger.info("published %s at %s", release, release.path)
     return release
 
@@ -138,23 +141,10 @@ def _load_id_maps(artifact: Artifact, model: ModelManifest) -> dict[str, IdMap]:
     return id_maps
 
 
-def _write_table(artifact: Artifact, table: ModelTable, precision: Precision, directory: Path) -> ReleaseTable:
-    written = ReleaseTable(
-        name=table.name,
-        feature=table.feature,
-        node_type=table.node_type,
-        facet=table.facet,
-        rows=table.rows,
-        dim=table.dim,
-        precision=precision,
-        row_bytes=row_bytes(table.dim, precision),
-        id_map=table.id_map,
-    )
+def _encoded(artifact: Artifact, table: ModelTable, precision: Precision) -> Iterator[Tensor]:
+    """A table's rows, encoded chunk by chunk."""
     chunk_rows = max(1, _CHUNK_BYTES // (4 * table.dim))
-    with (
-        safe_open(artifact.file(table.vectors), framework="pt") as stored,
-        (directory / written.file).open("wb") as stream,
-    ):
+    with safe_open(artifact.file(table.vectors), framework="pt") as stored:
         weights = stored.get_slice("weights")
         shape = tuple(weights.get_shape())
         if shape != (table.rows, table.dim) or weights.get_dtype() != "F32":
@@ -164,8 +154,6 @@ def _write_table(artifact: Artifact, table: ModelTable, precision: Precision, di
             )
         for start in range(0, table.rows, chunk_rows):
             try:
-                rows = encode(weights[start : start + chunk_rows], precision)
+                yield encode(weights[start : start + chunk_rows], precision)
             except ValueError as error:
                 raise ValueError(f"table {table.name!r}, chunk from row {start}: {error}") from error
-            stream.write(rows.numpy().data)
-    return written

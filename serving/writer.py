@@ -1,0 +1,149 @@
+"""Writes a release piece by piece: a table need not fit into memory, nor exist as floats anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+
+from serving.release import ID_MAPS, KIND, UPPER, Precision, Release, ReleaseManifest, ReleaseTable
+from serving.upper import UpperModel
+from tables.artifact import ArtifactError, ArtifactWriter
+from tables.codec import row_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from tables.idmap import IdMap
+
+
+class ReleaseWriter:
+    """Writes a release beside its destination, and moves it there in one step when the ``with`` block ends well.
+
+    Args:
+        path: Directory to write; it appears whole or not at all.
+        name: Name of the trained model (the arm).
+        parents: Fingerprints of what the release was made of.
+        dense_features: Names of the dense features, in the order of the columns.
+        dim: Dimension of every embedding.
+        precision: Format of the rows.
+        id_maps: The id maps by name.
+        replace: Whether a release that is there already may be replaced.
+
+    Example:
+        ``with ReleaseWriter(path, ...) as writer: writer.add_table("pin_kge", chunks, ...); writer.add_upper(program)``
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str,
+        parents: tuple[str, ...],
+        dense_features: tuple[str, ...],
+        dim: int,
+        precision: Precision,
+        id_maps: dict[str, IdMap],
+        replace: bool = False,
+    ):
+        self._writer = ArtifactWriter(path, kind=KIND, replace=replace)
+        self._name = name
+        self._parents = parents
+        self._dense_features = dense_features
+        self._dim = dim
+        self._precision = precision
+        self._id_maps = id_maps
+        self._tables: list[ReleaseTable] = []
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        for folder in ("lookup", "ranker", ID_MAPS):
+            (self._writer.directory / folder).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException as failure:
+                self._writer.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        self._writer.__exit__(kind, error, trace)
+
+    def add_table(
+        self, name: str, chunks: Iterable[Tensor], *, feature: str, node_type: str, facet: str | None, id_map: str
+    ) -> None:
+        """Write a table; its position among the tables is its slot in the upper model's input.
+
+        Args:
+            name: Unique name of the table.
+            chunks: Its encoded rows, uint8 [n, row_bytes] each, one after the other.
+            feature: Id feature whose ids choose the rows.
+            node_type: Node type of the graph that the ids belong to.
+            facet: Pretraining that the table started from, if any.
+            id_map: Name of the id map that finds the row of an id.
+
+        Raises:
+            ArtifactError: The rows are not as many or as long as they must be.
+        """
+        table = ReleaseTable(
+            name=name,
+            feature=feature,
+            node_type=node_type,
+            facet=facet,
+            rows=self._id_maps[id_map].num_rows,
+            dim=self._dim,
+            precision=self._precision,
+            row_bytes=row_bytes(self._dim, self._precision),
+            id_map=id_map,
+        )
+        num_rows = 0
+        with (self._writer.directory / table.file).open("wb") as stream:
+            for chunk in chunks:
+                if chunk.dtype != torch.uint8 or chunk.ndim != 2 or chunk.shape[1] != table.row_bytes:
+                    raise ArtifactError(
+                        f"table {name!r}, chunk from row {num_rows}: {chunk.dtype} {list(chunk.shape)}, expected uint8 "
+                        f"[n, {table.row_bytes}]"
+                    )
+                stream.write(chunk.contiguous().numpy().data)
+                num_rows += len(chunk)
+        if num_rows != table.rows:
+            raise ArtifactError(f"table {name!r} came with {num_rows} rows, its id map {id_map!r} maps to {table.rows}")
+        self._tables.append(table)
+
+    def add_upper(self, program: ExportedProgram) -> None:
+        """Write the upper model, which must take the tables that were added.
+
+        Raises:
+            ArtifactError: It does not.
+        """
+        # Sample inputs are the one pickle in a plain program: see serving.upper. Without them, saving is deterministic.
+        program.example_inputs = None
+        UpperModel(program, num_dense=len(self._dense_features), num_tables=len(self._tables), dim=self._dim)
+        torch.export.save(program, self._writer.directory / UPPER)
+
+    def _finish(self) -> None:
+        for name, id_map in self._id_maps.items():
+            id_map.save(self._writer.directory / ID_MAPS, name)
+        if not (self._writer.directory / UPPER).exists():
+            raise ArtifactError(f"{self._writer.path}: no upper model was added")
+        tasks: tuple[Literal["ctr"], Literal["cvr"]] = ("ctr", "cvr")
+        manifest = ReleaseManifest(
+            name=self._name,
+            parents=self._parents,
+            precision=self._precision,
+            dim=self._dim,
+            dense_features=self._dense_features,
+            tasks=tasks,
+            tables=tuple(self._tables),
+            id_types={table.feature: self._id_maps[table.id_map].id_type for table in self._tables},
+        )
+        self._writer.manifest.update(manifest.model_dump(mode="json"))
+
+    def open(self) -> Release:
+        """The release that the block wrote; its files were hashed just now."""
+        return Release.open(self._writer.path, verify=False)
