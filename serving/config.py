@@ -141,6 +141,11 @@ class LookupConfig(ListenConfig):
         description="Map the pages of the tables into memory before serving, so that no first request waits for the "
         "disk. Turn it off for tables larger than memory.",
     )
+    huge_pages: bool = Field(
+        default=False,
+        description="Copy the tables into memory of this process that has huge pages (/sys/kernel/mm/transparent_hugepage must "
+        "not say never): faster for tables of millions of rows. Every worker and version then takes memory for its own copy.",
+    )
 
     @model_validator(mode="after")
     def _refuse_open_frames(self) -> Self:

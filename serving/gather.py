@@ -14,49 +14,76 @@ from tables.prefetch import prefetch
 _AHEAD: Final = 16
 """Rows that are fetched into the cache before they are copied; 8 to 64 measure alike, without it is half as fast."""
 _HUGE_PAGE_BYTES: Final = 2 << 20
+_WORDS: Final[tuple[type[np.unsignedinteger[Any]], ...]] = (np.uint64, np.uint32, np.uint16, np.uint8)
 
-
-def gather(table: npt.NDArray[np.uint8], rows: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
-    """Copy rows of a table, releasing the interpreter's lock while it does.
-
-    Args:
-        table: uint8 [num_rows, row_bytes], contiguous, its start aligned to 8 bytes.
-        rows: int32 [n], each below num_rows and not negative: the caller's id map guarantees it.
-        out: uint8 [n x row_bytes], contiguous, its start aligned to 8 bytes; every byte is overwritten.
-
-    Raises:
-        ValueError: `out` is not of that length, or an array is not aligned.
-
-    Example:
-        >>> out = np.empty(8, np.uint8)
-        >>> gather(np.arange(12, dtype=np.uint8).reshape(3, 4), np.array([2, 0], np.int32), out)
-        >>> out.tolist()
-        [8, 9, 10, 11, 0, 1, 2, 3]
-    """
-    row_bytes = table.shape[1]
-    if out.shape != (len(rows) * row_bytes,) or (table.ctypes.data | out.ctypes.data) & 7:
-        raise ValueError(
-            f"out has shape {out.shape} for {len(rows)} rows of {row_bytes} bytes, or it or the table is not aligned to 8 bytes"
-        )
-    unit = _UNITS[row_bytes & 7]
-    _gather(table.view(unit), rows, out.view(unit).reshape(len(rows), row_bytes // unit().itemsize))
+Memory = tuple[npt.NDArray[Any], ...]
+"""The same bytes as words of 8, 4, 2 and 1 bytes."""
 
 
 class SendBuffer:
-    """Memory that answers are gathered into, one after the other."""
+    """Memory that answers are gathered into, one after the other; for one thread."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint64)
+        self._memory: Memory = _views(np.empty(0, np.uint64))
 
-    def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """The buffer's first bytes, aligned; what was taken before is overwritten.
+    def take(self, num_bytes: int) -> Memory:
+        """Memory of at least that length, aligned to 8 bytes; what was taken before is overwritten.
 
         Args:
             num_bytes: Length, a multiple of 8.
         """
-        if num_bytes > self._memory.nbytes:
-            self._memory = np.empty(num_bytes // 8, np.uint64)
-        return self._memory.view(np.uint8)[:num_bytes]
+        if num_bytes > self._memory[0].nbytes:
+            self._memory = _views(np.empty(num_bytes // 8, np.uint64))
+        return self._memory
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """A part of what was gathered; valid until memory is taken again."""
+        return self._memory[-1].data[start:stop]
+
+
+class MappedRows:
+    """A table's rows in memory.
+
+    Args:
+        table: uint8 [num_rows, row_bytes], contiguous, its start aligned to 8 bytes.
+        huge_pages: Whether to copy it into huge pages; see `huge_copy`.
+
+    Raises:
+        ValueError: The table is not aligned.
+
+    Example:
+        >>> table = MappedRows(np.arange(12, dtype=np.uint8).reshape(3, 4))
+        >>> send = SendBuffer()
+        >>> table.gather(np.array([2, 0, 1], np.int32), send.take(16), 0)
+        16
+        >>> list(send.read(0, 16))
+        [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
+    """
+
+    def __init__(self, table: npt.NDArray[np.uint8], *, huge_pages: bool = False):
+        if table.ctypes.data & 7 or not table.flags.c_contiguous:
+            raise ValueError(f"a table of {table.shape} bytes is not contiguous or not aligned to 8 bytes")
+        rows = huge_copy(table) if huge_pages else table
+        self._row_bytes: int = table.shape[1]
+        self._width = next(place for place, word in enumerate(_WORDS) if self._row_bytes % word().itemsize == 0)
+        self._words: npt.NDArray[Any] = rows.view(_WORDS[self._width])
+
+    def gather(self, rows: npt.NDArray[np.int32], memory: Memory, start: int) -> int:
+        """Copy rows, releasing the interpreter's lock while it does.
+
+        Args:
+            rows: int32 [n], each within the table: the caller's id map guarantees it.
+            memory: Where to; long enough.
+            start: The byte to begin at, a multiple of 8.
+
+        Returns:
+            The byte after the rows and the zeros that pad them to a multiple of 8.
+        """
+        stop = start + len(rows) * self._row_bytes
+        if stop & 7:
+            memory[0][stop >> 3] = 0
+        _gather(self._words, rows, memory[self._width], start)
+        return (stop + 7) & ~7
 
 
 def huge_copy(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -82,21 +109,18 @@ def huge_copy(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return copy
 
 
-def _unit_of(row_bytes: int) -> type[np.unsignedinteger[Any]]:
-    units: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
-    return units[max(size for size in units if row_bytes % size == 0)]
-
-
-_UNITS: Final = [_unit_of(remainder or 8) for remainder in range(8)]
+def _views(memory: npt.NDArray[np.uint64]) -> Memory:
+    return tuple(memory.view(word) for word in _WORDS)
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(table: Any, rows: Any, out: Any) -> None:
+def _gather(table: Any, rows: Any, memory: Any, start: int) -> None:
     width = table.shape[1]
     row_bytes = np.intp(width * table.itemsize)
     for position in range(min(_AHEAD, len(rows))):
         prefetch(table, np.intp(rows[position]) * row_bytes)
         prefetch(table, np.intp(rows[position]) * row_bytes + row_bytes - 1)
+    place = start // table.itemsize
     for position in range(len(rows)):
         if position + _AHEAD < len(rows):
             ahead = np.intp(rows[position + _AHEAD]) * row_bytes
@@ -105,4 +129,5 @@ def _gather(table: Any, rows: Any, out: Any) -> None:
             prefetch(table, ahead + row_bytes - 1)
         row = rows[position]
         for word in range(width):
-            out[position, word] = table[row, word]
+            memory[place + word] = table[row, word]
+        place += width

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 
 from serving.admin import AdminServicer
 from serving.config import LookupConfig
@@ -22,109 +18,18 @@ from serving.deployed import Deployed
 from serving.errors import InvalidRequestError
 from serving.framed_server import FramedServer
 from serving.frames import Kind, padded
-from serving.gather import SendBuffer, gather
+from serving.gather import SendBuffer
+from serving.half import FetchedRows, LookupHalf
 from serving.listener import Listener
 from serving.metrics import ServerMetrics
 from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
 from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from serving.release import Release, ReleaseTable
+from serving.release import Release
 from serving.versions import LoadedVersions
-from tables.idmap import IdMap
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "multifacet.serving.v1.Lookup"
-
-
-@dataclass(frozen=True, slots=True)
-class FoundRows:
-    """Rows of one table, found and not yet read.
-
-    Attributes:
-        table: The table.
-        stored: uint8 [table.rows, row_bytes]: all of its rows, mapped.
-        rows: int32 [num_ids], the row of each id.
-        num_unknown_ids: How many of them are the out-of-vocabulary row.
-    """
-
-    table: ReleaseTable
-    stored: npt.NDArray[np.uint8]
-    rows: npt.NDArray[np.int32]
-    num_unknown_ids: int
-
-    @property
-    def num_bytes(self) -> int:
-        """The length of the rows, back to back."""
-        return len(self.rows) * self.table.row_bytes
-
-    def describe(self) -> lookup_pb2.TableRows:
-        """The table's part of an answer, without the rows."""
-        table = self.table
-        return lookup_pb2.TableRows(
-            table=table.name,
-            row_bytes=table.row_bytes,
-            dim=table.dim,
-            precision=table.precision,
-            num_unknown_ids=self.num_unknown_ids,
-        )
-
-
-class LookupHalf:
-    """The lookup half of one release, mapped into memory.
-
-    Args:
-        release: An open release.
-        populate: Whether to map all pages of the tables now.
-    """
-
-    def __init__(self, release: Release, *, populate: bool = True):
-        self.release = release
-        self._rows: dict[str, npt.NDArray[np.uint8]] = {
-            table.name: release.map_rows(table, populate=populate) for table in release.tables
-        }
-        self._id_maps: dict[str, IdMap] = {
-            name: release.id_map(name) for name in sorted({table.id_map for table in release.tables})
-        }
-        for table in release.tables:
-            id_map = self._id_maps[table.id_map]
-            if id_map.num_rows != table.rows or id_map.num_hashes != 1:
-                raise ValueError(
-                    f"{release.path}: table {table.name!r} has {table.rows} rows, its id map maps to {id_map.num_rows} "
-                    f"by {id_map.num_hashes} hashes; publish the model again"
-                )
-        for id_map in self._id_maps.values():  # compiles the look-up kernels, or reads their cache, before serving
-            id_map.rows(np.zeros(1, np.int64) if id_map.id_type == "int64" else [""])
-        for table in release.tables:
-            gather(self._rows[table.name], np.zeros(1, np.int32), np.empty(table.row_bytes, np.uint8))
-
-    def find(self, ids: Mapping[str, IdArray]) -> list[FoundRows]:
-        """Where the rows of every table are that the features feed.
-
-        Args:
-            ids: External ids [n] by feature; each feature one of the release's.
-
-        Returns:
-            One entry a table, in the release's order of tables.
-        """
-        found: dict[tuple[str, str], tuple[npt.NDArray[np.int32], int]] = {}
-        answers = []
-        for table in self.release.tables:
-            if table.feature not in ids:
-                continue
-            key = (table.feature, table.id_map)
-            if key not in found:
-                found[key] = self._find(table, ids[table.feature])
-            answers.append(FoundRows(table, self._rows[table.name], *found[key]))
-        return answers
-
-    def _find(self, table: ReleaseTable, ids: IdArray) -> tuple[npt.NDArray[np.int32], int]:
-        if not len(ids):
-            return np.empty(0, np.int32), 0
-        id_map = self._id_maps[table.id_map]
-        rows = id_map.rows(ids)
-        if id_map.oov_row is None:  # hashed: every id has a row
-            return rows, 0
-        return rows, int(np.count_nonzero(rows == id_map.oov_row))
 
 
 class LookupServer:
@@ -148,7 +53,7 @@ class LookupServer:
         self._deployed = Deployed(self._loaded, self._open, state_file=config.state_file)
         self._deployed.open(config.releases)
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
-        self._send_buffer = SendBuffer()
+        self._of_thread = threading.local()
         self._framed = FramedServer(config, self._answer_frame, self.metrics) if config.framed_listen is not None else None
 
     @property
@@ -254,7 +159,7 @@ class LookupServer:
 
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
         release = Release.open(path, verify=self.config.verify, half="lookup")
-        half = LookupHalf(release, populate=self.config.populate)
+        half = LookupHalf(release, populate=self.config.populate, huge_pages=self.config.huge_pages)
         logger.info("loaded %r", release)
         return release.version, half
 
@@ -268,55 +173,57 @@ class LookupServer:
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
         """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
-        tables = []
-        with self._lease(request) as half:
-            for found in self._find(request, half):
-                rows = np.empty(found.num_bytes, np.uint8)
-                gather(found.stored, found.rows, rows)
-                tables.append(found.describe())
-                tables[-1].rows = rows.tobytes()
+        send = self._send_buffer()
+        tables = [
+            fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes)))
+            for fetched in self._fetch(request, send)
+        ]
         return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
 
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
         started_ns = time.perf_counter_ns()
+        send = self._send_buffer()
         tables = []
-        start = 0
-        with self._lease(request) as half:
-            all_found = self._find(request, half)
-            rows = self._send_buffer.take(sum(padded(found.num_bytes) for found in all_found))
-            for found in all_found:
-                gather(found.stored, found.rows, rows[start : start + found.num_bytes])
-                rows[start + found.num_bytes : start + padded(found.num_bytes)] = 0
-                start += padded(found.num_bytes)
-                tables.append(found.describe())
-                tables[-1].num_rows = len(found.rows)
+        stop = 0
+        for fetched in self._fetch(request, send):
+            tables.append(fetched.describe(num_rows=fetched.num_rows))
+            stop = fetched.start + padded(fetched.num_bytes)
         answer = lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
-        return answer.SerializeToString(), rows.data
+        return answer.SerializeToString(), send.read(0, stop)
 
-    @contextmanager
-    def _lease(self, request: lookup_pb2.LookupRequest) -> Iterator[LookupHalf]:
+    def _send_buffer(self) -> SendBuffer:
+        """This thread's."""
+        try:
+            send: SendBuffer = self._of_thread.send
+        except AttributeError:
+            send = self._of_thread.send = SendBuffer()
+        return send
+
+    def _fetch(self, request: lookup_pb2.LookupRequest, send: SendBuffer) -> list[FetchedRows]:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
         with self._loaded.lease(request.version) as (_, half):
-            yield half
+            all_fetched = half.fetch(self._read_ids(request, half), send)
+        for fetched in all_fetched:
+            self.metrics.count_rows(fetched.table.name, fetched.num_rows, fetched.num_unknown_ids)
+        return all_fetched
 
-    def _find(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> list[FoundRows]:
-        id_types = half.release.manifest.id_types
+    def _read_ids(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> dict[str, IdArray]:
+        id_types = half.id_types
         where = f"version {request.version}"
-        check_features([message.feature for message in request.features], list(id_types), where, every=False)
+        features = [message.feature for message in request.features]
+        check_features(features, id_types.keys(), where, every=False)
         num_ids = sum(count_ids(message) for message in request.features)
         if num_ids > self.config.max_ids_per_request:
             raise InvalidRequestError(
                 f"{num_ids} ids in one request: at most {self.config.max_ids_per_request} are accepted; split it"
             )
-        ids = {message.feature: unpack_ids(message) for message in request.features}
-        for feature, given in ids.items():
+        ids = {}
+        for feature, message in zip(features, request.features, strict=True):
+            ids[feature] = given = unpack_ids(message)
             check_id_type(feature, given, id_types[feature], where)
-        all_found = half.find(ids)
-        for found in all_found:
-            self.metrics.count_rows(found.table.name, len(found.rows), found.num_unknown_ids)
-        return all_found
+        return ids
 
     def _observe(self, started_ns: int) -> int:
         total_us = (time.perf_counter_ns() - started_ns) // 1000
@@ -338,7 +245,7 @@ class LookupServer:
                         lookup_pb2.TableDescription(
                             table=table.name,
                             feature=table.feature,
-                            id_type=half.release.manifest.id_types[table.feature],
+                            id_type=half.id_types[table.feature],
                             num_rows=table.rows,
                             dim=table.dim,
                             row_bytes=table.row_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,12 +87,14 @@ def check_id_type(feature: str, ids: IdArray, id_type: str, where: str) -> None:
         raise InvalidRequestError(f"ids of feature {feature!r} are {given}, but {where} has {id_type} ids")
 
 
-def check_features(given: Sequence[str], expected: Sequence[str], where: str, *, every: bool) -> None:
+def check_features(given: Sequence[str], expected: Collection[str], where: str, *, every: bool) -> None:
     """Refuse unknown, repeated and (with ``every``) missing features.
 
     Raises:
         InvalidRequestError: With both lists in its message.
     """
+    if len(set(given)) == len(given) and set(expected).issuperset(given) and (not every or len(given) == len(expected)):
+        return
     repeated = sorted({name for name in given if given.count(name) > 1})
     unknown = sorted(set(given) - set(expected))
     missing = sorted(set(expected) - set(given)) if every else []

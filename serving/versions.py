@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Generic, TypeVar
 
 from serving.errors import VersionNotLoadedError
@@ -20,19 +19,18 @@ class Leases:
         self._changed = threading.Condition()
         self._counts: Counter[str] = Counter()
 
-    @contextmanager
-    def hold(self, version: str) -> Iterator[None]:
-        """Count one reader of a version within the ``with`` block."""
+    def take(self, version: str) -> None:
+        """Count one reader of a version more."""
         with self._changed:
             self._counts[version] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._counts[version] -= 1
-                if not self._counts[version]:
-                    del self._counts[version]
-                    self._changed.notify_all()
+
+    def give_back(self, version: str) -> None:
+        """Count one reader of a version less."""
+        with self._changed:
+            self._counts[version] -= 1
+            if not self._counts[version]:
+                del self._counts[version]
+                self._changed.notify_all()
 
     def count(self, version: str) -> int:
         """The readers of a version."""
@@ -43,6 +41,24 @@ class Leases:
         """Wait until a version has no reader; whether that came in time."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._counts[version], timeout_s)
+
+
+class Lease(Generic[T]):
+    """Holds a version within a ``with`` block; a class, since a generator costs microseconds at each request."""
+
+    __slots__ = ("_leases", "_loaded", "_version")
+
+    def __init__(self, leases: Leases, version: str, loaded: T):
+        self._leases = leases
+        self._version = version
+        self._loaded = loaded
+
+    def __enter__(self) -> tuple[str, T]:
+        self._leases.take(self._version)
+        return self._version, self._loaded
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leases.give_back(self._version)
 
 
 class LoadedVersions(Generic[T]):
@@ -96,12 +112,13 @@ class LoadedVersions(Generic[T]):
             self.get(version)
             self._state = (self._state[0], version)
 
-    @contextmanager
-    def lease(self, wanted: str) -> Iterator[tuple[str, T]]:
-        """Hold a version for the length of a request: see `resolve`, and `num_readers`."""
-        version, loaded = self.resolve(wanted)
-        with self._leases.hold(version):
-            yield version, loaded
+    def lease(self, wanted: str) -> Lease[T]:
+        """Hold a version for the length of a request: see `resolve`, and `num_readers`.
+
+        Raises:
+            VersionNotLoadedError: The wanted version is not loaded, or none is.
+        """
+        return Lease(self._leases, *self.resolve(wanted))
 
     def num_readers(self, version: str) -> int:
         """How many requests under way hold a version."""

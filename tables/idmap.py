@@ -138,6 +138,34 @@ class IdMap:
         )
         return rows[:, 0] if self.num_hashes == 1 else rows
 
+    def find(self, ids: NDArray[np.int64], rows: NDArray[np.int32]) -> int:
+        """Looks int64 ids up on this thread, into memory that is there: for a server's many small requests.
+
+        Args:
+            ids: int64 [n], contiguous and read-only.
+            rows: int32 [n], written.
+
+        Returns:
+            How many of them got the out-of-vocabulary row; 0 for a hashed map.
+
+        Raises:
+            TypeError: The map is one of strings.
+            ValueError: The map has several rows an id.
+
+        Example:
+            >>> rows = np.empty(2, np.int32)
+            >>> IdMap.exact([30, 10, 20]).find(np.frombuffer(np.array([20, 99]).tobytes(), np.int64), rows), rows.tolist()
+            (1, [2, 3])
+        """
+        if self.id_type != "int64":
+            raise TypeError(f"find takes int64 ids, and {self!r} maps strings; use rows.")
+        if self._index is not None:
+            return self._index.find(ids, self.num_rows - 1, rows)
+        if self.num_hashes != 1:
+            raise ValueError(f"find gives one row an id, and {self!r} has {self.num_hashes}; use rows.")
+        hash_rows(ids, self._seeds, self.num_rows, rows.reshape(-1, 1), 0, len(ids))
+        return 0
+
     def collision_report(self, ids: Ids) -> CollisionReport:
         """Counts which of the given ids share rows.
 

@@ -199,14 +199,27 @@ def test_a_lookup_that_was_given_up_says_so_and_leaves_the_connection_whole(rele
 
 
 def test_a_lookup_beyond_its_deadline_says_so(release, served, lookup_client, monkeypatch):
-    find, late = served._find, threading.Event()
+    fetch, late = served._fetch, threading.Event()
 
-    def find_late(request, half):
+    def fetch_late(request, send):
         assert late.wait(10)
-        return find(request, half)
+        return fetch(request, send)
 
-    monkeypatch.setattr(served, "_find", find_late)
+    monkeypatch.setattr(served, "_fetch", fetch_late)
     with pytest.raises(DeadlineExceededError, match="lookup server"):
         lookup_client.lookup(release.version, {"user": [1000]}, timeout_s=0.02)
     late.set()
     assert lookup_client.lookup(release.version, {"user": [1000]}).version == release.version
+
+
+def test_huge_pages_change_no_row(release, lookup_client):
+    ids = {"user": [1000, 1039, 5], "pin": [-500, 7, 8]}
+    plain = lookup_client.lookup(release.version, ids)
+    with (
+        LookupServer(LookupConfig(releases=(release.path,), huge_pages=True)) as server,
+        LookupClient(server.address) as client,
+    ):
+        huge = client.lookup(release.version, ids)
+    assert {name: table.rows.tolist() for name, table in huge.tables.items()} == {
+        name: table.rows.tolist() for name, table in plain.tables.items()
+    }

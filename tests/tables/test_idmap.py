@@ -58,6 +58,34 @@ class TestExact:
         assert id_map.rows(queries).tolist() == [position.get(int(id_), len(ids)) for id_ in queries]
         assert (id_map.num_rows, id_map.oov_row) == (len(ids) + 1, len(ids))
 
+    @given(ids=st.sets(INT64, max_size=60), others=st.lists(INT64, max_size=30), hashed=st.booleans())
+    def test_find_gives_what_rows_gives(self, ids, others, hashed):
+        id_map = IdMap.hashed(7, id_type="int64", seed=3) if hashed else IdMap.exact(np.array(sorted(ids), np.int64))
+        asked = np.frombuffer(np.array([*others, *ids, *others], np.int64).tobytes(), np.int64)
+        found = np.full(len(asked), -5, np.int32)
+        num_missing = id_map.find(asked, found)
+        expected = id_map.rows(asked)
+        assert found.tolist() == expected.tolist()
+        assert num_missing == (0 if hashed else np.count_nonzero(expected == id_map.oov_row))
+
+    def test_find_sees_full_buckets(self):
+        # Buckets hold one or two ids on average; among so many some hold more than are compared at once.
+        ids = np.random.default_rng(0).integers(-(2**62), 2**62, 20_000)
+        id_map = IdMap.exact(ids)
+        lengths = np.diff(id_map._index.arrays["starts"])
+        assert lengths.max() > 5
+        asked = np.frombuffer(ids.tobytes(), np.int64)
+        found = np.empty(len(ids), np.int32)
+        assert id_map.find(asked, found) == 0
+        assert found.tolist() == list(range(len(ids)))
+
+    def test_find_refuses_strings_and_several_hashes(self):
+        ids, rows = np.frombuffer(bytes(8), np.int64), np.empty(1, np.int32)
+        with pytest.raises(TypeError, match="maps strings"):
+            IdMap.exact(["a"]).find(ids, rows)
+        with pytest.raises(ValueError, match="has 2"):
+            IdMap.hashed(9, id_type="int64", num_hashes=2).find(ids, rows)
+
     def test_one_thread_and_many_give_the_same_rows(self):
         ids = pa.array([f"user-{number}" for number in range(100_000)])
         threads = torch.get_num_threads()

@@ -1,0 +1,87 @@
+"""Releases of drawn rows, of any size, for measurements of serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from serving.writer import ReleaseWriter
+from tables import IdMap
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from serving.release import Release
+
+DIM = 64
+ROW_BYTES = DIM // 2 + 4
+"""Of one INT4 row of DIM values."""
+NUM_DENSE = 16
+_CHUNK_ROWS = 1 << 20
+
+
+class Upper(nn.Module):
+    """A small CTR and CVR model: dense features and slots, their products with the first slot, two hidden layers."""
+
+    def __init__(self, num_tables: int, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(NUM_DENSE + num_tables * DIM + (num_tables - 1) * DIM, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden // 2),
+            nn.ReLU(),
+            nn.Linear(hidden // 2, 2),
+        )
+
+    def forward(self, dense: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits [B, 2] of dense features [B, NUM_DENSE] and embeddings [B, num_tables, DIM]."""
+        products = embeddings[:, 1:] * embeddings[:, :1]
+        logits: Tensor = self.layers(torch.cat([dense, embeddings.flatten(1), products.flatten(1)], dim=1))
+        return logits
+
+
+def write_release(path: Path, id_maps: dict[str, IdMap], *, hidden: int = 64) -> Release:
+    """Write a release with an INT4 table of drawn rows for each feature.
+
+    Args:
+        path: Where to.
+        id_maps: The id map of each feature.
+        hidden: Width of the upper model.
+    """
+    generator = np.random.default_rng(0)
+    writer = ReleaseWriter(
+        path,
+        name="drawn",
+        parents=("0" * 64,),
+        dense_features=tuple(f"dense_{number}" for number in range(NUM_DENSE)),
+        dim=DIM,
+        precision="int4",
+        id_maps=id_maps,
+    )
+    with writer:
+        for feature, id_map in id_maps.items():
+            chunks = drawn_chunks(generator, id_map.num_rows)
+            writer.add_table(feature, chunks, feature=feature, node_type=feature, facet=None, id_map=feature)
+        writer.add_upper(_export(len(id_maps), hidden))
+    return writer.open()
+
+
+def drawn_chunks(generator: np.random.Generator, num_rows: int) -> Iterator[Tensor]:
+    """Encoded rows whose codes are uniform: values from -0.08 to 0.07."""
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        size = min(_CHUNK_ROWS, num_rows - start)
+        rows = generator.integers(0, 1 << 32, (size, ROW_BYTES // 4), np.uint32).view(np.uint8)
+        rows[:, -4:] = np.array([0.01, -0.08], np.float16).view(np.uint8)
+        yield torch.from_numpy(rows)
+
+
+def _export(num_tables: int, hidden: int) -> ExportedProgram:
+    torch.manual_seed(0)
+    batch = torch.export.Dim("batch", min=1)
+    example = (torch.zeros(3, NUM_DENSE), torch.zeros(3, num_tables, DIM))
+    return torch.export.export(Upper(num_tables, hidden).eval(), example, dynamic_shapes=({0: batch}, {0: batch}))

@@ -1,0 +1,136 @@
+"""The lookup half of one release: ids in, rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.frames import padded
+from serving.gather import MappedRows, SendBuffer
+from serving.packing import IdArray
+from serving.protocol import lookup_pb2
+
+if TYPE_CHECKING:
+    from serving.release import Release, ReleaseTable
+    from tables.idmap import IdMap
+
+_NO_ROWS = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedRows:
+    """Rows of one table, gathered.
+
+    Attributes:
+        table: The table.
+        num_rows: How many rows: one for each id.
+        num_unknown_ids: How many of them are the out-of-vocabulary row.
+        start: Where its first byte stands in the send buffer; each table's rows are padded as frames ask for.
+    """
+
+    table: ReleaseTable
+    num_rows: int
+    num_unknown_ids: int
+    start: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the rows, back to back."""
+        return self.num_rows * self.table.row_bytes
+
+    def describe(self, *, rows: bytes = b"", num_rows: int = 0) -> lookup_pb2.TableRows:
+        """The table's part of an answer, with the rows or with their number."""
+        table = self.table
+        return lookup_pb2.TableRows(
+            table=table.name,
+            rows=rows,
+            row_bytes=table.row_bytes,
+            dim=table.dim,
+            precision=table.precision,
+            num_unknown_ids=self.num_unknown_ids,
+            num_rows=num_rows,
+        )
+
+
+class LookupHalf:
+    """The lookup half of one release, mapped into memory.
+
+    Args:
+        release: An open release.
+        populate: Whether to map all pages of the tables now.
+        huge_pages: Whether to copy the tables into memory of this process that has huge pages, instead.
+
+    Raises:
+        ValueError: An id map does not belong to its table.
+    """
+
+    def __init__(self, release: Release, *, populate: bool = True, huge_pages: bool = False):
+        self.release = release
+        self.id_types: Mapping[str, str] = release.manifest.id_types
+        self._id_maps: dict[str, IdMap] = {
+            name: release.id_map(name) for name in sorted({table.id_map for table in release.tables})
+        }
+        for table in release.tables:
+            id_map = self._id_maps[table.id_map]
+            if id_map.num_rows != table.rows or id_map.num_hashes != 1:
+                raise ValueError(
+                    f"{release.path}: table {table.name!r} has {table.rows} rows, its id map maps to {id_map.num_rows} "
+                    f"by {id_map.num_hashes} hashes; publish the model again"
+                )
+        self._tables = [
+            (
+                table,
+                (table.feature, table.id_map),
+                MappedRows(release.map_rows(table, populate=populate and not huge_pages), huge_pages=huge_pages),
+            )
+            for table in release.tables
+        ]
+        self._warm()
+
+    def fetch(self, ids: Mapping[str, IdArray], send: SendBuffer) -> list[FetchedRows]:
+        """Gather the rows of every table that the features feed.
+
+        Args:
+            ids: External ids [n] by feature; each feature one of the release's, its ids of its type.
+            send: Where the rows go to; what it held is overwritten.
+
+        Returns:
+            One entry a table, in the release's order of tables.
+        """
+        found: dict[tuple[str, str], tuple[npt.NDArray[np.int32], int]] = {}
+        wanted = [entry for entry in self._tables if entry[0].feature in ids]
+        memory = send.take(sum(padded(len(ids[table.feature]) * table.row_bytes) for table, _, _ in wanted))
+        fetched = []
+        start = 0
+        for table, key, rows in wanted:
+            if key not in found:
+                found[key] = self._find(*key, ids)
+            places, num_unknown_ids = found[key]
+            fetched.append(FetchedRows(table, len(places), num_unknown_ids, start))
+            start = rows.gather(places, memory, start)
+        return fetched
+
+    def _find(self, feature: str, id_map: str, ids: Mapping[str, IdArray]) -> tuple[npt.NDArray[np.int32], int]:
+        given = ids[feature]
+        if not len(given):
+            return _NO_ROWS, 0
+        mapping = self._id_maps[id_map]
+        if given.dtype == np.int64:
+            rows = np.empty(len(given), np.int32)
+            return rows, mapping.find(cast("npt.NDArray[np.int64]", given), rows)
+        rows = mapping.rows(given)
+        if mapping.oov_row is None:  # hashed: every id has a row
+            return rows, 0
+        return rows, int(np.count_nonzero(rows == mapping.oov_row))
+
+    def _warm(self) -> None:
+        """Compile the kernels, or read their cache, before the first request."""
+        one_id: dict[str, IdArray] = {
+            feature: np.frombuffer(bytes(8), np.int64) if id_type == "int64" else np.array([""], np.object_)
+            for feature, id_type in self.id_types.items()
+        }
+        self.fetch(one_id, SendBuffer())
