@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTable
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, ROW_BYTES, drawn_chunks
-from serving.gather import MappedRows, SendBuffer, huge_copy
+from serving.gather import MappedRows, Memory, SendBuffer, huge_copy
 from tables import decode
 
 BATCH = 2000
@@ -49,8 +50,8 @@ def run(quick: bool) -> Iterator[Row]:
                 raise RuntimeError("the kernels read different values from the rows: the comparison would say nothing")
             fbgemm = Peer(name="fbgemm", value=_rows_per_s(peer, ids))
             cases: dict[str, Callable[[Rows], object]] = {
-                "as stored": lambda rows, table=table: table.gather(rows, memory, 0),
-                "decoded to float32": lambda rows, table=table: _decoded(table, send, rows),
+                "as stored": partial(_as_stored, table, memory),
+                "decoded to float32": partial(_decoded, table, send),
             }
             for case, work in cases.items():
                 yield Row(
@@ -79,6 +80,10 @@ def _drawn(generator: np.random.Generator, num_rows: int) -> npt.NDArray[np.uint
         table[start : start + len(chunk)] = chunk.numpy()
         start += len(chunk)
     return table
+
+
+def _as_stored(table: MappedRows, memory: Memory, rows: Rows) -> int:
+    return table.gather(rows, memory, 0)
 
 
 def _decoded(table: MappedRows, send: SendBuffer, rows: Rows) -> torch.Tensor:
