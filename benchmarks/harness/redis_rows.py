@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ class RedisClient:
     def lookup(self, ids: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.uint8]:
         """uint8 [n, row_bytes] of ids [n], all of them there."""
         values = self._client.mget(_keys(ids))
-        return np.frombuffer(b"".join(values), np.uint8).reshape(len(ids), row_bytes)
+        return np.frombuffer(b"".join(cast("list[bytes]", values)), np.uint8).reshape(len(ids), row_bytes)
 
     def close(self) -> None:
         """Close the connection."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
+from benchmarks.harness.witness import IDS, write_witness
 from serving import (
     LookupClient,
     LookupConfig,
@@ -17,62 +15,15 @@ from serving import (
     RankerClient,
     RankerConfig,
     RankerServer,
-    Release,
     VersionNotLoadedError,
-    publish,
 )
-from tables import ArtifactWriter, IdMap
-
-IDS = 500
-FEATURES = ("user", "pin")
-DIM = 4
-
-
-class Witness(torch.nn.Module):
-    """Scores 1/2 if every row is of its own release and of the id that the dense features name; else near 0 or 1.
-
-    A row is (release, id, 0, 0), with ids small enough to be exact in float32.
-    """
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.register_buffer("number", torch.tensor(float(number)))
-
-    def forward(self, dense: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        wrong = (embeddings[:, :, 0] - self.number).abs() + (embeddings[:, :, 1] - dense).abs()
-        return wrong.amax(dim=1, keepdim=True) * 100 + torch.zeros(2)
-
-
-def write_release(folder: Path, number: int, export) -> Release:
-    id_map = IdMap.exact(list(range(IDS)))
-    weights = torch.zeros(IDS + 1, DIM)
-    weights[:, 0] = number
-    weights[:, 1] = torch.arange(IDS + 1)
-    with ArtifactWriter(folder / f"model-{number}", kind="ranking-model") as writer:
-        (writer.directory / "id_maps").mkdir()
-        id_map.save(writer.directory / "id_maps", "ids")
-        save_file({"weights": weights}, writer.directory / "rows.safetensors")
-        export(Witness(number), writer.directory / "upper.pt2", len(FEATURES), len(FEATURES), DIM)
-        writer.manifest.update(
-            name=f"witness-{number}",
-            dense_features=[f"{feature}_id" for feature in FEATURES],
-            dim=DIM,
-            tables=[
-                {"name": feature, "feature": feature, "node_type": feature, "facet": None, "rows": IDS + 1, "dim": DIM,
-                 "vectors": "rows.safetensors", "id_map": "ids"}
-                for feature in FEATURES
-            ],
-            upper="upper.pt2",
-            tasks=["ctr", "cvr"],
-            parents=[],
-        )  # fmt: skip
-    return publish(folder / f"model-{number}", folder / f"release-{number}", precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def releases(tmp_path_factory, export_upper):
+def releases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("witnesses")
-    return {release.version: (number, release) for number in (1, 2) if (release := write_release(folder, number, export_upper))}
+    written = {number: write_witness(folder / f"release-{number}", number) for number in (1, 2)}
+    return {release.version: (number, release) for number, release in written.items()}
 
 
 def test_rows_are_of_the_version_asked_for_while_versions_come_and_go(releases):
