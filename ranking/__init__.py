@@ -10,11 +10,13 @@ from ranking.export import ExportedModel, export_model, load_model, quantized_sc
 from ranking.exposures import build_examples
 from ranking.features import FeatureConfig
 from ranking.initialise import init_tables
-from ranking.model import RankingModel, TableSpec, UpperModel
+from ranking.layout import TableSpec
+from ranking.model import RankingModel
 from ranking.negatives import WEIGHTINGS, Weighting
 from ranking.segments import evaluate_segments, standard_segments
 from ranking.sources import TableSource
 from ranking.training import RankingResult, train
+from ranking.upper import UpperModel
 
 __all__ = [
     "WEIGHTINGS",

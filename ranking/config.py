@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ranking.slots import RECENT_PINS
+
 Arm = Literal["no_ids", "scratch", "pretrained"]
 FACETS: tuple[str, ...] = ("contrastive", "kge")
 
@@ -42,14 +44,37 @@ class RankingConfig(BaseModel):
     )
     upper_lr: float = Field(default=1e-3, gt=0, description="AdamW's learning rate of the upper model")
     weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay of the upper model")
+    combination: Literal["concat", "sum", "gating", "attention"] = Field(
+        default="concat", description="how the facets of one id come together before features meet"
+    )
+    interaction: Literal["dcn_v2", "dlrm", "masknet", "dhen"] = Field(
+        default="dcn_v2", description="how features meet in the upper model"
+    )
+    heads: Literal["shared_bottom", "mmoe", "esmm"] = Field(
+        default="shared_bottom", description="how CTR and CVR share the end of the upper model"
+    )
+    sequence: Literal["none", "attention", "transformer"] = Field(
+        default="none", description="how a user's recent pins are pooled; the examples must have them"
+    )
+    sequence_table: Literal["shared", "separate"] = Field(
+        default="shared", description="whether recent pins read the tables of the feature pin, or tables of their own"
+    )
     projected: int = Field(default=32, ge=1, description="elements that the rows, and the products, are projected to")
-    num_cross_layers: int = Field(default=2, ge=0, description="cross layers of the upper model")
-    cross_rank: int = Field(default=32, ge=1, description="rank of a cross layer")
-    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1, description="widths of the shared bottom")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout after each layer of the bottom")
+    num_cross_layers: int = Field(default=2, ge=0, description="cross layers of interaction dcn_v2")
+    cross_rank: int = Field(default=32, ge=1, description="rank of a cross layer (dcn_v2, dhen)")
+    num_blocks: int = Field(default=2, ge=1, description="blocks of interaction masknet, layers of dhen")
+    num_attention_heads: int = Field(
+        default=2, ge=1, description="heads of combination attention, interaction dhen and sequence transformer"
+    )
+    num_experts: int = Field(default=4, ge=2, description="experts of heads mmoe")
+    hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1, description="widths of the MLPs of the heads")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout after each layer of these MLPs")
     cvr_weight: float = Field(default=0.5, ge=0, description="weight of the CVR loss beside the CTR loss of 1")
     batch_size: int = Field(default=2048, ge=2, description="examples a step")
     max_epochs: int = Field(default=10, ge=1, description="most passes over the training examples")
+    reinit_tables: bool = Field(
+        default=False, description="start the tables from their first rows in every epoch, while the upper model goes on"
+    )
     validations_per_epoch: int = Field(default=2, ge=1, description="validations in each epoch")
     patience: int = Field(default=3, ge=1, description="validations without a lower CTR log loss before training stops")
     seed: int = Field(default=0, ge=0, description="seed of initialisation, shuffling and dropout")
@@ -64,8 +89,43 @@ class RankingConfig(BaseModel):
         unknown = set(self.facet_lrs) - set(self.facets)
         if unknown or not all(0 <= lr < math.inf for lr in self.facet_lrs.values()):
             raise ValueError(f"facet_lrs is {dict(self.facet_lrs)}; expected rates of 0 or more of the facets {self.facets}")
+        if self.freeze_tables and self.reinit_tables:
+            raise ValueError("freeze_tables keeps all tables as they are; leave out reinit_tables with it")
         if self.freeze_tables and (self.thaw_after_steps or self.facet_lrs):
             raise ValueError("freeze_tables keeps all tables as they are; leave out thaw_after_steps and facet_lrs with it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_uses(self) -> RankingConfig:
+        """Refuse settings that would do nothing."""
+        used = {
+            "combination": bool(self.facets),
+            "sequence": bool(self.facets) and "pin" in self.features,
+            "sequence_table": self.sequence != "none",
+            "projected": self.interaction != "dlrm",
+            "num_cross_layers": self.interaction == "dcn_v2",
+            "cross_rank": self.interaction in {"dcn_v2", "dhen"},
+            "num_blocks": self.interaction in {"masknet", "dhen"},
+            "num_attention_heads": "attention" in self.combination
+            or self.interaction == "dhen"
+            or self.sequence == "transformer",
+            "num_experts": self.heads == "mmoe",
+            "reinit_tables": bool(self.facets) and self.max_epochs > 1,
+        }
+        idle = [
+            f"{name}={getattr(self, name)!r}"
+            for name, is_used in used.items()
+            if not is_used and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)} would do nothing with facets={self.facets}, combination={self.combination!r}, "
+                f"interaction={self.interaction!r}, heads={self.heads!r}, sequence={self.sequence!r}; leave it out"
+            )
+        if RECENT_PINS in self.features:
+            raise ValueError(f"features name {RECENT_PINS!r}, which `sequence` adds by itself")
+        if self.combination == "attention" and len(self.features) < 2:
+            raise ValueError(f"combination 'attention' lets features ask about each other; there is only {self.features}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ranking.recent import RecentPins
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _METADATA_KEY = b"multifacet.examples"
+_RECENT = "recent_pin_ids"
 _COLUMNS: dict[str, np.dtype[Any]] = {
     "user_id": np.dtype(np.int64),
     "pin_id": np.dtype(np.int64),
@@ -50,6 +54,7 @@ class Examples:
             of a model trained on these examples times this rate are the odds over all exposures, float32 [n].
         dense_names: Names of the dense features, in column order.
         metadata: How the examples were made; JSON-able.
+        recent: The users' recent pins; None where they were not asked for.
     """
 
     user_id: NDArray[np.int64]
@@ -64,6 +69,7 @@ class Examples:
     negative_rate: NDArray[np.float32]
     dense_names: tuple[str, ...]
     metadata: Mapping[str, Any]
+    recent: RecentPins | None = None
 
     def __post_init__(self) -> None:
         num_rows = len(self.user_id)
@@ -74,6 +80,8 @@ class Examples:
         expected = (num_rows, len(self.dense_names))
         if self.dense.shape != expected or self.dense.dtype != np.float32:
             raise ValueError(f"Examples.dense is {self.dense.dtype}{list(self.dense.shape)}; expected float32{list(expected)}")
+        if self.recent is not None and len(self.recent) != num_rows:
+            raise ValueError(f"Examples.recent has {len(self.recent)} rows; expected {num_rows}")
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -100,6 +108,14 @@ class Examples:
         ids: NDArray[np.int64] = getattr(self, f"{feature}_id")
         return ids
 
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all columns, in order."""
+        digest = hashlib.sha256(json.dumps([self.dense_names, len(self)]).encode())
+        recent = () if self.recent is None else (self.recent.pin_ids, self.recent.num_recent)
+        for column in (*(getattr(self, name) for name in _COLUMNS), self.dense, *recent):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
     def take(self, rows: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> Examples:
         """Return chosen rows.
 
@@ -110,7 +126,8 @@ class Examples:
             The examples of those rows, in that order.
         """
         columns = {name: getattr(self, name)[rows] for name in (*_COLUMNS, "dense")}
-        return Examples(**columns, dense_names=self.dense_names, metadata=self.metadata)
+        recent = None if self.recent is None else self.recent.take(rows)
+        return Examples(**columns, dense_names=self.dense_names, metadata=self.metadata, recent=recent)
 
     def save(self, path: Path) -> None:
         """Write one Parquet file; the dense features are columns of their own.
@@ -121,14 +138,17 @@ class Examples:
         Raises:
             ValueError: If a dense feature's name is that of another column.
         """
-        clashes = set(self.dense_names) & set(_COLUMNS)
+        clashes = set(self.dense_names) & {*_COLUMNS, _RECENT}
         if clashes:
             raise ValueError(f"dense features {sorted(clashes)} have the names of other columns; rename them")
         columns = {name: pa.array(getattr(self, name)) for name in _COLUMNS}
         columns |= {
             name: pa.array(np.ascontiguousarray(self.dense[:, position])) for position, name in enumerate(self.dense_names)
         }
-        description = {"dense_names": list(self.dense_names), "metadata": dict(self.metadata)}
+        description: dict[str, Any] = {"dense_names": list(self.dense_names), "metadata": dict(self.metadata)}
+        if self.recent is not None:
+            columns[_RECENT] = self.recent.to_arrow()
+            description["num_recent_pins"] = self.recent.length
         table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(description, sort_keys=True).encode()})
         pq.write_table(table, path, compression="zstd")
 
@@ -155,7 +175,10 @@ class Examples:
         dense = np.empty((table.num_rows, len(names)), dtype=np.float32)
         for position, name in enumerate(names):
             dense[:, position] = column(table, name)
-        return Examples(**columns, dense=dense, dense_names=names, metadata=description["metadata"])
+        recent = None
+        if "num_recent_pins" in description:
+            recent = RecentPins.from_arrow(table[_RECENT], length=description["num_recent_pins"])
+        return Examples(**columns, dense=dense, dense_names=names, metadata=description["metadata"], recent=recent)
 
 
 def column(table: pa.Table, name: str) -> NDArray[Any]:
@@ -192,6 +215,10 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     columns = {
         field.name: np.concatenate([getattr(part, field.name) for part in parts])
         for field in fields(Examples)
-        if field.name not in {"dense_names", "metadata"}
+        if field.name not in {"dense_names", "metadata", "recent"}
     }
-    return Examples(**columns, dense_names=parts[0].dense_names, metadata=parts[0].metadata)
+    recents = [part.recent for part in parts if part.recent is not None]
+    if len(recents) not in {0, len(parts)}:
+        raise ValueError(f"{len(recents)} of {len(parts)} parts have recent pins; expected all or none")
+    recent = RecentPins.concatenate(recents) if recents else None
+    return Examples(**columns, dense_names=parts[0].dense_names, metadata=parts[0].metadata, recent=recent)

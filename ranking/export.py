@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ranking.model import TASKS
+from ranking.heads import TASKS
+from ranking.layout import RowLayout, TableSpec
+from ranking.slots import make_slots
 from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
 
 if TYPE_CHECKING:
@@ -20,14 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ranking.examples import Examples
-    from ranking.model import UpperModel
+    from ranking.sequence import SequencePooling
     from ranking.training import RankingResult
+    from ranking.upper import UpperModel
     from tables import Precision
 
 logger = getLogger(__name__)
 
 KIND = "ranking-model"
 _UPPER = "upper.pt2"
+_POOLING = "pooling.pt2"
 _ID_MAPS = "id_maps"
 _SCORING_BATCH = 8192
 
@@ -40,9 +44,10 @@ class ExportedModel:
         name: The arm's name.
         dense_names: Names of the dense features, in column order.
         dim: Elements a table row.
-        tables: Weights of each table, float32 [rows, dim], in slot order.
-        id_maps: Id map of each table's feature, in slot order.
-        features: Id feature of each table, in slot order.
+        tables: Weights of each table, float32 [rows, dim].
+        id_maps: Id map of each table, in the tables' order.
+        features: Id feature of each table, in the tables' order.
+        layout: Where the tables' rows stand among the upper model's slots.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -52,12 +57,29 @@ class ExportedModel:
         self.dense_names: tuple[str, ...] = tuple(manifest["dense_features"])
         self.dim: int = manifest["dim"]
         described: list[dict[str, Any]] = manifest["tables"]
-        self.features = tuple(table["feature"] for table in described)
         self.tables: dict[str, Tensor] = {
             table["name"]: load_file(artifact.file(table["vectors"]))["weights"] for table in described
         }
-        maps = {name: IdMap.load(artifact.path / _ID_MAPS, name) for name in {table["id_map"] for table in described}}
-        self.id_maps: tuple[IdMap, ...] = tuple(maps[table["id_map"]] for table in described)
+        self._maps = {name: IdMap.load(artifact.path / _ID_MAPS, name) for name in {table["id_map"] for table in described}}
+        self.id_maps: tuple[IdMap, ...] = tuple(self._maps[table["id_map"]] for table in described)
+        self.features = tuple(table["feature"] for table in described)
+        specs = [
+            TableSpec(
+                feature=table["feature"],
+                facet=table["facet"],
+                node_type=table["node_type"],
+                num_rows=table["rows"],
+                dim=table["dim"],
+                num_hashes=self._maps[table["id_map"]].num_hashes,
+            )
+            for table in described
+        ]
+        sequence = manifest.get("sequence")
+        slots = make_slots((slot["feature"], slot["facet"]) for slot in manifest.get("slots", described))
+        self.layout = RowLayout(specs, slots, 0 if sequence is None else sequence["length"])
+        self._pooling: nn.Module | None = None
+        if sequence is not None:
+            self._pooling = torch.export.load(artifact.file(sequence["pooling"])).module()
         self._upper: nn.Module = torch.export.load(artifact.file(manifest["upper"])).module()
 
     def __repr__(self) -> str:
@@ -109,17 +131,20 @@ class ExportedModel:
             raise ValueError(
                 f"the examples' dense features are {examples.dense_names}; model {self.name} was trained on {self.dense_names}"
             )
-        slots = list(zip(self.features, self.id_maps, (tables[name] for name in self.tables), strict=True))
+        rows = self.layout.rows(examples, self._maps)
+        num_recent = torch.from_numpy(examples.recent.num_recent) if examples.recent else torch.zeros(len(rows))
         scores = np.empty((len(examples), len(TASKS)), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(examples), _SCORING_BATCH):
                 batch = slice(start, start + _SCORING_BATCH)
                 dense = torch.from_numpy(examples.dense[batch])
-                rows = [
-                    vectors[torch.from_numpy(id_map.rows(examples.ids(feature)[batch])).long()]
-                    for feature, id_map, vectors in slots
-                ]
-                embeddings = torch.stack(rows, dim=1) if rows else dense.new_zeros((len(dense), 0, self.dim))
+                embeddings = dense.new_zeros((len(dense), 0, self.dim))
+                if self.tables:
+                    looked_up = {
+                        group.feature: torch.stack([tables[spec.name][rows[batch, group.columns]] for spec in group.specs], 2)
+                        for group in self.layout.groups
+                    }
+                    embeddings = self.layout.slots(looked_up, num_recent[batch], self._pooling)
                 scores[batch] = torch.sigmoid(self._upper(dense, embeddings)).numpy()
         return scores
 
@@ -135,10 +160,12 @@ def export_model(
 
     On disk::
 
-        manifest.json               name, dense_features, dim, tables, upper, tasks, parents, config, metrics
+        manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics
         vectors/<table>.safetensors key "weights", float32 [rows, dim], the out-of-vocabulary row included
         id_maps/<feature>...        external id -> row, one a feature
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
+        pooling.pt2                 with a sequence: (rows [B, L, facets, dim], num_recent [B], candidate [B, facets, dim])
+                                    -> the slots "recent_pins" [B, facets, dim]
 
     Args:
         path: Directory to write.
@@ -159,8 +186,10 @@ def export_model(
         for spec in model.specs:
             weights = {"weights": model.table(spec.name).contiguous()}
             save_file(weights, writer.directory / "vectors" / f"{spec.name}.safetensors")
-        for feature in model.features:
-            result.id_maps[feature].save(writer.directory / _ID_MAPS, feature)
+        for name in dict.fromkeys(spec.node_type for spec in model.specs):
+            result.id_maps[name].save(writer.directory / _ID_MAPS, name)
+        if model.pooling is not None:
+            torch.export.save(export_pooling(model.pooling), writer.directory / _POOLING)
         torch.export.save(export_upper(model.upper), writer.directory / _UPPER)
         writer.manifest |= {
             "name": result.config.name,
@@ -175,11 +204,13 @@ def export_model(
                     "rows": spec.num_rows,
                     "dim": spec.dim,
                     "vectors": f"vectors/{spec.name}.safetensors",
-                    "id_map": spec.feature,
+                    "id_map": spec.node_type,
                 }
                 for spec in model.specs
             ],
             "upper": _UPPER,
+            "slots": [{"feature": slot.feature, "facet": slot.facet} for slot in model.upper.slots],
+            "sequence": None if model.pooling is None else {"length": model.pooling.length, "pooling": _POOLING},
             "tasks": list(TASKS),
             "parents": list(result.parents),
             "config": result.config.model_dump(mode="json"),
@@ -202,6 +233,22 @@ def export_upper(upper: UpperModel) -> torch.export.ExportedProgram:
     # Two examples: with one, the exporter would take the batch for a constant.
     sample = (torch.zeros(2, upper.num_dense), torch.zeros(2, upper.num_slots, upper.dim))
     return torch.export.export(upper, sample, dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+
+
+def export_pooling(pooling: SequencePooling) -> torch.export.ExportedProgram:
+    """Export the pooling of recent pins, in evaluation mode, for any number of examples.
+
+    Args:
+        pooling: The pooling; left in evaluation mode.
+
+    Returns:
+        Program with the call (rows [B, L, S, D], num_recent int32 [B], candidate [B, S, D]) -> [B, S, D].
+    """
+    pooling.eval()
+    batch = torch.export.Dim("batch", min=1)
+    shape = (len(pooling.facets), pooling.dim)
+    sample = (torch.zeros(2, pooling.length, *shape), torch.zeros(2, dtype=torch.int32), torch.zeros(2, *shape))
+    return torch.export.export(pooling, sample, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}), strict=False)
 
 
 def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:

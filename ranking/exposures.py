@@ -25,6 +25,7 @@ from ranking.features import (
     load_pins,
 )
 from ranking.negatives import WEIGHTINGS, listed, sample_negatives
+from ranking.recent import recent_pins
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,6 +98,8 @@ def build_examples(
     exposures = pa.table({name: keys[name] for name in ("user_id", "pin_id", "period")})
     events = load_events(store, feature_config)
     dense = dense_features(events, period_table, pins, exposures, feature_config)
+    length = feature_config.recent_pins
+    recent = recent_pins(events, period_table, keys["user_id"], keys["period"], length=length) if length else None
     examples = Examples(
         user_id=keys["user_id"],
         pin_id=keys["pin_id"],
@@ -117,6 +120,7 @@ def build_examples(
             "labels_known_before": labels_known_before and labels_known_before.isoformat(),
             "features": feature_config.model_dump(mode="json"),
         },
+        recent=recent,
     )
     logger.info("%r of periods %s in %.1f s", examples, chosen, time.perf_counter() - started)
     return examples

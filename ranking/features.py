@@ -44,6 +44,9 @@ class FeatureConfig(BaseModel):
     advertiser_relation: str = Field(default="made_by", description="untimed relation from a pin to its advertiser")
     recent_periods: int = Field(default=8, ge=1, description="how many periods before the exposure's own count as recent")
     max_periods_since: int = Field(default=52, ge=1, description="cap of the periods since a purchase; also stands for never")
+    recent_pins: int = Field(
+        default=0, ge=0, description="pins of the user's latest purchases that an example keeps, for a ranker with a sequence"
+    )
 
 
 # Key of each count; the number of events under that key is a feature, over all earlier periods and recent ones.

@@ -75,8 +75,8 @@ def init_random(model: RankingModel, norm: float, generator: torch.Generator) ->
 
     Args:
         model: Model whose tables are overwritten.
-        norm: Root mean square norm of the rows.
+        norm: Root mean square norm of a slot: of a row, or of the sum of an id's rows in a table of several hashes.
         generator: Source of the noise.
     """
     for spec in model.specs:
-        model.table(spec.name).normal_(0, norm / spec.dim**0.5, generator=generator)
+        model.table(spec.name).normal_(0, norm / (spec.dim * spec.num_hashes) ** 0.5, generator=generator)

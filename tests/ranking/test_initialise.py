@@ -14,9 +14,8 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.modules.embedding_configs import DataType
 
-from ranking import TableSource, init_tables
+from ranking import RankingModel, TableSource, TableSpec, UpperModel, init_tables
 from ranking.initialise import init_random
-from ranking.model import RankingModel, TableSpec, UpperModel
 from tables import IdMap, Snapshot, SnapshotTable
 
 DIM = 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ranking import Arm, RankingConfig, RankingResult, arm_config, evaluate, train
+from ranking import Arm, Examples, RankingConfig, RankingResult, arm_config, evaluate, train
 from ranking.evaluation import log_loss
 from tables import IdMap
 
@@ -177,3 +177,79 @@ def test_options_that_would_do_nothing_are_refused() -> None:
         arm_config("pretrained", freeze_tables=True, thaw_after_steps=5)
     with pytest.raises(ValidationError, match="expected rates of 0 or more of the facets"):
         arm_config("pretrained", facet_lrs={"graphsage": 0.1})
+
+
+def test_settings_that_another_choice_makes_idle_are_refused() -> None:
+    for fields in (
+        {"num_experts": 8},
+        {"num_blocks": 3},
+        {"interaction": "dlrm", "cross_rank": 8},
+        {"sequence_table": "separate"},
+    ):
+        with pytest.raises(ValidationError, match="would do nothing"):
+            arm_config("pretrained", **fields)
+    with pytest.raises(ValidationError, match="would do nothing"):
+        arm_config("no_ids", combination="attention")
+    with pytest.raises(ValidationError, match="only"):
+        arm_config("pretrained", combination="attention", features=("user",))
+    config = arm_config("pretrained", heads="mmoe", num_experts=8)
+    assert RankingConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"combination": "attention"},
+        {"combination": "sum", "interaction": "dlrm", "heads": "esmm"},
+        {"combination": "gating", "interaction": "masknet", "heads": "mmoe"},
+        {"interaction": "dhen", "heads": "esmm"},
+    ],
+    ids=lambda fields: "-".join(fields.values()),
+)
+def test_other_upper_models_find_the_preference_too(planted: Planted, fields: dict[str, Any]) -> None:
+    idle = ("projected",) if fields.get("interaction") == "dlrm" else ()
+    settings = {name: value for name, value in (SMALL | {"max_epochs": 4, **fields}).items() if name not in idle}
+    result = train(planted.train, planted.valid, arm_config("pretrained", **settings), snapshots=planted.snapshots)
+    areas = {task: row["roc_auc"] for task, row in evaluate(result.score(planted.test), planted.test).items()}
+    assert areas["ctr"] > 0.8
+    assert areas["cvr"] > 0.65
+
+
+def test_two_hashes_tell_ids_apart_that_one_confuses(planted: Planted) -> None:
+    """Clicks depend on the pin alone; 60 pins share 30 rows."""
+    generator = np.random.default_rng(3)
+    liked = generator.random(60) < 0.5
+
+    def draw(examples: Examples) -> Examples:
+        pin = generator.integers(0, 60, len(examples))
+        return replace(examples, pin_id=pin, ctr_label=liked[pin].astype(np.float32))
+
+    train_examples, valid_examples = draw(planted.train), draw(planted.valid)
+    config = arm_config("scratch", **SMALL, features=("pin",), facets=("kge",), max_epochs=4)
+    areas = {}
+    for num_hashes in (1, 2):
+        maps = {"pin": IdMap.hashed(30, id_type="int64", num_hashes=num_hashes)}
+        result = train(train_examples, valid_examples, config, id_maps=maps)
+        areas[num_hashes] = result.metrics["valid_ctr_roc_auc"]
+        assert result.model.table("pin_kge").shape == (30, DIM)
+    assert areas[1] < 0.97
+    assert areas[2] > 0.99
+
+
+def test_tables_can_start_anew_in_every_epoch(planted: Planted) -> None:
+    """One more epoch over the same ids adds to what the tables remember of labels, unless they start anew."""
+    noise = replace(planted.train, ctr_label=np.random.default_rng(0).permutation(planted.train.ctr_label))
+    losses = {}
+    for reinit in (False, True):
+        config = arm_config(
+            "scratch",
+            **SMALL | {"dropout": 0.0},
+            max_epochs=4,
+            patience=9,
+            table_lr=0.1,
+            validations_per_epoch=1,
+            reinit_tables=reinit,
+        )
+        losses[reinit] = [row["loss"] for row in train(noise, planted.valid, config, snapshots=planted.snapshots).history]
+    assert losses[False][0] == losses[True][0]
+    assert losses[False][3] < losses[True][3] - 0.05

@@ -1,0 +1,59 @@
+"""What a ranker learns from: CTR on all examples, CVR where it is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ranking.heads import Heads
+
+
+def training_loss(logits: Tensor, ctr: Tensor, cvr: Tensor, cvr_known: Tensor, *, heads: Heads, cvr_weight: float) -> Tensor:
+    """The loss of a batch.
+
+    With shared bottom and MMoE, CVR's cross entropy is over the examples whose conversion is known. With ESMM it is that
+    of the product ``p(click) p(conversion | click)`` (Ma et al. 2018, arXiv 1804.07931, equation 3) over all examples but
+    the clicks whose conversion is not known yet: an exposure without a click is known to have no conversion.
+
+    Args:
+        logits: Logits of (ctr, cvr), [B, 2].
+        ctr: 1 for a click, else 0, [B].
+        cvr: 1 for a conversion, else 0 (also where unknown), [B].
+        cvr_known: 1 where a click's conversion is known, else 0, [B].
+        heads: The heads that gave the logits.
+        cvr_weight: Weight of CVR's loss beside CTR's of 1.
+
+    Returns:
+        A scalar.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr)
+    if heads == "esmm":
+        losses, counted = product_losses(logits, cvr), torch.maximum(cvr_known, 1 - ctr)
+    else:
+        losses, counted = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none"), cvr_known
+    return loss + cvr_weight * (losses * counted).sum() / counted.sum().clamp(min=1)
+
+
+def product_losses(logits: Tensor, converted: Tensor) -> Tensor:
+    """Cross entropy of the product of two probabilities, from their logits.
+
+    ``-log(1 - s(a) s(b)) = softplus(a) + softplus(b) - log(1 + e^a + e^b)``, which stays finite and exact where the
+    product rounds to 1.
+
+    Args:
+        logits: a and b, [B, 2].
+        converted: Label of the product, [B].
+
+    Returns:
+        [B].
+    """
+    first, second = logits.unbind(1)
+    both = F.softplus(-first) + F.softplus(-second)
+    nothing = torch.zeros_like(first)
+    neither = F.softplus(first) + F.softplus(second) - torch.logsumexp(torch.stack([nothing, first, second]), dim=0)
+    return torch.where(converted > 0, both, neither)
