@@ -92,6 +92,11 @@ def publish(
         model = ModelManifest.model_validate(artifact.manifest)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
+    if artifact.manifest.get("sequence") is not None:
+        raise ArtifactError(
+            f"{artifact.path}: model {model.name!r} reads a sequence of recent pins, which lookup servers do not hold yet; "
+            "train with sequence='none'"
+        )
 
     program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
     # Before the tables, which take long to write: it is written behind them.
