@@ -10,9 +10,12 @@ from ranking.export import ExportedModel, export_model, load_model, quantized_sc
 from ranking.exposures import build_examples
 from ranking.features import FeatureConfig
 from ranking.initialise import init_tables
+from ranking.labelled import LabelledColumns, read_examples
 from ranking.layout import TableSpec
+from ranking.loader import Batch, ExampleLoader
 from ranking.model import RankingModel
 from ranking.negatives import WEIGHTINGS, Weighting
+from ranking.recent import RecentPins, recent_pins
 from ranking.segments import evaluate_segments, standard_segments
 from ranking.sources import TableSource
 from ranking.training import RankingResult, train
@@ -21,15 +24,19 @@ from ranking.upper import UpperModel
 __all__ = [
     "WEIGHTINGS",
     "Arm",
+    "Batch",
     "CalibrationBucket",
     "DeLongTest",
+    "ExampleLoader",
     "Examples",
     "ExportedModel",
     "FeatureConfig",
     "InitReport",
+    "LabelledColumns",
     "RankingConfig",
     "RankingModel",
     "RankingResult",
+    "RecentPins",
     "TableCoverage",
     "TableSource",
     "TableSpec",
@@ -51,6 +58,8 @@ __all__ = [
     "init_tables",
     "load_model",
     "quantized_scores",
+    "read_examples",
+    "recent_pins",
     "roc_auc",
     "standard_segments",
     "train",
