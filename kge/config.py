@@ -25,6 +25,8 @@ _ONLY_SAMPLED = (
     "adversarial_temperature",
     "logq",
     "max_edges_per_relation",
+    "partitions",
+    "memory_limit_gb",
     "distinct_edges",
 )
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
@@ -125,6 +127,16 @@ class KgeConfig(BaseModel):
         description="compare each query with every entity of the right type; None: with sampled negatives. Then options of "
         "chunks and negatives are refused",
     )
+    partitions: int | None = Field(
+        default=None,
+        ge=1,
+        description="parts that tables are cut into, on disk but for four of them; None: 1, or as many as memory_limit_gb asks",
+    )
+    memory_limit_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="most memory that tables and their optimiser state may take, in 1e9 bytes; they are cut if they don't fit",
+    )
     distinct_edges: bool = Field(default=True, description="count repeated edges between the same two nodes once")
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
     seed: int = Field(default=0, ge=0, description="seed of initial values, shuffling, negatives and held-out edges")
@@ -142,6 +154,14 @@ class KgeConfig(BaseModel):
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
         if self.full_softmax is not None:
             self._check_full_softmax()
+        if self.partitions is not None and self.memory_limit_gb is not None:
+            raise ValueError("partitions and memory_limit_gb both say how tables are cut: give one of them")
+        cuts = self.partitions not in {None, 1} or self.memory_limit_gb is not None
+        if cuts and (self.max_edges_per_relation is not None or self.validation.patience is not None):
+            raise ValueError(
+                "max_edges_per_relation and validation.patience are not for tables in partitions (partitions, "
+                "memory_limit_gb): leave one or the other out"
+            )
         if self.distance != "squared" and self.model in {"distmult", "complex"}:
             raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
         for name, weight in self.relation_weights.items():

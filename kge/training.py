@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from kge.buckets import count_partitions
 from kge.evaluation import evaluate, known_pairs
 from kge.full_trainer import FullTrainer
+from kge.partitioned import PartitionedTrainer
 from kge.result import KgeResult
 from kge.trainer import Trainer
 from kge.triples import TripleSet
@@ -166,7 +171,40 @@ def _train(
     progress: Callable[[Mapping[str, float]], None] | None,
     node_ids: Callable[[str], Any],
 ) -> KgeResult:
-    trainer: EpochTrainer = (Trainer if config.full_softmax is None else FullTrainer)(split, config, generator)
+    with ExitStack() as stack:
+        trainer = _build_trainer(split, config, generator, run.lifecycle.checkpoint, stack)
+        return _run(trainer, split, config, run, progress, node_ids)
+
+
+def _build_trainer(
+    split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
+) -> EpochTrainer:
+    if config.full_softmax is not None:
+        return FullTrainer(split, config, generator)
+    num_partitions = count_partitions(
+        split.train.num_nodes, config.dim, partitions=config.partitions, memory_limit_gb=config.memory_limit_gb
+    )
+    if num_partitions == 1:
+        return Trainer(split, config, generator)
+    if checkpoint is None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multifacet-tables-"))) / "tables"
+    else:
+        # Beside the checkpoint, which links its files.
+        folder = checkpoint.with_name(f"{checkpoint.name}.tables")
+    logger.info("kge: tables in %d partitions, in %s", num_partitions, folder)
+    trainer = PartitionedTrainer(split, config, generator, num_partitions=num_partitions, folder=folder)
+    stack.callback(trainer.close)
+    return trainer
+
+
+def _run(
+    trainer: EpochTrainer,
+    split: TripleSplit,
+    config: KgeConfig,
+    run: TrainingRun,
+    progress: Callable[[Mapping[str, float]], None] | None,
+    node_ids: Callable[[str], Any],
+) -> KgeResult:
     if run.lifecycle.warm_start is not None:
         trainer.warm_start(run.lifecycle.warm_start, node_ids)
     state, patience = trainer.state, config.validation.patience
@@ -195,7 +233,7 @@ def _train(
     metrics = {name: value for name, value in last.items() if name not in _TIMINGS}
     return KgeResult(
         config=config,
-        vectors=state.tables,
+        vectors=dict(trainer.predictor().vectors),
         relations=state.relations,
         ends=split.train.ends,
         history=history,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from tables.partitions import link_or_copy
 
 if TYPE_CHECKING:
     import os
@@ -34,10 +35,12 @@ class SavedState:
     Attributes:
         tensors: name -> tensor, of any dtype and shape.
         fields: JSON-able values: counters, history, the state of a random generator.
+        files: name -> file that is never changed in place, such as a table's partition: it is linked, not copied.
     """
 
     tensors: Mapping[str, Tensor]
     fields: Mapping[str, Any]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Checkpoint:
@@ -47,6 +50,7 @@ class Checkpoint:
 
         manifest.json        identity, fields, and the file's sha256
         state.safetensors    the tensors
+        ...                  the state's files, by their names
 
     It is written beside its place, fsynced, and exchanged for the one before in one step: whatever happens while it is
     written (a kill, a full disk), the place holds the last whole one. While it is written both need room.
@@ -89,6 +93,10 @@ class Checkpoint:
                 save_file(tensors, writer.directory / _TENSORS)
             except SafetensorError as error:
                 raise OSError(f"{path} could not be written, the checkpoint before is kept: {error}") from error
+            for name, file in state.files.items():
+                place = writer.directory / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, place)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, identity: Mapping[str, Any] | None = None) -> Self:
@@ -121,8 +129,9 @@ class Checkpoint:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a dict)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a safetensors file: {error}.") from error
+        files = {name: self._artifact.file(name) for name in self._artifact.manifest["files"] if name != _TENSORS}
         self._artifact.check_unreplaced()
-        return SavedState(tensors=tensors, fields=self.fields)
+        return SavedState(tensors=tensors, fields=self.fields, files=files)
 
 
 def list_differences(saved: Any, current: Any, where: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
@@ -30,6 +31,7 @@ SnapshotPrecision = Literal["fp32", "fp16"]
 
 _DTYPES: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
 _PARAMETERS: Final = "parameters.safetensors"
+_BLOCK_ROWS: Final = 1 << 16
 _NODE_TYPE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -351,9 +353,9 @@ def _check_rows(ids: pa.Array, vectors: Tensor, optimizer: OptimizerRows | None,
 
 def _write_table(directory: Path, name: str, table: SnapshotTable, precision: SnapshotPrecision) -> dict[str, Any]:
     vectors_file, ids_file = f"vectors/{name}.safetensors", f"ids/{name}.parquet"
-    vectors = table.vectors.detach().to(_DTYPES[precision]).contiguous()
+    vectors = table.vectors.detach()
     ids = to_arrow(table.ids)
-    save_file({"vectors": vectors}, directory / vectors_file)
+    _write_vectors(directory / vectors_file, vectors, _DTYPES[precision])
     pq.write_table(pa.table({"id": ids}), directory / ids_file, compression="zstd")
     optional = {}
     if table.optimizer is not None:
@@ -369,6 +371,19 @@ def _write_table(directory: Path, name: str, table: SnapshotTable, precision: Sn
         "vectors": vectors_file,
         "ids": ids_file,
     }
+
+
+def _write_vectors(path: Path, vectors: Tensor, dtype: torch.dtype) -> None:
+    """Writes a safetensors file of one tensor block by block: the table may be larger than memory."""
+    code, itemsize = {torch.float32: ("F32", 4), torch.float16: ("F16", 2)}[dtype]
+    entry = {"dtype": code, "shape": list(vectors.shape), "data_offsets": [0, vectors.numel() * itemsize]}
+    header = json.dumps({"vectors": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8 bytes
+    with path.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for begin in range(0, len(vectors), _BLOCK_ROWS):
+            file.write(vectors[begin : begin + _BLOCK_ROWS].to(dtype).contiguous().numpy().data)
 
 
 def _iso(value: object) -> object:

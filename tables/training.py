@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -285,7 +285,7 @@ class TrainingRun:
         position = state.position
         fields = position.to_fields() | {"seconds": self.epoch_seconds(position) if position.epoch_start else 0.0}
         saved = state.save()
-        saved = SavedState(tensors=saved.tensors, fields={**saved.fields, "position": fields, "environment": self._environment})
+        saved = replace(saved, fields={**saved.fields, "position": fields, "environment": self._environment})
         try:
             Checkpoint.write(path, saved, identity=self.identity)
             self._has_saved = True
