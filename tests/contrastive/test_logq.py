@@ -1,8 +1,13 @@
 """The logQ correction on a world of known probabilities with very uneven popularity.
 
-p(item | user) is popularity times affinity. In-batch negatives are drawn by popularity, so the uncorrected loss learns
-the affinity alone (log p(item | user) - log p(item)): it can't tell a popular item from a rare one that the user likes
-as much. The corrected loss learns log p(item | user).
+p(item | user) is popularity times affinity. A softmax against negatives drawn with chances q has its optimum at
+log p(item | user) - log q(item), so without the correction it depends on the negatives which way the tables err:
+
+    negatives       q             uncorrected optimum                        it prefers
+    in-batch        popularity    log affinity                               what the user likes, however rare
+    uniform         constant      log p = log affinity + log popularity      the popular
+
+With the correction the optimum is log p(item | user), whatever the negatives are.
 """
 
 from __future__ import annotations
@@ -70,8 +75,24 @@ def correlation(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> floa
     return float(np.mean([np.corrcoef(row[popular], true[popular])[0, 1] for row, true in zip(scores, truth, strict=True)]))
 
 
+def share_of_popular_first(scores: NDArray[np.float64]) -> float:
+    """Share of pairs scored popular first: a is disliked, b liked 4 times as much, and a 12 to 40 times as popular.
+
+    By probability a comes first in all of them, by affinity b.
+    """
+    _, _, popularity, _ = world()
+    liked = np.arange(NUM_USERS)[:, None] % NUM_GROUPS == np.arange(NUM_ITEMS) % NUM_GROUPS
+    ratio = popularity[:, None] / popularity[None]
+    shares = []
+    for row, likes in zip(scores, liked, strict=True):
+        pairs = ~likes[:, None] & likes[None] & (ratio > 12) & (ratio < 40)
+        shares.append((row[:, None] > row[None])[pairs].mean())
+    return float(np.mean(shares))
+
+
 SOURCES: dict[str, dict[str, object]] = {
     "in-batch": {},
+    "uniform": {"batch_size": 32, "num_uniform": 200},
     "in-batch and queue": {"queue_size": 64},
     "in-batch, uniform and degree": {"num_uniform": 24, "num_degree": 24},
 }
@@ -84,6 +105,7 @@ def test_the_corrected_loss_recovers_the_probabilities(sources: str) -> None:
     corrected = learned_scores(sources, logq=True)
 
     assert correlation(corrected, np.log(probability)) > 0.93
+    assert share_of_popular_first(corrected) > 0.9
 
 
 def test_the_uncorrected_loss_forgets_popularity() -> None:
@@ -95,3 +117,13 @@ def test_the_uncorrected_loss_forgets_popularity() -> None:
     assert correlation(uncorrected, np.log(probability / popularity)) > 0.8
     assert correlation(uncorrected, log_popularity) < 0.4
     assert correlation(corrected, log_popularity) > 0.7
+    assert share_of_popular_first(uncorrected) < 0.35
+
+
+def test_the_uncorrected_loss_against_uniform_negatives_prefers_the_popular() -> None:
+    _, probability, popularity, _ = world()
+
+    uncorrected = learned_scores("uniform", logq=False)
+
+    assert share_of_popular_first(uncorrected) > 0.9
+    assert correlation(uncorrected, np.log(probability)) > correlation(uncorrected, np.log(probability / popularity))
