@@ -45,10 +45,12 @@ CONFIG: Final = ContrastiveConfig(
     num_uniform=4096,
     num_degree=0,
     optimizer="adam",
+    momentum=0.0,
     lr=0.03,
     lr_schedule="cosine",
     init_scale=0.01,
-    epochs=15,
+    epochs=20,
+    popularity_power=0.05,
 )
 LIGHTGCN: Final = LightGcnConfig(epochs=20, batch_size=32768, lr=0.03)
 _CACHE: Final = Path(os.environ.get("MULTIFACET_BENCHMARK_CACHE", "runs/benchmarks/contrastive_quality"))

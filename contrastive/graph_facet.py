@@ -16,11 +16,13 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_torch_csr_tensor
 from typing_extensions import override
 
-from contrastive.config import PositivesConfig
-from contrastive.draws import PositiveDraws
+from contrastive.comparison import Comparison
+from contrastive.config import ContrastiveConfig, PositivesConfig
 from contrastive.evaluation import evaluate
+from contrastive.losses import ScoreLoss
 from contrastive.positives import hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
+from contrastive.towers import Tower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,12 +42,21 @@ class LightGcnConfig(PositivesConfig):
 
     dim: int = Field(default=64, ge=1, description="width of a vector")
     num_layers: int = Field(default=3, ge=0, description="propagations; a vector is the mean over the layers and its own row")
-    epochs: int = Field(default=20, ge=1, description="epochs of as many draws as there are positives")
-    batch_size: int = Field(default=8192, ge=1, description="positives a step; the whole graph is propagated at each")
-    lr: float = Field(default=0.01, gt=0, description="learning rate (Adam), down to 0 along a half cosine")
-    l2: float = Field(default=1e-4, ge=0, description="weight of half the squared lengths of a triple's own rows")
+    temperature: float = Field(default=0.1, gt=0, description="what cosines are divided by")
+    epochs: int = Field(default=20, ge=1, description="epochs of as many draws as there are distinct positives")
+    batch_size: int = Field(default=32_768, ge=2, description="positives a step; the whole graph is propagated at each")
+    positives_per_query: int = Field(default=16, ge=1, description="positives drawn of a query together; they share its scores")
+    num_uniform: int = Field(default=2048, ge=0, description="uniform negatives a batch, beside the batch's own")
+    lr: float = Field(default=0.03, gt=0, description="learning rate (Adam), down to 0 along a half cosine")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the first values")
+    popularity_power: float = Field(default=0.0, ge=0, description="as in `ContrastiveConfig`")
     seed: int = Field(default=0, ge=0, description="seed of initial values, positives, negatives and held-out items")
+
+    def contrast(self) -> ContrastiveConfig:
+        """How batches are drawn and compared, as tables without a network would be trained."""
+        shared = PositivesConfig.model_fields.keys() | {"dim", "temperature", "batch_size", "positives_per_query"}
+        shared |= {"num_uniform", "popularity_power", "seed"}
+        return ContrastiveConfig(**self.model_dump(include=shared), num_degree=0)
 
 
 def train_lightgcn(
@@ -76,7 +87,10 @@ def train_lightgcn_pairs(
     held_out: Positives | None = None,
     progress: Callable[[Mapping[str, float]], None] | None = None,
 ) -> ContrastiveResult:
-    """Learn vectors by BPR on the propagated rows of the whole graph (LightGCN; He et al., SIGIR 2020).
+    """Learn vectors by the sampled softmax of cosines of the propagated rows of the whole graph.
+
+    The network is LightGCN (He et al., SIGIR 2020). Its own loss, BPR against one negative, needs hundreds of epochs; the
+    softmax with logQ, known positives masked, against the batch's candidates, is what the tables of this room are trained by.
 
     Args:
         positives: the graph, and what is learned; drawn by weight.
@@ -98,23 +112,27 @@ def train_lightgcn_pairs(
     optimizer = torch.optim.Adam([rows], lr=config.lr)
     num_steps = math.ceil(len(positives) / config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps * config.epochs)
-    draws, known = PositiveDraws(positives, 1), positives.index()
+    tower = Tower(config.item_type, positives, config.contrast(), share=1.0)
+    loss_of_scores, scale = ScoreLoss(name="softmax"), 1.0 / config.temperature
     relevant = None if held_out is None else held_out.index()
+
+    def give_vectors() -> dict[str, Tensor]:
+        vectors = F.normalize(propagation(rows.detach()))
+        items = vectors[num_queries:] * torch.from_numpy(tower.popularity_lengths()[:, None])
+        return {config.query_type: vectors[:num_queries].contiguous(), config.item_type: items}
+
     history: list[dict[str, float]] = []
     for epoch in range(1, config.epochs + 1):
         began, loss_sum = time.perf_counter(), 0.0
         for _ in range(num_steps):
-            pairs = draws.draw(config.batch_size, generator)
-            queries, chosen = positives.queries[pairs], positives.items[pairs]
-            others = generator.integers(0, num_items, len(pairs), dtype=np.int32)
-            hits = known.contains(queries, others)
-            others[hits] = generator.integers(0, num_items, int(hits.sum()), dtype=np.int32)
-            ends = torch.from_numpy(np.concatenate([queries, chosen + num_queries, others + num_queries]).astype(np.int64))
-            query, positive, negative = propagation(rows).index_select(0, ends).view(3, len(pairs), config.dim)
-            loss = F.softplus((query * (negative - positive)).sum(1)).mean()
-            own = rows.index_select(0, ends).square().sum()
+            batch = tower.draw(generator)
+            vectors = propagation(rows)
+            queries = F.normalize(vectors.index_select(0, torch.from_numpy(batch.queries)))
+            keys = F.normalize(vectors.index_select(0, torch.from_numpy(batch.candidates.rows + num_queries)))
+            bias = -batch.candidates.log_inclusion
+            loss: Tensor = Comparison.apply(queries, keys, batch.candidates, loss_of_scores, scale, bias)  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            (loss + 0.5 * config.l2 * own / len(pairs)).backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             loss_sum += float(loss.detach())
@@ -124,20 +142,22 @@ def train_lightgcn_pairs(
         row = {"epoch": float(epoch), "loss": loss_sum / num_steps, "seconds": seconds}
         row["pairs_per_s"] = num_steps * config.batch_size / seconds
         if relevant is not None and (epoch % config.validation.every == 0 or epoch == config.epochs):
-            vectors = propagation(rows.detach())
-            row |= evaluate(vectors[:num_queries], vectors[num_queries:], relevant=relevant, seen=known, k=config.validation.k)
+            tables = give_vectors()
+            row |= evaluate(
+                tables[config.query_type],
+                tables[config.item_type],
+                relevant=relevant,
+                seen=tower.known,
+                k=config.validation.k,
+            )
         history.append(row)
         logger.info("lightgcn epoch %d: %s", epoch, row)
         if progress is not None:
             progress(row)
-    vectors = propagation(rows.detach())
     metrics = {name: value for name, value in history[-1].items() if name not in ("seconds", "pairs_per_s")}
     return ContrastiveResult(
         config=config,
-        vectors={
-            config.query_type: vectors[:num_queries].contiguous(),
-            config.item_type: vectors[num_queries:].contiguous(),
-        },
+        vectors=give_vectors(),
         history=history,
         metrics=metrics | {"num_held_out": float(0 if held_out is None else len(held_out))},
         facet="lightgcn",

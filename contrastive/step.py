@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from contrastive.comparison import compare
 from contrastive.losses import ScoreLoss
 from contrastive.vectors import gather, normalize_, normalize_gradient_
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from contrastive.candidates import Candidates
     from contrastive.config import ContrastiveConfig
     from contrastive.towers import Batch
     from contrastive.vectors import History
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tables.rowwise import RowwiseAdagrad
 
 __all__ = ["Stepper", "Temperature"]
-
-# One mebibyte of scores: a block stays in the cache from its product to its gradient.
-_BLOCK_ELEMENTS: Final = 1 << 18
 
 
 class Temperature:
@@ -62,14 +59,6 @@ class Temperature:
 
     def __repr__(self) -> str:
         return f"Temperature({self.value:.4g}, lr={self.lr:g})"
-
-
-class _Gradients(NamedTuple):
-    """A part of a batch's summed loss, and its derivatives by the compared vectors: queries [part, D], candidates [U, D]."""
-
-    loss: float
-    queries: Tensor
-    candidates: Tensor
 
 
 class Stepper:
@@ -120,12 +109,12 @@ class Stepper:
             lambda: self._queries(batch.queries), lambda: self._keys(node_type, candidates.rows)
         )
         bias = -candidates.log_inclusion if config.corrects_logq else np.zeros(len(keys), dtype=np.float32)
-        middle = len(queries) // 2
+        middle, loss, inverse = len(queries) // 2, self._loss, 1.0 / self._temperature.value
         first, second = lanes.run(
-            lambda: self._gradients(queries, keys, bias, candidates, 0, middle),
-            lambda: self._gradients(queries, keys, bias, candidates, middle, len(queries)),
+            lambda: compare(queries[:middle], keys, candidates, loss, scale=inverse, bias=bias),
+            lambda: compare(queries[middle:], keys, candidates, loss, scale=inverse, bias=bias, first=middle),
         )
-        scale = 1.0 / (self._temperature.value * len(batch))
+        scale = inverse / len(batch)
         query_gradients = torch.cat([first.queries, second.queries])
         key_gradients = first.candidates.add_(second.candidates)
         self._temperature.step(scale * float((query_gradients * torch.from_numpy(queries)).sum()))
@@ -144,39 +133,6 @@ class Stepper:
     def _keys(self, node_type: str, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         vectors = gather(self._tables[node_type].numpy(), rows)
         return vectors, normalize_(vectors) if self._config.similarity == "cosine" else None
-
-    def _gradients(
-        self,
-        queries: NDArray[np.float32],
-        keys: NDArray[np.float32],
-        bias: NDArray[np.float32],
-        candidates: Candidates,
-        start: int,
-        stop: int,
-    ) -> _Gradients:
-        """Give what some of the batch's queries add to its summed loss, and the derivatives of that by vector."""
-        compared, own = torch.from_numpy(keys), torch.from_numpy(queries[start:stop])
-        transposed = compared.t()
-        query_gradients, key_gradients = torch.empty_like(own), torch.zeros_like(compared)
-        block_rows = max(1, min(len(own), _BLOCK_ELEMENTS // len(keys)))
-        scores = torch.empty((block_rows, len(keys)))
-        scale = 1.0 / self._temperature.value
-        loss = 0.0
-        for begin in range(0, len(own), block_rows):
-            end = min(begin + block_rows, len(own))
-            block = scores[: end - begin]
-            torch.mm(own[begin:end], transposed, out=block)
-            loss += self._loss(
-                block.numpy(),
-                scale=scale,
-                bias=bias,
-                targets=candidates.targets,
-                masked=candidates.masked,
-                first=start + begin,
-            )
-            torch.mm(block, compared, out=query_gradients[begin:end])
-            key_gradients.addmm_(block.t(), own[begin:end])
-        return _Gradients(loss, query_gradients, key_gradients)
 
     def _update(self, node_type: str, batch: Batch, query_gradients: Tensor, key_gradients: Tensor) -> None:
         config, history, rows = self._config, self._history, batch.candidates.rows

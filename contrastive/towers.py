@@ -61,6 +61,7 @@ class Tower:
         self._num_draws = config.batch_size // config.positives_per_query
         self._draws = PositiveDraws(positives, config.positives_per_query)
         self._mask = config.mask_known
+        self._popularity_power = config.popularity_power
         self.sampler = CandidateSampler(
             positives.item_weights(),
             positive_chance=self._draws.item_chance(),
@@ -69,6 +70,14 @@ class Tower:
             degree_power=config.degree_power,
             queue_size=config.queue_size,
         )
+
+    def popularity_lengths(self) -> NDArray[np.float32]:
+        """Give each item's length by its popularity, 1 for the mean of those that have positives, float32 [num_items]."""
+        weights = self.positives.item_weights()
+        has_some = weights > 0
+        relative = np.where(has_some, weights, weights[has_some].min()) / weights[has_some].mean()
+        lengths: NDArray[np.float32] = (relative**self._popularity_power).astype(np.float32)
+        return lengths
 
     def set_hard(self, hard: HardNegatives) -> None:
         """Draw hard negatives from here on."""

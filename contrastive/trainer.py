@@ -23,7 +23,6 @@ from tables.training import Position, TrainingRun
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from contrastive.config import ContrastiveConfig
@@ -70,7 +69,7 @@ class Trainer:
             position=Position(generator=generator),
         )
         self._history = History(share=config.history, items=towers[0].known if history is None else history)
-        self._lengths = {tower.node_type: _lengths(tower, config) for tower in towers} if config.popularity_power else {}
+        self._lengths = {tower.node_type: tower.popularity_lengths() for tower in towers} if config.popularity_power else {}
         self._stepper = Stepper(
             config,
             tables=self.state.tables,
@@ -178,15 +177,6 @@ class Trainer:
             for tower in self.towers:
                 if math.floor((step + 1) * tower.share) > math.floor(step * tower.share):
                     yield tower
-
-
-def _lengths(tower: Tower, config: ContrastiveConfig) -> NDArray[np.float32]:
-    """Give each item's length by its popularity, 1 for the mean of those that have positives, float32 [num_items]."""
-    weights = tower.positives.item_weights()
-    has_some = weights > 0
-    relative = np.where(has_some, weights, weights[has_some].min()) / weights[has_some].mean()
-    lengths: NDArray[np.float32] = (relative**config.popularity_power).astype(np.float32)
-    return lengths
 
 
 def _build_optimizer(config: ContrastiveConfig, num_rows: int) -> RowwiseAdagrad:

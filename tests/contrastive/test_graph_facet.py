@@ -44,7 +44,7 @@ def test_it_propagates_by_the_published_formula_and_learns_planted_groups() -> N
     np.testing.assert_allclose(propagated.detach().numpy(), expected @ rows.detach().numpy(), atol=1e-5)
     assert rows.grad is not None
     np.testing.assert_allclose(rows.grad.numpy(), expected.T @ weights.numpy(), atol=1e-5)
-    config = LightGcnConfig(dim=8, num_layers=2, epochs=15, batch_size=128)
+    config = LightGcnConfig(dim=8, num_layers=2, epochs=15, batch_size=128, positives_per_query=2, num_uniform=16)
     result = train_lightgcn_pairs(train, config, held_out=held_out)
     assert result.metrics["recall@20"] > 0.9  # 0.22 by chance
 
@@ -52,7 +52,12 @@ def test_it_propagates_by_the_published_formula_and_learns_planted_groups() -> N
 def test_a_view_becomes_a_snapshot_of_its_own_facet(view: GraphView, tmp_path: Path) -> None:
     rows: list[Mapping[str, float]] = []
     config = LightGcnConfig(
-        dim=8, epochs=15, batch_size=128, validation=ContrastiveValidation(num_queries=40, num_latest=3, every=5)
+        dim=8,
+        epochs=15,
+        batch_size=128,
+        positives_per_query=2,
+        num_uniform=16,
+        validation=ContrastiveValidation(num_queries=40, num_latest=3, every=5),
     )
 
     result = train_lightgcn(view, config, progress=rows.append)
