@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from contrastive import ContrastiveConfig
+from contrastive.graph_facet import LightGcnConfig
 from kge import KgeConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -18,7 +19,9 @@ class Facet(BaseModel):
     model_config = _FROZEN
 
     name: str = Field(description="the facet's name in the ranker")
-    pretrainer: KgeConfig | ContrastiveConfig = Field(description="how it is pretrained; the run's seed is set in it")
+    pretrainer: KgeConfig | ContrastiveConfig | LightGcnConfig = Field(
+        description="how it is pretrained; the run's seed is set in it"
+    )
     until_period: int = Field(description="first period that it does not see")
     since_period: int | None = Field(default=None, description="first period that it sees; None for all before")
     relations: tuple[str, ...] | None = Field(default=None, description="relations that it sees; None for all")
@@ -57,6 +60,7 @@ class Arm(BaseModel):
     scratch: tuple[str, ...] = Field(default=(), description="facets whose tables start at random")
     ranking: dict[str, Any] = Field(default_factory=dict, description="fields of RankingConfig that differ from the defaults")
     trials: tuple[dict[str, Any], ...] = Field(default=({},), min_length=1, description="settings tried on validation")
+    recent_pins: int = Field(default=0, ge=0, description="most recent pins of a user that an example carries")
     history: bool = Field(default=False, description="train on the pretraining periods' exposures too")
     hashing: Hashing | None = Field(default=None, description="hashed tables; None for a row an id")
     without: tuple[str, ...] = Field(default=(), description="prefixes of dense features that are left out")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import contrastive
 import kge
 import ranking
+from contrastive.graph_facet import LightGcnConfig, train_lightgcn
 from graphdb import GraphStore
 from pipeline import stages
 from pipeline.experiments.experiment import mixed_name
@@ -60,7 +61,11 @@ def pretrain(
         config = facet.pretrainer.model_copy(update={"seed": seed + facet.seed_offset})
         lifecycle = None if older_path is None else Lifecycle(warm_start=WarmStart.load(older_path))
         result: kge.KgeResult | contrastive.ContrastiveResult
-        if isinstance(config, kge.KgeConfig):
+        if isinstance(config, LightGcnConfig):
+            if lifecycle is not None:
+                raise ValueError(f"facet {facet.name!r} cannot go on with an older one: LightGCN has no warm start")
+            result = train_lightgcn(view, config, progress=progress)
+        elif isinstance(config, kge.KgeConfig):
             result = kge.train(view, config, progress=progress, lifecycle=lifecycle)
         else:
             result = contrastive.train(view, config, progress=progress, lifecycle=lifecycle)
@@ -80,7 +85,9 @@ def pretrain(
     }
 
 
-def sample_examples(directory: Path, say: Say, *, store_path: Path, source: Source, seed: int, history: bool) -> dict[str, Any]:
+def sample_examples(
+    directory: Path, say: Say, *, store_path: Path, source: Source, seed: int, history: bool = False, recent_pins: int = 0
+) -> dict[str, Any]:
     """Draws the labelled exposures of the three splits, with other negatives for every seed.
 
     Args:
@@ -90,10 +97,12 @@ def sample_examples(directory: Path, say: Say, *, store_path: Path, source: Sour
         source: Periods and features.
         seed: Seed of the negatives.
         history: Whether the training split takes in the pretraining periods.
+        recent_pins: Most recent pins of a user that an example carries.
     """
     splits = source.splits
     first = splits.pretraining[0] + 1 if history else splits.training[0]  # nothing is known before the first period
     spans = {"train": (first, splits.training[1]), "validation": splits.validation, "test": splits.test}
+    features = source.features.model_copy(update={"recent_pins": recent_pins}) if recent_pins else source.features
     result = {}
     with GraphStore.open(store_path, read_only=True) as store:
         test_start = stages.period_start(store, splits.test[0])
@@ -104,7 +113,7 @@ def sample_examples(directory: Path, say: Say, *, store_path: Path, source: Sour
                 weighting="demand",
                 seed=seed * 3 + number,
                 labels_known_before=test_start if name == "train" else None,
-                features=source.features,
+                features=features,
             )
             examples.save(directory / f"{name}.parquet")
             result[name] = {"rows": len(examples), "positives": int(examples.ctr_label.sum())}

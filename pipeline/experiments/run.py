@@ -97,8 +97,16 @@ class _Run:
         source = self.settings.source
         return Task(
             name=name,
-            run=partial(sample_examples, store_path=self.store, source=source, seed=seed, history=arm.history),
+            run=partial(
+                sample_examples,
+                store_path=self.store,
+                source=source,
+                seed=seed,
+                history=arm.history,
+                recent_pins=arm.recent_pins,
+            ),
             config={
+                **({"recent_pins": arm.recent_pins} if arm.recent_pins else {}),
                 "splits": source.splits.model_dump(),
                 "features": source.features.model_dump(mode="json"),
                 "seed": seed,
@@ -187,6 +195,7 @@ class _Run:
         return self.workspace.make_together(tasks)
 
     def _compare(self, scores: Mapping[str, Sequence[Path]], parents: Sequence[Stage]) -> dict[str, Any]:
+        # All arms score the same exposures.
         plain = self.experiment.arms[0].model_copy(update={"history": False})
         examples = [self.examples[_examples_name(plain, seed)] for seed in range(self.settings.num_seeds)]
         pairs = [(comparison.arm, comparison.baseline) for comparison in self.experiment.comparisons]
@@ -270,7 +279,8 @@ class _Run:
 
 
 def _examples_name(arm: Arm, seed: int) -> str:
-    return f"examples{'.history' if arm.history else ''}.s{seed}"
+    kind = (".history" if arm.history else "") + (f".recent{arm.recent_pins}" if arm.recent_pins else "")
+    return f"examples{kind}.s{seed}"
 
 
 def _facet_name(facet: Facet, seed: int) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pipeline.experiments.catalogue.ablation import (
     ablation,
     ablation_without_pair_counts,
+    existing,
     features,
     freezing,
     kge_models,
+    sharing,
     surfaces,
 )
 from pipeline.experiments.catalogue.age import refresh, staleness
@@ -20,12 +22,14 @@ from pipeline.experiments.experiment import Experiment, Settings
 CATALOGUE: dict[str, Callable[[Settings], Experiment]] = {
     "ablation": ablation,
     "ablation-no-pair-counts": ablation_without_pair_counts,
+    "existing": existing,
     "freezing": freezing,
     "quantization": quantization,
     "precision-by-frequency": precision_by_frequency,
     "staleness": staleness,
     "refresh": refresh,
     "collisions": collisions,
+    "sharing": sharing,
     "surfaces": surfaces,
     "features": features,
     "kge-models": kge_models,

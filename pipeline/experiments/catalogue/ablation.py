@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.experiments.arm import FROZEN_TRIALS, TABLE_TRIALS, THAWED_TRIALS, Arm
-from pipeline.experiments.catalogue.parts import FACETS, both_facets, contrastive_facet, kge_facet, without_tables
+from pipeline.experiments.arm import FROZEN_TRIALS, TABLE_TRIALS, THAWED_TRIALS, Arm, Facet
+from pipeline.experiments.catalogue.parts import (
+    FACETS,
+    both_facets,
+    contrastive_facet,
+    kge_facet,
+    lightgcn_facet,
+    without_tables,
+)
 from pipeline.experiments.experiment import Comparison, Experiment, Settings
 
 _PAIR_COUNTS = ("log_user_pin_",)
@@ -84,6 +91,51 @@ def ablation_without_pair_counts(settings: Settings) -> Experiment:
     return ablation(settings, without=_PAIR_COUNTS, name="ablation-no-pair-counts")
 
 
+def existing(settings: Settings) -> Experiment:
+    """The facets beside an embedding that is there already: do they add to it, or overlap with it?"""
+    known = lightgcn_facet(settings)
+    # The existing embedding stays as it is, as another team's does.
+    ranking = {"facet_lrs": {known.name: 0.0}, "features": ("user", "pin")}
+    contrastive, kge = contrastive_facet(settings), kge_facet(settings)
+
+    def beside(name: str, title: str, *facets: Facet, scratch: tuple[str, ...] = ()) -> Arm:
+        return Arm(name=name, title=title, facets=(known, *facets), scratch=scratch, ranking=ranking, trials=TABLE_TRIALS)
+
+    return Experiment(
+        name="existing",
+        question="Where a company has graph embeddings already, what do tables add?",
+        setting="A LightGCN facet of users and pins stands for the existing embedding, frozen; the facets beside it are "
+        "fine-tuned.",
+        arms=(
+            without_tables(),
+            Arm(
+                name="existing",
+                title="LightGCN, frozen",
+                facets=(known,),
+                ranking={"features": ("user", "pin")},
+                trials=FROZEN_TRIALS,
+            ),
+            beside("scratch", "LightGCN, and tables from scratch", scratch=FACETS),
+            beside("contrastive", "LightGCN, and contrastive", contrastive),
+            beside("kge", "LightGCN, and KGE", kge),
+            beside("both", "LightGCN, contrastive and KGE", contrastive, kge),
+        ),
+        comparisons=(
+            Comparison(
+                arm="scratch",
+                baseline="existing",
+                claim="tables from scratch add nothing to an existing embedding",
+                expectation="no difference",
+            ),
+            Comparison(arm="both", baseline="existing", claim="pretrained tables do", expectation="higher", size=0.0009),
+            Comparison(
+                arm="contrastive", baseline="existing", claim="contrastive tables do", expectation="higher", size=0.0003
+            ),
+            Comparison(arm="kge", baseline="existing", claim="KGE tables do", expectation="higher", size=0.0006),
+        ),
+    )
+
+
 def surfaces(settings: Settings) -> Experiment:
     """Both facets pretrained on onsite edges, on offsite edges, or on both."""
     source = settings.source
@@ -139,10 +191,21 @@ def freezing(settings: Settings) -> Experiment:
             both_facets(settings),
             both_facets(settings, name="frozen", title="contrastive and KGE, frozen", trials=FROZEN_TRIALS),
             both_facets(settings, name="thawed", title="contrastive and KGE, frozen for the first steps", trials=THAWED_TRIALS),
+            both_facets(
+                settings,
+                name="attention",
+                title="fine-tuned, the other ids attending over the facets",
+                ranking={"combination": "attention"},
+            ),
+            both_facets(settings, name="gating", title="fine-tuned, the facets gated", ranking={"combination": "gating"}),
         ),
         comparisons=(
             Comparison(arm="both", baseline="frozen", claim="fine-tuning beats freezing", expectation="higher"),
             Comparison(arm="frozen", baseline="none", claim="frozen tables help too", expectation="higher", by="us"),
+            Comparison(
+                arm="attention", baseline="both", claim="attention over the facets beats joining them", expectation="higher"
+            ),
+            Comparison(arm="gating", baseline="both", claim="so does gating", expectation="higher", by="us"),
             Comparison(
                 arm="thawed",
                 baseline="both",
@@ -169,5 +232,31 @@ def kge_models(settings: Settings) -> Experiment:
         arms=tuple(arms),
         comparisons=tuple(
             Comparison(arm=name, baseline="none", claim=f"{name} tables help", expectation="higher", by="us") for name in names
+        ),
+    )
+
+
+def sharing(settings: Settings) -> Experiment:
+    """One table for the pin's id and the user's sequence of pins, or two."""
+    length = 20
+
+    def with_sequence(name: str, title: str, **ranking: object) -> Arm:
+        return both_facets(settings, name=name, title=title, recent_pins=length, ranking={"sequence": "attention", **ranking})
+
+    return Experiment(
+        name="sharing",
+        question="Should the user's recent pins read the same table as the candidate pin, or one of their own?",
+        setting=f"Both facets, fine-tuned. The {length} most recent pins of a user are pooled by the candidate's attention.",
+        arms=(
+            without_tables(),
+            both_facets(settings),
+            with_sequence("shared", "and recent pins, from the same tables", sequence_table="shared"),
+            with_sequence("separate", "and recent pins, from tables of their own", sequence_table="separate"),
+        ),
+        comparisons=(
+            Comparison(arm="shared", baseline="both", claim="recent pins help", expectation="higher", by="us"),
+            Comparison(
+                arm="shared", baseline="separate", claim="one table is as good as two", expectation="no difference", by="us"
+            ),
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contrastive import ComposedTower, ContrastiveConfig
+from contrastive.graph_facet import LightGcnConfig
 from kge import KgeConfig
 from pipeline.experiments.arm import TABLE_TRIALS, UPPER_TRIALS, Arm, Facet
 from pipeline.experiments.experiment import Settings
@@ -33,6 +34,13 @@ def kge_facet(settings: Settings, name: str = "kge", **window: int) -> Facet:
     return Facet.model_validate(
         {"name": name, "pretrainer": config, "until_period": settings.source.splits.training[0], **window}
     )
+
+
+def lightgcn_facet(settings: Settings) -> Facet:
+    """LightGCN's vectors of users and pins: an embedding that a company has already."""
+    config = LightGcnConfig()
+    config = config.model_copy(update={"epochs": _epochs(config.epochs, settings)})
+    return Facet(name="lightgcn", pretrainer=config, until_period=settings.source.splits.training[0])
 
 
 def without_tables(**fields: object) -> Arm:

@@ -69,16 +69,29 @@ def collisions(settings: Settings) -> Experiment:
         name="collisions",
         question="How small can hashed tables be?",
         setting="Both facets, fine-tuned. Ids that share a row start from the mean of their vectors, and share its gradients.",
-        arms=(without_tables(), both_facets(settings), *hashed),
-        comparisons=tuple(
-            Comparison(
-                arm=f"hash{share:g}",
-                baseline="both",
-                claim=f"hashing into {share:.0%} as many rows costs",
-                expectation="lower",
-                by="us",
-            )
-            for share in shares
+        arms=(
+            without_tables(),
+            both_facets(settings),
+            *hashed,
+            both_facets(
+                settings,
+                name="twohashes",
+                title="hashed twice into 10% as many rows, the two rows summed",
+                hashing=Hashing(share=0.1, num_hashes=2),
+            ),
+        ),
+        comparisons=(
+            *(
+                Comparison(
+                    arm=f"hash{share:g}",
+                    baseline="both",
+                    claim=f"hashing into {share:.0%} as many rows costs",
+                    expectation="lower",
+                    by="us",
+                )
+                for share in shares
+            ),
+            Comparison(arm="twohashes", baseline="hash0.1", claim="two hashes lose less", expectation="higher", by="us"),
         ),
         axis="rows of each table, as a share of its ids",
         positions=positions,
