@@ -12,9 +12,10 @@ space of the relation's own: then a chunk has one relation.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 
 from kge.models import build_model
@@ -104,6 +105,7 @@ class _Pool:
     relations: NDArray[np.int32]
     bounds: NDArray[np.int64]  # of each present relation's triples
     samplers: dict[Side, ChunkSampler]
+    group_of_relation: NDArray[np.int32]  # the sampler's group, by the number of each of the relations of all pools
     known: dict[Side, AnswerIndex]
 
 
@@ -179,57 +181,43 @@ class BatchSource:
             bounds: of its chunks in `positions`, int64 [C + 1].
             generator: source of randomness.
         """
-        chosen = self._pools[pool]
+        chosen, size = self._pools[pool], self.chunk_size
+        num_chunks = len(bounds) - 1
         lengths = np.diff(bounds).astype(np.int32)
-        places = np.arange(self.chunk_size) < lengths[:, None]
-        padded = np.zeros(places.shape, dtype=np.int64)
-        padded[places] = positions
-        relations = chosen.relations[padded]
-        weights = self._weights[relations] * (places / np.float32(len(positions)))
+        weights = np.empty((num_chunks, size), dtype=np.float32)
+        padded = np.empty((num_chunks, size), dtype=np.int64)
+        _lay_out_edges(positions, bounds, chosen.relations, self._weights, padded, weights)
         sides = []
         for side, other in _OTHER.items():
-            candidates = self._draw_candidates(chosen, side, padded, lengths, relations[:, 0], generator)
-            inverse = self.config.reciprocal and side == "head"
-            known = chosen.columns[other][padded] + np.int32(chosen.offsets[other])
-            sides.append(
-                BatchSide(
-                    side=side,
-                    rows=np.concatenate([known, candidates.rows], axis=1),
-                    keys=relations + np.int32(self._num_relations if inverse else 0),
-                    candidates=candidates,
-                )
+            sampler = chosen.samplers[side]
+            asked, keys = np.empty((2, num_chunks, size), dtype=np.int32)
+            rows = np.empty((num_chunks, size + sampler.num_candidates), dtype=np.int32)
+            first_key = self._num_relations if self.config.reciprocal and side == "head" else 0
+            arrays = chosen.columns[other], chosen.columns[side], chosen.relations
+            _lay_out_ends(padded, *arrays, chosen.offsets[other], first_key, rows, asked, keys)
+            known = chosen.known.get(side)
+            candidates = sampler.draw(
+                asked,
+                lengths,
+                generator,
+                queries=known.queries[padded] if known is not None else None,
+                known=known,
+                groups=chosen.group_of_relation[keys[:, 0] - first_key],
             )
-        counted = [np.concatenate([places, ~np.isneginf(side.candidates.bias)], axis=1) for side in sides]
-        rows = [np.where(counts, side.rows, -1) for counts, side in zip(counted, sides, strict=True)]
-        if self.mixes_relations:
-            keys = [np.where(places, side.keys, -1) for side in sides]
-        else:
-            keys = [side.keys[:, 0] for side in sides]
+            rows[:, size:] = candidates.rows
+            rows[:, size:] += np.int32(chosen.offsets[side])
+            sides.append(BatchSide(side=side, rows=rows, keys=keys, candidates=replace(candidates, rows=rows[:, size:])))
+        named = np.empty(sides[0].rows.size + sides[1].rows.size, dtype=np.int32)
+        named_keys = np.empty((2, num_chunks, size if self.mixes_relations else 1), dtype=np.int32)
+        first, second = ((part.rows, part.candidates.bias, part.keys) for part in sides)
+        _name_places(lengths, first, second, named, named_keys)
         return Batch(
             num_edges=len(positions),
-            weights=weights.astype(np.float32),
+            weights=weights,
             sides=(sides[0], sides[1]),
-            rows=Occurrences.of(np.concatenate([part.ravel() for part in rows], dtype=np.int32), self._slot_of_row),
-            keys=Occurrences.of(np.concatenate([part.ravel() for part in keys], dtype=np.int32), self._slot_of_key),
+            rows=Occurrences.of(named, self._slot_of_row),
+            keys=Occurrences.of(named_keys.ravel(), self._slot_of_key),
         )
-
-    def _draw_candidates(
-        self,
-        pool: _Pool,
-        side: Side,
-        positions: NDArray[np.int64],
-        lengths: NDArray[np.int32],
-        relations: NDArray[np.int32],
-        generator: np.random.Generator,
-    ) -> ChunkCandidates:
-        known = pool.known.get(side)
-        positives = pool.columns[side][positions]
-        queries = known.queries[positions] if known is not None else None
-        groups = None
-        if not self.mixes_relations:
-            groups = np.searchsorted(pool.relations[pool.bounds[:-1]], relations).astype(np.int32)
-        drawn = pool.samplers[side].draw(positives, lengths, generator, queries=queries, known=known, groups=groups)
-        return drawn.shifted(pool.offsets[side])
 
     def _shuffle(self, pool: _Pool, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shuffle a pool's triples, within each relation or all of them; give the bounds of what may share a chunk."""
@@ -269,11 +257,59 @@ class BatchSource:
         if config.mask_known:
             known["tail"] = AnswerIndex.of(columns["head"], relations, columns["tail"])
             known["head"] = AnswerIndex.of(columns["tail"], relations, columns["head"])
+        group_of_relation = np.zeros(len(triples.relation_names), dtype=np.int32)
+        if not self.mixes_relations:
+            group_of_relation[relations[bounds[:-1]]] = np.arange(len(bounds) - 1)
         return _Pool(
             columns=columns,
             offsets={side: offsets[types[side]] for side in _SIDES},
             relations=relations,
             bounds=bounds,
             samplers=samplers,
+            group_of_relation=group_of_relation,
             known=known,
         )
+
+
+@numba.njit(nogil=True, cache=True)
+def _lay_out_edges(positions: Any, bounds: Any, relations: Any, weight_of_relation: Any, padded: Any, weights: Any) -> None:
+    """Write each chunk's positions, those of its padding 0, and the weights of its edges."""
+    share = np.float32(1.0) / np.float32(len(positions))
+    for chunk in range(padded.shape[0]):
+        for edge in range(padded.shape[1]):
+            place = bounds[chunk] + edge
+            if place < bounds[chunk + 1]:
+                padded[chunk, edge] = positions[place]
+                weights[chunk, edge] = weight_of_relation[relations[positions[place]]] * share
+            else:
+                padded[chunk, edge] = 0
+                weights[chunk, edge] = np.float32(0.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _lay_out_ends(
+    padded: Any, known: Any, asked: Any, relations: Any, first_row: int, first_key: int, rows: Any, positives: Any, keys: Any
+) -> None:
+    """Write the rows of known ends, the positives as rows of their type, and the keys of one side."""
+    for chunk in range(padded.shape[0]):
+        for edge in range(padded.shape[1]):
+            position = padded[chunk, edge]
+            rows[chunk, edge] = known[position] + first_row
+            positives[chunk, edge] = asked[position]
+            keys[chunk, edge] = relations[position] + first_key
+
+
+@numba.njit(nogil=True, cache=True)
+def _name_places(lengths: Any, first: Any, second: Any, named: Any, named_keys: Any) -> None:
+    """Write the row and the key of each place with a gradient, and -1 for the others."""
+    place = 0
+    for position in range(2):
+        rows, bias, keys = first if position == 0 else second
+        size, num_named = keys.shape[1], named_keys.shape[2]
+        for chunk in range(len(lengths)):
+            for slot in range(rows.shape[1]):
+                counts = slot < lengths[chunk] if slot < size else bias[chunk, slot - size] > -np.inf
+                named[place] = rows[chunk, slot] if counts else -1
+                place += 1
+            for edge in range(num_named):
+                named_keys[position, chunk, edge] = keys[chunk, edge] if edge < lengths[chunk] else -1

@@ -132,6 +132,7 @@ class ChunkSampler:
         self._uniform = UniformSampler(num_rows)
         self._corrects = logq and not self.takes_all
         self._bias_of_row: NDArray[np.float32] | None = None
+        self._bias_of_full_chunks = np.zeros(0, dtype=np.float32)
         if self.takes_all:
             return
         pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
@@ -140,7 +141,11 @@ class ChunkSampler:
         self._log_missed_uniform = num_uniform * np.log1p(-1.0 / max(num_rows, 2))
         if not self._corrects:
             return
-        seen = self._frequencies.seen
+        seen, log_missed = self._frequencies.seen, self._log_missed_uniform
+        log_missed = log_missed + (chunk_size - 1) * self._frequencies.log_missed_positive
+        if num_degree:
+            log_missed += num_degree * self._frequencies.log_missed_degree
+        self._bias_of_full_chunks = -np.log(np.maximum(-np.expm1(log_missed), 1e-30)).astype(np.float32)
         if len(groups) == 1 and 4 * len(seen) >= num_rows:
             self._bias_of_row = -self.log_inclusion(np.arange(num_rows, dtype=np.int32), chunk_size)
 
@@ -216,7 +221,8 @@ class ChunkSampler:
     ) -> None:
         frequencies = self._frequencies
         arrays = frequencies.bounds, frequencies.seen, frequencies.log_missed_positive, frequencies.log_missed_degree
-        _fill_bias(rows, lengths, groups, *arrays, self._log_missed_uniform, self.num_degree, bias)
+        full = self.chunk_size, self._bias_of_full_chunks
+        _fill_bias(rows, lengths, groups, *arrays, self._log_missed_uniform, self.num_degree, *full, bias)
 
     def __repr__(self) -> str:
         return (
@@ -289,6 +295,8 @@ def _fill_bias(
     log_missed_degree: Any,
     log_missed_uniform: float,
     num_degree: int,
+    full_length: int,
+    bias_of_full_chunks: Any,
     bias: Any,
 ) -> None:
     """Write minus the log of the chance of each of the rows [C, N] to be among its chunk's candidates."""
@@ -306,6 +314,9 @@ def _fill_bias(
                     end = middle
             if begin == group_end or seen[begin] != row:
                 bias[chunk, slot] = unseen
+                continue
+            if lengths[chunk] == full_length and len(bias_of_full_chunks):
+                bias[chunk, slot] = bias_of_full_chunks[begin]
                 continue
             log_missed = log_missed_uniform + (lengths[chunk] - 1) * log_missed_positive[begin]
             if num_degree > 0:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
@@ -58,8 +60,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self._num_threads = 1
-        self._others: ThreadPoolExecutor | None = None
-        self._side_track: ThreadPoolExecutor | None = None
+        self._others: list[_Worker] = []
+        self._side_track: _Worker | None = None
         self._to_prepare: deque[Preparation[Any]] = deque()
         self._preparing = threading.Lock()
 
@@ -68,38 +70,45 @@ class Lanes:
         if self._num_threads > 1:
             # Threads that start from here on take over this setting.
             torch.set_num_threads(self._num_threads // 2)
-            self._others = ThreadPoolExecutor(self._num_threads - 1, thread_name_prefix="multifacet-lane")
-            self._side_track = ThreadPoolExecutor(1, thread_name_prefix="multifacet-prepare")
+            self._others = [_Worker(f"multifacet-lane-{lane}") for lane in range(1, self._num_threads)]
+            self._side_track = _Worker("multifacet-prepare")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for executor in (self._others, self._side_track):
-            if executor is not None:
-                executor.shutdown(wait=True, cancel_futures=True)
-        self._others = self._side_track = None
         self._to_prepare.clear()
+        for worker in (*self._others, self._side_track):
+            if worker is not None:
+                worker.stop()
+        self._others, self._side_track = [], None
         torch.set_num_threads(self._num_threads)
 
     def run(self, first: Callable[[], _Result], second: Callable[[], _Result]) -> tuple[_Result, _Result]:
         """Run two programs that share no state that either changes, and wait for both; a third thread prepares."""
-        if self._others is None or self._side_track is None:
+        if self._side_track is None:
             return first(), second()
         if self._to_prepare:
-            self._side_track.submit(self._prepare_all)
-        future = self._others.submit(second)
+            self._side_track.start(self._prepare_all)
+        results: list[_Result] = []
+        # Even after an error nothing may still run on the caller's tensors.
+        meeting = _Meeting(2)
+        beside = Preparation(second, lambda: None)
+
+        def run_beside() -> None:
+            beside.run()
+            meeting.arrive()
+
+        self._others[0].start(run_beside)
         try:
-            result = first()
+            results.append(first())
         finally:
-            # Even after an error nothing may still run on the caller's tensors.
-            error = future.exception()
-        if error is not None:
-            raise error
-        return result, future.result()
+            meeting.arrive()
+            meeting.wait()
+        return results[0], beside.result()
 
     @property
     def num_lanes(self) -> int:
         """How many lanes run a phase: torch's intra-op threads before the block."""
-        return 1 if self._others is None else self._num_threads
+        return 1 + len(self._others)
 
     def phases(self, *programs: Callable[[int], None]) -> None:
         """Run programs one after the other, each on every lane at once, and wait for all.
@@ -111,31 +120,27 @@ class Lanes:
         Args:
             programs: each takes the lane's number, 0 in the caller.
         """
-        others = self._others
-        meetings = [_Meeting(self.num_lanes) for _ in programs[1:]]
+        meetings = [_Meeting(self.num_lanes) for _ in programs]
+        errors: list[BaseException] = []
 
         def run_lane(lane: int) -> None:
-            try:
-                programs[0](lane)
-                for meeting, program in zip(meetings, programs[1:], strict=True):
-                    if not meeting.arrive():
-                        self._prepare_all()
+            for meeting, program in zip(meetings, programs, strict=True):
+                try:
+                    if not errors:
+                        program(lane)
+                except BaseException as error:  # noqa: BLE001 - raised below, after all lanes have ended
+                    errors.append(error)
+                is_last = meeting is meetings[-1]
+                if not meeting.arrive() and not is_last:
+                    self._prepare_all()
+                if lane == 0 or not is_last:
                     meeting.wait()
-                    program(lane)
-            except BaseException:
-                for meeting in meetings:
-                    meeting.call_off()
-                raise
 
-        futures = [others.submit(run_lane, lane) for lane in range(1, self.num_lanes)] if others is not None else []
-        errors: list[BaseException] = []
-        try:
-            run_lane(0)
-        except BaseException as error:  # noqa: BLE001 - raised below, after the others have ended
-            errors.append(error)
-        errors += [other for future in futures if (other := future.exception()) is not None]
+        for lane, worker in enumerate(self._others, start=1):
+            worker.start(partial(run_lane, lane))
+        run_lane(0)
         if errors:
-            raise min(errors, key=lambda error: isinstance(error, _CalledOffError))
+            raise errors[0]
 
     def prepare(self, program: Callable[[], _Result]) -> Preparation[_Result]:
         """Have what a later step needs made beside the next one; programs run one after the other, in order."""
@@ -149,8 +154,26 @@ class Lanes:
                 self._to_prepare.popleft().run()
 
 
-class _CalledOffError(Exception):
-    """Another lane has failed."""
+class _Worker:
+    """A thread that runs programs one after the other; its programs hand their errors on by themselves."""
+
+    def __init__(self, name: str) -> None:
+        self._programs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def start(self, program: Callable[[], object]) -> None:
+        """Run a program after those before it."""
+        self._programs.put(program)
+
+    def stop(self) -> None:
+        """End after the programs that were started."""
+        self._programs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (program := self._programs.get()) is not None:
+            program()
 
 
 class _Meeting:
@@ -158,25 +181,19 @@ class _Meeting:
 
     def __init__(self, num_lanes: int) -> None:
         self._missing = num_lanes
-        self._lock = threading.Lock()
-        self._is_complete = threading.Event()
-        self._is_off = False
+        self._counting = threading.Lock()
+        self._door = threading.Lock()  # locked until all have come
+        self._door.acquire()
 
     def arrive(self) -> bool:
         """Take part; gives whether all have come."""
-        with self._lock:
+        with self._counting:
             self._missing -= 1
             if not self._missing:
-                self._is_complete.set()
-        return self._is_complete.is_set()
+                self._door.release()
+            return not self._missing
 
     def wait(self) -> None:
-        """Wait for the last; raises _CalledOffError if a lane has failed."""
-        self._is_complete.wait()
-        if self._is_off:
-            raise _CalledOffError
-
-    def call_off(self) -> None:
-        """Let nobody wait any longer."""
-        self._is_off = True
-        self._is_complete.set()
+        """Wait for the last."""
+        with self._door:
+            pass
