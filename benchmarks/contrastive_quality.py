@@ -52,7 +52,7 @@ CONFIG: Final = ContrastiveConfig(
     epochs=20,
     popularity_power=0.05,
 )
-LIGHTGCN: Final = LightGcnConfig(epochs=20, batch_size=32768, lr=0.03)
+LIGHTGCN: Final = LightGcnConfig(num_layers=2, epochs=10, popularity_power=0.05)
 _CACHE: Final = Path(os.environ.get("MULTIFACET_BENCHMARK_CACHE", "runs/benchmarks/contrastive_quality"))
 
 

@@ -42,7 +42,7 @@ def run(quick: bool) -> Iterator[Row]:
     for num_edges in sizes:
         with tempfile.TemporaryDirectory() as name:
             for step in (generate, load, export, sample):
-                made, seconds, peak_bytes = _alone(step, Path(name), num_edges)
+                made, seconds, peak_bytes = run_alone(step, Path(name), num_edges)
                 config = {"edges": num_edges, "seconds": seconds, "counted": made, "memory_limit": MEMORY_LIMIT}
                 case = f"{step.__name__}, {num_edges / 1e6:g}M edges"
                 yield Row(case=case, metric=EDGES_PER_S, value=made / seconds, config=config)
@@ -133,7 +133,7 @@ def _relations(folder: Path) -> Sequence[Any]:
         return store.schema.relations
 
 
-def _alone(step: Step, folder: Path, num_edges: int) -> tuple[int, float, int]:
+def run_alone(step: Step, folder: Path, num_edges: int) -> tuple[int, float, int]:
     """Runs a step in a new process; returns also the process's peak resident memory in bytes."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measured, step, folder, num_edges).result()
