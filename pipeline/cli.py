@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from pipeline.commands import data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
+from pipeline.commands import bench_serving, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
 from pipeline.console import ConsoleWatcher, stderr
 from pipeline.output import AsJson, emit_json, stdout
 
@@ -29,6 +29,7 @@ ranking.register(app)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(serve.app, name="serve")
 app.command()(experiment.experiment)
+app.command("bench-serving")(bench_serving.bench_serving)
 
 
 @app.callback()

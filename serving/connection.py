@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from serving.frames import HEADER_BYTES, BrokenFrameError, Header, OversizedFrameError, check_message_bytes
 
@@ -18,8 +17,7 @@ SCRATCH_BYTES = 1 << 16
 _LONGEST_SKIP = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One whole request.
 
     Attributes:

@@ -234,8 +234,7 @@ class Exchange:
         timeout_us = max(1, math.ceil((self._deadline - time.monotonic()) * 1e6))
         header = Header(self._kind, len(self._message), 0, self._number, timeout_us).pack()
         try:
-            self._limit(socket.SO_SNDTIMEO)
-            self._limit(socket.SO_RCVTIMEO)
+            self._limit_waits()
             self._stream.sendall(header + self._message)
         except BlockingIOError as error:
             self._stream.close()
@@ -303,9 +302,11 @@ class Exchange:
     def _late(self) -> DeadlineExceededError:
         return DeadlineExceededError(f"{self._client.server}: no answer by the deadline")
 
-    def _limit(self, option: int) -> None:
+    def _limit_waits(self) -> None:
         remaining_us = max(1, int((self._deadline - time.monotonic()) * 1e6))
-        self._stream.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(remaining_us, 1_000_000)))
+        remaining = _TIMEVAL.pack(*divmod(remaining_us, 1_000_000))
+        self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, remaining)
+        self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, remaining)
 
 
 class FramedPendingLookup:

@@ -19,9 +19,8 @@ request at a time: a client that has several under way opens several.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from serving.errors import InvalidRequestError, OverloadedError
 
@@ -41,7 +40,8 @@ class Kind(IntEnum):
     REFUSAL = 17
 
 
-_REQUESTS: Final = frozenset({Kind.LOOKUP, Kind.DESCRIBE, Kind.AUTHENTICATE})
+# Plain integers: an enumeration's members are hashed in Python, at each frame.
+_REQUESTS: Final = frozenset({int(Kind.LOOKUP), int(Kind.DESCRIBE), int(Kind.AUTHENTICATE)})
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
@@ -53,8 +53,7 @@ class OversizedFrameError(OverloadedError):
     """The frame is longer than is accepted; its length is known, so that it can be skipped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of one frame; see the module's text for the fields."""
 
     kind: Kind
@@ -83,7 +82,7 @@ class Header:
             raise BrokenFrameError(
                 f"expected a frame of {MAGIC.decode()}, got the bytes {bytes(packed[:8])!r}: is this another protocol, or TLS?"
             )
-        if kind not in _KINDS or (_KINDS[kind] in _REQUESTS) != requests or (requests and rows_bytes):
+        if kind not in _KINDS or (kind in _REQUESTS) != requests or (requests and rows_bytes):
             raise BrokenFrameError(f"a frame of kind {kind} with {rows_bytes} bytes of rows is not expected here")
         return cls(_KINDS[kind], message_bytes, rows_bytes, number, timeout_us)
 

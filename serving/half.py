@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 _NO_ROWS = np.empty(0, np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedRows:
+class FetchedRows(NamedTuple):
     """Rows of one table, gathered.
 
     Attributes:

@@ -32,19 +32,19 @@ class ServerMetrics:
         latency = Histogram(
             f"{prefix}_phase_seconds", "Latency by phase.", ["phase"], buckets=_BUCKETS_S, registry=self.registry
         )
-        self._requests = requests
+        # labels() takes longer than counting: each counter is looked up once.
+        self._of_code = cache(requests.labels)
         self._phases = {phase: latency.labels(phase) for phase in phases}
         rows = Counter(f"{prefix}_rows", "Rows answered or scored, by table.", ["table"], registry=self.registry)
         unknown = Counter(
             f"{prefix}_unknown_ids", "Ids answered by an out-of-vocabulary row, by table.", ["table"], registry=self.registry
         )
-        # labels() takes longer than counting: each table's counters are looked up once.
         self._of_table = cache(lambda table: (rows.labels(table), unknown.labels(table)))
         self._http: tuple[WSGIServer, threading.Thread] | None = None
 
     def count_request(self, code: str) -> None:
         """Count one answered request by the name of its gRPC status."""
-        self._requests.labels(code).inc()
+        self._of_code(code).inc()
 
     def observe_us(self, phases: Mapping[str, int]) -> None:
         """Record the microseconds of phases."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -16,31 +15,38 @@ class Leases:
     """Counts who reads which version."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._num_waiting = 0
+        self._counts: dict[str, int] = {}
 
     def take(self, version: str) -> None:
         """Count one reader of a version more."""
-        with self._changed:
-            self._counts[version] += 1
+        with self._lock:
+            self._counts[version] = self._counts.get(version, 0) + 1
 
     def give_back(self, version: str) -> None:
         """Count one reader of a version less."""
-        with self._changed:
+        with self._lock:
             self._counts[version] -= 1
             if not self._counts[version]:
                 del self._counts[version]
-                self._changed.notify_all()
+                if self._num_waiting:
+                    self._changed.notify_all()
 
     def count(self, version: str) -> int:
         """The readers of a version."""
         with self._changed:
-            return self._counts[version]
+            return self._counts.get(version, 0)
 
     def wait(self, version: str, timeout_s: float) -> bool:
         """Wait until a version has no reader; whether that came in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._counts[version], timeout_s)
+            self._num_waiting += 1
+            try:
+                return self._changed.wait_for(lambda: version not in self._counts, timeout_s)
+            finally:
+                self._num_waiting -= 1
 
 
 class Lease(Generic[T]):

@@ -125,6 +125,14 @@ class IdIndex:
         )
         return found
 
+    def ids(self, slots: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.object_]:
+        """Give the ids of some slots: int64 [n], or object [n] of str."""
+        if "text" not in self.arrays:
+            keys: NDArray[np.int64] = self.arrays["keys"][slots]
+            return keys
+        offsets, text = self.arrays["offsets"], self.arrays["text"]
+        return np.array([text[offsets[slot] : offsets[slot + 1]].tobytes().decode() for slot in slots], np.object_)
+
     def find(self, ids: NDArray[np.int64], missing: int, rows: NDArray[np.int32]) -> int:
         """Look int64 ids up on this thread, into memory that is there: for a server's many small requests.
 

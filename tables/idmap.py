@@ -166,6 +166,22 @@ class IdMap:
         hash_rows(ids, self._seeds, self.num_rows, rows.reshape(-1, 1), 0, len(ids))
         return 0
 
+    def known_ids(self, places: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.object_]:
+        """Gives some of the ids that an exact map knows: a sample for a load or a check.
+
+        Args:
+            places: int64 [n], each from 0 to num_rows - 2: places in the map's own order, which is not the rows'.
+
+        Returns:
+            int64 [n], or object [n] of str.
+
+        Raises:
+            ValueError: The map is hashed, and knows no ids.
+        """
+        if self._index is None:
+            raise ValueError(f"{self!r} keeps no ids.")
+        return self._index.ids(places)
+
     def collision_report(self, ids: Ids) -> CollisionReport:
         """Counts which of the given ids share rows.
 

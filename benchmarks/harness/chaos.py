@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -13,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
+from benchmarks.harness.forked import FORKS, ForkedServer
 from benchmarks.harness.load import Asker, Tally
 from benchmarks.harness.witness import write_witness
-from serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout, ServerProcess
+from serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout
 
 if TYPE_CHECKING:
     from serving.rollout import State
@@ -26,10 +26,6 @@ Victim = Literal["lookup", "ranker", "controller", "publisher"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
 _GRACE_S = 1.0
 """After a server is back: how long a client may still see it away, since connections are tried again at intervals."""
-
-# Forked from a process that has imported everything: a controller of a moment, and not of seconds of imports.
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["benchmarks.harness.chaos"])
 
 
 class Chaos:
@@ -58,7 +54,11 @@ class Chaos:
         common = {"releases": (self.release.path,), "admin_token_file": self._token, "admin_releases": folder}
         frames = f"unix:{folder / 'frames.sock'}"
         lookup = LookupConfig(
-            **common, listen=f"unix:{folder / 'lookup.sock'}", framed_listen=frames, state_file=folder / "lookup.state"
+            **common,
+            listen=f"unix:{folder / 'lookup.sock'}",
+            framed_listen=frames,
+            state_file=folder / "lookup.state",
+            ready_file=folder / "lookup.ready",
         )
         ranker = RankerConfig(
             **common,
@@ -66,11 +66,9 @@ class Chaos:
             lookup=f"framed:{frames}",
             lookup_timeout_s=5,
             state_file=folder / "ranker.state",
+            ready_file=folder / "ranker.ready",
         )
-        self._servers: dict[Victim, ServerProcess] = {
-            "lookup": ServerProcess("lookup", lookup, folder),
-            "ranker": ServerProcess("ranker", ranker, folder),
-        }
+        self._servers: dict[Victim, ForkedServer] = {"lookup": ForkedServer(lookup), "ranker": ForkedServer(ranker)}
         self._askers = [Asker(ranker.listen, interval_s=interval_s, seed=number) for number in range(num_askers)]
 
     def __enter__(self) -> Self:
@@ -167,7 +165,7 @@ class Chaos:
         concerned = ("publisher",) if role == "publisher" else ("controller", "lookup", "ranker")
         left = [victim for victim in concerned if victim in victims]
         while not is_done():
-            process = _forks.Process(target=work, args=arguments, daemon=True)
+            process = FORKS.Process(target=work, args=arguments, daemon=True)
             process.start()
             if left:
                 victim = left.pop(0)

@@ -1,0 +1,124 @@
+"""Requests as traffic has them: a few ids come often, most come seldom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.client import RankerClient
+from serving.lookups import LookupConnection
+
+if TYPE_CHECKING:
+    from serving.release import Release
+    from tables.idmap import IdMap
+
+Request = Callable[[], object]
+"""Sends one request and waits for its answer."""
+
+_SCATTER = 0x9E3779B97F4A7C15
+
+
+class SkewedIds:
+    """Draws known ids of one id map by a Zipf law: the k-th most frequent comes in proportion to k ** -exponent.
+
+    Which ids are frequent has nothing to do with where their rows are.
+
+    Args:
+        id_map: The map; of a hashed one, whose ids nobody knows, integers from 0 on are drawn.
+        exponent: 0 draws uniformly; web and ads traffic is near 1.
+
+    Raises:
+        ValueError: The map is a hashed one of strings, or the exponent is negative.
+
+    Example:
+        >>> from tables.idmap import IdMap
+        >>> ids = SkewedIds(IdMap.exact([5, 6, 7]), exponent=1.0)
+        >>> set(ids.draw(np.random.default_rng(0), 1000)) == {5, 6, 7}
+        True
+    """
+
+    def __init__(self, id_map: IdMap, *, exponent: float):
+        if exponent < 0:
+            raise ValueError(f"the exponent is {exponent}: expected 0 (uniform) or more")
+        if id_map.oov_row is None and id_map.id_type == "string":
+            raise ValueError("a hashed map of strings does not say which strings there are: no ids can be drawn")
+        self._id_map = id_map
+        self._num_ids = id_map.num_rows if id_map.oov_row is None else id_map.num_rows - 1
+        self._exponent = exponent
+        self._stride = _coprime(self._num_ids)
+
+    def draw(self, generator: np.random.Generator, num: int) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
+        """Ids [num], which may repeat."""
+        ranks = self._ranks(generator.random(num))
+        places = (ranks * self._stride) % self._num_ids
+        return self._id_map.known_ids(places.astype(np.int64)) if self._id_map.oov_row is not None else places.astype(np.int64)
+
+    def _ranks(self, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
+        """Ranks from 0, by the inverse of the law's integral: exact enough from the second rank on, for any number of ids."""
+        size = self._num_ids
+        if abs(self._exponent - 1) < 1e-9:
+            ranks = np.exp(uniform * np.log(size + 1.0))
+        else:
+            power = 1 - self._exponent
+            ranks = (uniform * ((size + 1.0) ** power - 1) + 1) ** (1 / power)
+        return np.clip(ranks.astype(np.uint64), 1, size) - np.uint64(1)
+
+
+def lookup_request(
+    release: Release, client: LookupConnection, *, num_ids: int, exponent: float, seed: int
+) -> Callable[[], Request]:
+    """Draws lookups of a release: the ids of every feature, shared out evenly, none twice.
+
+    Args:
+        release: What the server holds.
+        client: Asks it.
+        num_ids: Ids of one request, all features together.
+        exponent: See `SkewedIds`.
+        seed: Of what is drawn.
+    """
+    generator = np.random.default_rng(seed)
+    sources = _sources(release, exponent)
+    each = max(1, num_ids // len(sources))
+
+    def draw() -> Request:
+        ids = {feature: np.unique(source.draw(generator, each)) for feature, source in sources.items()}
+        return lambda: client.lookup(release.version, ids)
+
+    return draw
+
+
+def rank_request(
+    release: Release, client: RankerClient, *, num_candidates: int, exponent: float, seed: int
+) -> Callable[[], Request]:
+    """Draws ranking requests: one id of the first feature (the user), candidates of the others, normal dense features."""
+    generator = np.random.default_rng(seed)
+    sources = _sources(release, exponent)
+    (user, *others) = sources
+    num_dense = len(release.manifest.dense_features)
+
+    def draw() -> Request:
+        request_ids = {user: sources[user].draw(generator, 1).tolist()[0]}
+        candidates = {feature: sources[feature].draw(generator, num_candidates) for feature in others}
+        dense = generator.standard_normal((num_candidates, num_dense), np.float32)
+        return lambda: client.rank(request_ids, candidates, dense=dense)
+
+    return draw
+
+
+def _sources(release: Release, exponent: float) -> dict[str, SkewedIds]:
+    sources: dict[str, SkewedIds] = {}
+    for table in release.tables:
+        if table.feature not in sources:
+            sources[table.feature] = SkewedIds(release.id_map(table.id_map), exponent=exponent)
+    return sources
+
+
+def _coprime(size: int) -> np.uint64:
+    """A stride that visits every place: ranks next to each other land far apart."""
+    stride = _SCATTER % size or 1
+    while np.gcd(stride, size) != 1:
+        stride += 1
+    return np.uint64(stride % (1 << 31))
