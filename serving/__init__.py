@@ -24,13 +24,15 @@ if TYPE_CHECKING:
         VersionNotLoadedError,
     )
     from serving.framed_client import FramedLookupClient
+    from serving.journal import RolledBackError, RolloutError
+    from serving.limits import Limits
     from serving.local import LocalDeployment, ServerProcess
     from serving.lookup import LookupServer
     from serving.process import serve_lookup, serve_ranker
     from serving.publisher import publish
     from serving.ranker import RankerServer
     from serving.release import Release
-    from serving.rollout import Limits, RolledBackError, Rollout, RolloutError
+    from serving.rollout import Rollout
 
 _HOMES = {
     "admin": ("AdminClient",),
@@ -48,13 +50,15 @@ _HOMES = {
         "VersionNotLoadedError",
     ),
     "framed_client": ("FramedLookupClient",),
+    "journal": ("RolledBackError", "RolloutError"),
+    "limits": ("Limits",),
     "local": ("LocalDeployment", "ServerProcess"),
     "lookup": ("LookupServer",),
     "process": ("serve_lookup", "serve_ranker"),
     "publisher": ("publish",),
     "ranker": ("RankerServer",),
     "release": ("Release",),
-    "rollout": ("Limits", "RolledBackError", "Rollout", "RolloutError"),
+    "rollout": ("Rollout",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -18,35 +18,17 @@ killed at any moment and run again, or two may run: they take turns, and the sec
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
-
-from serving.deployed import write_whole
 from serving.errors import ServingError
+from serving.journal import FORWARD, Journal, RolledBackError, RolloutError, State, Step
+from serving.limits import Limits, describe_shadow, judge_shadow
 from serving.protocol import admin_pb2
 
-logger = logging.getLogger(__name__)
-
-Step = Literal["planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired", "rolled_back"]
-FORWARD: tuple[Step, ...] = ("planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired")
 _POLL_S = 0.05
-
-
-class RolloutError(RuntimeError):
-    """A rollout cannot go on; the message says why, and what to do."""
-
-
-class RolledBackError(RolloutError):
-    """The new version did not keep the limits, and the old one serves again."""
 
 
 class Server(Protocol):
@@ -73,54 +55,6 @@ class Server(Protocol):
         ...
 
 
-class Limits(BaseModel):
-    """What a new version must keep to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shadow_share: float = Field(
-        default=0.1, ge=0, le=1, description="Share of the requests that both versions score; 0 skips it."
-    )
-    min_compared: PositiveInt = Field(default=1000, description="Candidates that each ranker must have scored with both.")
-    shadow_timeout_s: PositiveFloat = Field(default=600.0, description="Longest wait for so many, in seconds.")
-    max_mean_abs_difference: PositiveFloat = Field(
-        default=0.05, description="Most that a probability may differ between the versions, on average."
-    )
-    max_mean_difference: PositiveFloat = Field(
-        default=0.01, description="Most that the mean of the probabilities may move, up or down."
-    )
-    max_failure_rate: NonNegativeFloat = Field(
-        default=0.01, description="Share of the requests (shadowed ones before the switch, all after it) that may fail."
-    )
-    min_requests: PositiveInt = Field(
-        default=20, description="Requests after the switch without which a ranker's share of failures says nothing."
-    )
-    watch_s: NonNegativeFloat = Field(default=30.0, description="Seconds after the switch in which failures are watched.")
-
-
-class State(BaseModel):
-    """What is written down of a rollout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: PositiveInt = Field(description="Counts the rollouts of this folder.")
-    old_version: str = Field(description="Version that served before.")
-    old_path: Path = Field(description="Its release.")
-    new_version: str = Field(description="Version to serve.")
-    new_path: Path = Field(description="Its release.")
-    rankers: tuple[str, ...] = Field(min_length=1, description="Addresses of the rankers.")
-    lookups: tuple[str, ...] = Field(min_length=1, description="Addresses of the lookup servers.")
-    limits: Limits = Field(description="What the new version must keep to.")
-    done: Step = Field(default="planned", description="The last step that is done.")
-    doing: Step | None = Field(default=None, description="The step that was begun and is not known to be done.")
-    reason: str = Field(default="", description="Why it is or was taken back.")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.doing is None and self.done in {"retired", "rolled_back"}
-
-
 class Rollout:
     """One folder's rollouts, the one under way or the last.
 
@@ -140,10 +74,10 @@ class Rollout:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.folder = folder
+        self._journal = Journal(folder)
         self._connect = connect
         self._clock = clock
         self._sleep = sleep
-        folder.mkdir(parents=True, exist_ok=True)
 
     def state(self) -> State | None:
         """What is written down; None before the first rollout.
@@ -151,13 +85,7 @@ class Rollout:
         Raises:
             RolloutError: The file is damaged.
         """
-        path = self.folder / "rollout.json"
-        try:
-            return State.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise RolloutError(f"{path} is not a rollout's state: {error}") from error
+        return self._journal.read()
 
     def start(
         self, release: Path, version: str, *, rankers: Sequence[str], lookups: Sequence[str], limits: Limits | None = None
@@ -174,7 +102,7 @@ class Rollout:
         Raises:
             RolloutError: Another rollout is under way, the rankers do not all serve one version, or serve this one.
         """
-        with self._turn():
+        with self._journal.turn():
             before = self.state()
             plan = (version, tuple(rankers), tuple(lookups))
             if before is not None and not before.is_over:
@@ -200,7 +128,7 @@ class Rollout:
                 lookups=plan[2],
                 limits=limits or Limits(),
             )
-            self._write(state, "planned")
+            self._journal.write(state, "planned")
             return state
 
     def advance(self) -> State:
@@ -211,21 +139,21 @@ class Rollout:
             RolloutError: There is nothing to advance.
             ServingError: A server could not be reached, or refused; run it again once that is mended, or roll back.
         """
-        with self._turn():
-            state = self._needed()
+        with self._journal.turn():
+            state = self._journal.needed()
             if state.doing == "rolled_back":
                 return self._roll_back(state)
             if state.is_over:
                 raise RolloutError(f"rollout {state.number} is over ({state.done}): start another")
             step = FORWARD[FORWARD.index(state.done) + 1]
             state = state.model_copy(update={"doing": step})
-            self._write(state, "begins")
+            self._journal.write(state, "begins")
             fault = self._do(step, state)
             if fault:
                 self._roll_back(state.model_copy(update={"reason": fault}))
                 raise RolledBackError(f"rolled back to version {state.old_version}: {fault}")
             state = state.model_copy(update={"done": step, "doing": None})
-            self._write(state, "done")
+            self._journal.write(state, "done")
             return state
 
     def rollback(self, reason: str = "asked for") -> State:
@@ -238,8 +166,8 @@ class Rollout:
             RolloutError: There is no rollout.
             ServingError: A server could not be reached, or refused; run it again once that is mended.
         """
-        with self._turn():
-            state = self._needed()
+        with self._journal.turn():
+            state = self._journal.needed()
             if state.done == "rolled_back":
                 return state
             return self._roll_back(state if state.doing == "rolled_back" else state.model_copy(update={"reason": reason}))
@@ -263,7 +191,7 @@ class Rollout:
 
     def _roll_back(self, state: State) -> State:
         state = state.model_copy(update={"doing": "rolled_back"})
-        self._write(state, "begins")
+        self._journal.write(state, "begins")
         self._load(state.lookups, state.old_path, state.old_version)
         self._load(state.rankers, state.old_path, state.old_version)
         for server in self._servers(state.rankers):
@@ -271,7 +199,7 @@ class Rollout:
             server.choose(state.old_version)
         self._retire(state, state.new_version, keep=state.old_version)
         state = state.model_copy(update={"done": "rolled_back", "doing": None})
-        self._write(state, "done")
+        self._journal.write(state, "done")
         return state
 
     def _load(self, addresses: Sequence[str], path: Path, version: str) -> None:
@@ -300,8 +228,8 @@ class Rollout:
                 if status.shadow.compared >= limits.min_compared or self._clock() >= deadline:
                     break
                 self._sleep(_POLL_S)
-            self._audit(state, f"shadow at {address}: {_describe(status.shadow)}")
-            if fault := _judge(status.shadow, limits):
+            self._journal.audit(state, f"shadow at {address}: {describe_shadow(status.shadow)}")
+            if fault := judge_shadow(status.shadow, limits):
                 faults.append(f"{address}: {fault}")
         for server in self._servers(state.rankers):
             server.shadow("", 0.0)
@@ -346,41 +274,6 @@ class Rollout:
             with self._connect(address) as server:
                 yield server
 
-    def _needed(self) -> State:
-        state = self.state()
-        if state is None:
-            raise RolloutError(f"{self.folder} has no rollout: start one")
-        return state
-
-    def _write(self, state: State, event: str) -> None:
-        # The log first: a state without its line would be a change that nobody can trace.
-        self._audit(state, event)
-        write_whole(self.folder / "rollout.json", state.model_dump_json(indent=2) + "\n")
-
-    def _audit(self, state: State, event: str) -> None:
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "pid": os.getpid(),
-            "rollout": state.number,
-            "old": state.old_version,
-            "new": state.new_version,
-            "step": state.doing or state.done,
-            "event": event,
-            **({"reason": state.reason} if state.reason else {}),
-        }
-        logger.info("rollout %d: %s %s", state.number, line["step"], event)
-        with (self.folder / "audit.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One controller at a time; the system takes the lock back from one that dies."""
-        with (self.folder / "lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
-
 
 def _versions(status: admin_pb2.ServerStatus) -> set[str]:
     return {entry.version for entry in status.versions}
@@ -391,25 +284,3 @@ def _outcomes(status: admin_pb2.ServerStatus, version: str) -> tuple[int, int]:
         if entry.version == version:
             return entry.answered, entry.failed
     raise ServingError(f"the {status.role} does not hold version {version} any more; it holds {sorted(_versions(status))}")
-
-
-def _describe(shadow: admin_pb2.ShadowReport) -> str:
-    return (
-        f"{shadow.compared} candidates compared, {shadow.failed} requests failed, mean |difference| "
-        f"{shadow.mean_abs_difference:.3g}, mean difference {shadow.mean_difference:.3g}"
-    )
-
-
-def _judge(shadow: admin_pb2.ShadowReport, limits: Limits) -> str:
-    """What is wrong with a shadow's report, or nothing."""
-    if shadow.failed > limits.max_failure_rate * (shadow.failed + shadow.requests):
-        return f"the new version failed on {shadow.failed} of {shadow.failed + shadow.requests} shadowed requests"
-    if shadow.compared < limits.min_compared:
-        return f"only {shadow.compared} candidates were compared in time, {limits.min_compared} are asked for"
-    if shadow.mean_abs_difference > limits.max_mean_abs_difference:
-        return (
-            f"scores differ by {shadow.mean_abs_difference:.3g} on average, at most {limits.max_mean_abs_difference:g} may be"
-        )
-    if abs(shadow.mean_difference) > limits.max_mean_difference:
-        return f"the mean score moved by {shadow.mean_difference:.3g}, at most {limits.max_mean_difference:g} may be"
-    return ""

@@ -52,9 +52,8 @@ class SkewedIds:
 
     def draw(self, generator: np.random.Generator, num: int) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
         """Ids [num], which may repeat."""
-        ranks = self._ranks(generator.random(num))
-        places = (ranks * self._stride) % self._num_ids
-        return self._id_map.known_ids(places.astype(np.int64)) if self._id_map.oov_row is not None else places.astype(np.int64)
+        places = ((self._ranks(generator.random(num)) * self._stride) % self._num_ids).astype(np.int64)
+        return places if self._id_map.oov_row is None else self._id_map.known_ids(places)
 
     def _ranks(self, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
         """Ranks from 0, by the inverse of the law's integral: exact enough from the second rank on, for any number of ids."""
@@ -64,7 +63,8 @@ class SkewedIds:
         else:
             power = 1 - self._exponent
             ranks = (uniform * ((size + 1.0) ** power - 1) + 1) ** (1 / power)
-        return np.clip(ranks.astype(np.uint64), 1, size) - np.uint64(1)
+        found: npt.NDArray[np.uint64] = np.clip(ranks.astype(np.uint64), 1, size) - np.uint64(1)
+        return found
 
 
 def lookup_request(

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from serving import InvalidRequestError, Limits, OverloadedError, RolledBackError, Rollout, RolloutError, VersionNotLoadedError
 from serving.deployed import Deployed, inside
+from serving.journal import FORWARD
 from serving.protocol import admin_pb2
-from serving.rollout import FORWARD
 from serving.shadow import Shadow
 from serving.versions import LoadedVersions
 
