@@ -15,8 +15,8 @@ def judge(effect: Mapping[str, Any], expectation: str, *, margin: float) -> tupl
 
     A claimed difference is reproduced when it has the claimed sign at an adjusted p-value below 0.05, not reproduced when
     the interval rules out a difference of `margin` or more in the claimed direction, and otherwise not decidable. A claim
-    of no difference is reproduced when the interval lies within the margin on both sides, and not reproduced when the
-    difference is significant.
+    of no difference is reproduced when the interval lies within the margin on both sides, however surely the rest differs
+    from 0, and not reproduced when a larger difference is significant.
 
     Args:
         effect: Fields of `Effect`.
@@ -30,10 +30,10 @@ def judge(effect: Mapping[str, Any], expectation: str, *, margin: float) -> tupl
     significant = effect["adjusted_p_value"] < LEVEL
     interval = f"{effect['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
     if expectation == "no difference":
-        if significant:
-            return "not reproduced", f"there is a difference, {interval}"
         if -margin <= low and high <= margin:
             return "reproduced", f"{interval} lies within {margin:g} on both sides"
+        if significant:
+            return "not reproduced", f"there is a difference, {interval}"
         return "not decidable here", f"{interval} holds 0, but also differences beyond {margin:g}"
     sign = 1.0 if expectation == "higher" else -1.0
     best = max(sign * low, sign * high)

@@ -93,6 +93,7 @@ def effect(difference: float, error: float, p_value: float) -> dict[str, float]:
         (0.0, 0.0005, 0.9, "no difference", "reproduced"),
         (0.0, 0.005, 0.9, "no difference", "not decidable here"),
         (0.01, 0.001, 0.0001, "no difference", "not reproduced"),
+        (0.0003, 0.0001, 0.001, "no difference", "reproduced"),
         # Significant before the adjustment only.
         (0.01, 0.004, 0.08, "higher", "not decidable here"),
     ],
