@@ -1,6 +1,6 @@
 """Examples a second of training a ranker from the store's labelled rows to updated weights, beside other scripts.
 
-The Complete Journey (a sample of it when quick): labelled exposures of weeks 37 to 46 lie in the store as one table of external
+The Complete Journey (a sample of it when quick): labelled exposures of weeks 37 to 41 lie in the store as one table of external
 ids, dense features and labels. A run reads them, gives ids rows, and trains the default ranker (DCN-V2 over user, pin and
 advertiser ids in two facets of 64 values, from scratch) for one epoch. Everything between the query and the last step counts.
 
@@ -57,12 +57,12 @@ class _Task:
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """Three weeks of the sample when quick, else ten of all households."""
+    """Three weeks of the sample when quick, else five of all households."""
     with tempfile.TemporaryDirectory() as name:
         recipe = Recipe.load("completejourney")
         recipe.build(Path(name) / "graph.duckdb", SAMPLE if quick else None)
         with GraphStore.open(Path(name) / "graph.duckdb") as store:
-            row, dense = _draw(store, range(37, 40 if quick else 47))
+            row, dense = _draw(store, range(37, 40 if quick else 42))
             yield row
             task = _Task(
                 store=store,

@@ -151,7 +151,7 @@ def fit(history: tuple[Examples, Examples], planted: Planted, **fields: object) 
     return train(*history, arm_config("pretrained", **settings), snapshots=planted.snapshots)
 
 
-@pytest.mark.parametrize(("sequence", "table"), [("attention", "shared"), ("attention", "separate"), ("transformer", "shared")])
+@pytest.mark.parametrize(("sequence", "table"), [("attention", "separate"), ("transformer", "shared")])
 def test_the_ranker_learns_what_only_they_tell_and_is_exported_with_them(
     history: tuple[Examples, Examples], planted: Planted, sequence: str, table: str, tmp_path: Path
 ) -> None:
