@@ -36,7 +36,7 @@ METRICS = (
 )
 _BYTES_PER_ROW = Metric(name="bytes_per_row", unit="bytes", better=LOWER)
 _POOL = 128
-_WARM = 100
+_WARM = 30
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Target:
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """100,000 rows when quick, else 1M; 500 and 5,000 requests."""
-    num_rows, num_requests, seconds = (100_000, 500, 1.0) if quick else (1_000_000, 5_000, 5.0)
+    """100,000 rows when quick, else 1M; 300 and 3,000 requests."""
+    num_rows, num_requests, seconds = (100_000, 300, 0.5) if quick else (1_000_000, 3_000, 3.0)
     config = {"rows": num_rows, "ids": NUM_IDS, "requests": num_requests, "dim": DIM, "clients": CLIENTS}
     with tempfile.TemporaryDirectory(prefix="multifacet-bench-") as name, _Clients() as clients:
         folder = Path(name)
@@ -103,11 +103,11 @@ def _measure_peers(
         if not np.array_equal(client.lookup(ids[-NUM_IDS:], ROW_BYTES), rows[-NUM_IDS:]):
             raise RuntimeError("Redis gives other rows than were put in")
         client.close()
-        measured["redis"] = clients.measure(target, num_requests // 5, seconds)
+        measured["redis"] = clients.measure(target, num_requests // 10, seconds)
         bytes_per_row["redis"] = redis.bytes_per_row
     with FloatService(release.path) as service:
         target = Target("grpc_floats", service.address, "", table.rows)
-        measured["grpc_floats"] = clients.measure(target, num_requests // 10, seconds)
+        measured["grpc_floats"] = clients.measure(target, num_requests // 20, seconds)
     return measured, bytes_per_row
 
 

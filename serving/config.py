@@ -141,6 +141,11 @@ class LookupConfig(ListenConfig):
         description="Map the pages of the tables into memory before serving, so that no first request waits for the "
         "disk. Turn it off for tables larger than memory.",
     )
+    memory_budget_bytes: PositiveInt | None = Field(
+        default=None,
+        description="Most bytes that the lookup halves of all releases held may have together; one that would go beyond is "
+        "refused before it is read. Two versions are held during a rollout.",
+    )
     huge_pages: bool = Field(
         default=False,
         description="Copy the tables into memory of this process that has huge pages (/sys/kernel/mm/transparent_hugepage must "

@@ -15,7 +15,7 @@ import grpc
 from serving.admin import AdminServicer
 from serving.config import LookupConfig
 from serving.deployed import Deployed
-from serving.errors import InvalidRequestError
+from serving.errors import InvalidRequestError, OverloadedError
 from serving.framed_server import FramedServer
 from serving.frames import Kind, padded
 from serving.gather import SendBuffer
@@ -158,10 +158,20 @@ class LookupServer:
         self.stop()
 
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
+        self._check_budget(Release.open(path, verify=False))
         release = Release.open(path, verify=self.config.verify, half="lookup")
         half = LookupHalf(release, populate=self.config.populate, huge_pages=self.config.huge_pages)
         logger.info("loaded %r", release)
         return release.version, half
+
+    def _check_budget(self, release: Release) -> None:
+        budget = self.config.memory_budget_bytes
+        held = {version: half.release.lookup_bytes for version, half in self._loaded.items()}
+        if budget is not None and release.version not in held and sum(held.values()) + release.lookup_bytes > budget:
+            raise OverloadedError(
+                f"{release.path} has {release.lookup_bytes} bytes of rows and ids, {sum(held.values())} are held already by "
+                f"{len(held)} versions, and memory_budget_bytes is {budget}: retire a version first, or raise it"
+            )
 
     def _register(self, server: grpc.Server) -> None:
         lookup_pb2_grpc.add_LookupServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]

@@ -148,6 +148,12 @@ class Release:
         return self.manifest.tables
 
     @property
+    def lookup_bytes(self) -> int:
+        """Bytes of the lookup half: what it takes of memory once all of it was read."""
+        files: Mapping[str, Mapping[str, int]] = self._artifact.manifest["files"]
+        return sum(entry["bytes"] for name, entry in files.items() if name.startswith("lookup/"))
+
+    @property
     def upper_path(self) -> Path:
         """The exported upper model."""
         return self._artifact.file(UPPER)

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.options import Settings, parse_settings
+from pipeline.output import emit_json
 
 app = typer.Typer(no_args_is_help=True, help="Serve a release: rows from CPU memory, scores from the upper model.")
 
 Releases = Annotated[list[Path], typer.Option("--release", help="Folder of a release; give several to serve several versions.")]
 Listen = Annotated[str, typer.Option(help="HOST:PORT or unix:/PATH; port 0 lets the system choose.")]
 Certificate = Annotated[Path | None, typer.Option(help="PEM file of the server's certificate chain.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as JSON, and end.")]
 Key = Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")]
 
 
@@ -24,11 +26,16 @@ def lookup(
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     settings: Settings = None,
+    print_config: PrintConfig = False,
 ) -> None:
     """Answers requests for rows until SIGTERM, then drains."""
     import serving
 
-    serving.serve_lookup(serving.LookupConfig(**_fields(release, listen, tls_certificate, tls_key), **parse_settings(settings)))
+    config = serving.LookupConfig(**_fields(release, listen, tls_certificate, tls_key), **parse_settings(settings))
+    if print_config:
+        emit_json(config.model_dump(mode="json"))
+        return
+    serving.serve_lookup(config)
 
 
 @app.command()
@@ -39,12 +46,17 @@ def ranker(
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     settings: Settings = None,
+    print_config: PrintConfig = False,
 ) -> None:
     """Answers ranking requests until SIGTERM, then drains."""
     import serving
 
     fields = _fields(release, listen, tls_certificate, tls_key)
-    serving.serve_ranker(serving.RankerConfig(**fields, lookup=lookup, **parse_settings(settings)))
+    config = serving.RankerConfig(**fields, lookup=lookup, **parse_settings(settings))
+    if print_config:
+        emit_json(config.model_dump(mode="json"))
+        return
+    serving.serve_ranker(config)
 
 
 def _fields(releases: list[Path], listen: str, certificate: Path | None, key: Path | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving import AdminClient, InvalidRequestError, LookupConfig, LookupServer, UnauthenticatedError
+from serving import AdminClient, InvalidRequestError, LookupConfig, LookupServer, OverloadedError, UnauthenticatedError
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,17 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(administered, rele
         with pytest.raises(InvalidRequestError, match="shadow traffic is a ranker's"):
             admin.shadow(release.version, 0.5)
         assert [entry.version for entry in admin.status().versions] == [release.version]
+
+
+def test_a_release_beyond_the_memory_budget_is_refused_before_it_is_read(release, other_release):
+    budget = release.lookup_bytes + other_release.lookup_bytes - 1
+    with pytest.raises(OverloadedError, match="memory_budget_bytes is 10"):
+        LookupServer(LookupConfig(releases=(release.path,), memory_budget_bytes=10))
+    with LookupServer(LookupConfig(releases=(release.path,), memory_budget_bytes=budget)) as server:
+        with pytest.raises(OverloadedError, match="retire a version first"):
+            server.load(other_release.path)
+        assert server.load(release.path) == release.version  # it is there already
+        assert server.versions == (release.version,)
+    with LookupServer(LookupConfig(releases=(release.path,), memory_budget_bytes=budget + 1)) as server:
+        server.load(other_release.path)
+        assert len(server.versions) == 2
