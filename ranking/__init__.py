@@ -1,6 +1,8 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
 
+from ranking.assembly import make_id_maps, make_model
 from ranking.calibration import CalibrationBucket, calibration_buckets, correct_for_sampling, expected_calibration_error
+from ranking.columns import Columns
 from ranking.config import Arm, RankingConfig, arm_config
 from ranking.coverage import InitReport, TableCoverage
 from ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
@@ -17,6 +19,7 @@ from ranking.model import RankingModel
 from ranking.negatives import WEIGHTINGS, Weighting
 from ranking.recent import RecentPins, recent_pins
 from ranking.segments import evaluate_segments, standard_segments
+from ranking.sharded import ShardedTrainer
 from ranking.sources import TableSource
 from ranking.training import RankingResult, train
 from ranking.upper import UpperModel
@@ -26,6 +29,7 @@ __all__ = [
     "Arm",
     "Batch",
     "CalibrationBucket",
+    "Columns",
     "DeLongTest",
     "ExampleLoader",
     "Examples",
@@ -37,6 +41,7 @@ __all__ = [
     "RankingModel",
     "RankingResult",
     "RecentPins",
+    "ShardedTrainer",
     "TableCoverage",
     "TableSource",
     "TableSpec",
@@ -57,6 +62,8 @@ __all__ = [
     "export_model",
     "init_tables",
     "load_model",
+    "make_id_maps",
+    "make_model",
     "quantized_scores",
     "read_examples",
     "recent_pins",

@@ -99,7 +99,9 @@ class RankingModel(nn.Module):
         parts = [rows[:, group.columns] for group in self.layout.groups]
         lengths = [torch.full((len(part),), part.shape[1], dtype=torch.int32, device=rows.device) for part in parts]
         values = torch.cat([part.reshape(-1) for part in parts])
-        found = self.tables(KeyedJaggedTensor(keys=list(self.layout.features), values=values, lengths=torch.cat(lengths)))
+        jagged = KeyedJaggedTensor(keys=list(self.layout.features), values=values, lengths=torch.cat(lengths))
+        # A sharded collection gives what is not there yet: asking for its items waits.
+        found = dict(self.tables(jagged).items())
         looked_up = {}
         for group, part in zip(self.layout.groups, parts, strict=True):
             names = [f"{group.feature}@{spec.name}" if len(group.specs) > 1 else group.feature for spec in group.specs]

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from ranking.heads import Heads
 
 
-def training_loss(logits: Tensor, ctr: Tensor, cvr: Tensor, cvr_known: Tensor, *, heads: Heads, cvr_weight: float) -> Tensor:
+def training_loss(
+    logits: Tensor,
+    ctr: Tensor,
+    cvr: Tensor,
+    cvr_known: Tensor,
+    *,
+    heads: Heads,
+    cvr_weight: float,
+    num_counted: Tensor | None = None,
+) -> Tensor:
     """The loss of a batch.
 
     With shared bottom and MMoE, CVR's cross entropy is over the examples whose conversion is known. With ESMM it is that
@@ -27,6 +36,7 @@ def training_loss(logits: Tensor, ctr: Tensor, cvr: Tensor, cvr_known: Tensor, *
         cvr_known: 1 where a click's conversion is known, else 0, [B].
         heads: The heads that gave the logits.
         cvr_weight: Weight of CVR's loss beside CTR's of 1.
+        num_counted: What to divide the sum of CVR's losses by, where this is a part of a batch; None: its known labels.
 
     Returns:
         A scalar.
@@ -36,7 +46,8 @@ def training_loss(logits: Tensor, ctr: Tensor, cvr: Tensor, cvr_known: Tensor, *
         losses, counted = product_losses(logits, cvr), torch.maximum(cvr_known, 1 - ctr)
     else:
         losses, counted = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none"), cvr_known
-    return loss + cvr_weight * (losses * counted).sum() / counted.sum().clamp(min=1)
+    divisor = counted.sum().clamp(min=1) if num_counted is None else num_counted.clamp(min=1e-6)
+    return loss + cvr_weight * (losses * counted).sum() / divisor
 
 
 def product_losses(logits: Tensor, converted: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from tables import Snapshot, SnapshotTable
 
-from .sharded_rank import fill_cases
+from .sharded_rank import TRAINED, fill_cases, train_cases
 
 RANK = Path(__file__).with_name("sharded_rank.py")
 NUM_RANKS = 2
@@ -62,3 +62,20 @@ def test_two_ranks_fill_the_rows_that_one_process_fills(whole: dict[str, Any], p
     assert reports[0] == reports[1]
     for name, value in whole[f"{case}_report"].items():
         assert reports[0][name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+@pytest.mark.parametrize("case", list(TRAINED))
+def test_two_ranks_take_the_steps_that_one_process_takes(parts: list[dict[str, Any]], case: str) -> None:
+    whole = {name: value for name, value in train_cases().items() if name.startswith(case)}
+    assert {name for name in parts[0] if name.startswith(case)} == set(whole)
+    assert len(whole) > 10
+    for name, expected in whole.items():
+        if name.endswith("_losses"):
+            for part in parts:
+                assert part[name] == pytest.approx(expected, rel=1e-5), name
+            continue
+        found = [part[name] for part in parts]
+        if found[0].shape != expected.shape:
+            found = [torch.cat(found)]  # a table's rows are divided among the ranks
+        for values in found:
+            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
