@@ -9,6 +9,7 @@ lost_requests got no answer in a minute of asking again. The load is half of wha
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import tempfile
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
 from benchmarks.harness.chaos import VICTIMS, Chaos
 from benchmarks.harness.load import Asker
+
+logger = logging.getLogger(__name__)
 
 CLIENTS = 2
 _FAULTS = {name: Metric(name=name, unit="", better=LOWER) for name in ("mixed_scores", "lost_requests", "unexplained_errors")}
@@ -42,6 +45,8 @@ def run(quick: bool) -> Iterator[Row]:
                     chaos.roll_back(next(victims), chooser.choice(VICTIMS))
             tally = chaos.finish()
             unexplained = chaos.unexplained(tally)
+    for error in unexplained:
+        logger.warning("unexplained: %s: %s", type(error).__name__, error)
     config = {"rollouts": num_rollouts, "rollbacks": num_rollouts // 2, "clients": CLIENTS, "interval_ms": interval_s * 1e3}
     case = f"{num_rollouts} rollouts, {num_rollouts // 2} rollbacks"
     counts = {"mixed_scores": tally.mixed, "lost_requests": tally.lost, "unexplained_errors": len(unexplained)}

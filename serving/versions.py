@@ -50,18 +50,30 @@ class Leases:
 
 
 class Lease(Generic[T]):
-    """Holds a version within a ``with`` block; a class, since a generator costs microseconds at each request."""
+    """Holds a version within a ``with`` block; a class, since a generator costs microseconds at each request.
 
-    __slots__ = ("_leases", "_loaded", "_version")
+    Raises:
+        VersionNotLoadedError: On entering: the wanted version is not loaded, or none is.
+    """
 
-    def __init__(self, leases: Leases, version: str, loaded: T):
+    __slots__ = ("_leases", "_version", "_versions", "_wanted")
+
+    def __init__(self, versions: LoadedVersions[T], leases: Leases, wanted: str):
+        self._versions = versions
         self._leases = leases
-        self._version = version
-        self._loaded = loaded
+        self._wanted = wanted
+        self._version = ""
 
     def __enter__(self) -> tuple[str, T]:
-        self._leases.take(self._version)
-        return self._version, self._loaded
+        while True:
+            version, loaded = self._versions.resolve(self._wanted)
+            self._leases.take(version)
+            # Whoever retires a version forgets it first and counts its readers then. If it is still there now, this reader is
+            # counted; if not, it may have come too late, and must not begin.
+            if version in self._versions.versions:
+                self._version = version
+                return version, loaded
+            self._leases.give_back(version)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._leases.give_back(self._version)
@@ -119,12 +131,8 @@ class LoadedVersions(Generic[T]):
             self._state = (self._state[0], version)
 
     def lease(self, wanted: str) -> Lease[T]:
-        """Hold a version for the length of a request: see `resolve`, and `num_readers`.
-
-        Raises:
-            VersionNotLoadedError: The wanted version is not loaded, or none is.
-        """
-        return Lease(self._leases, *self.resolve(wanted))
+        """Hold a version for the length of a request: see `resolve`, and `num_readers`."""
+        return Lease(self, self._leases, wanted)
 
     def num_readers(self, version: str) -> int:
         """How many requests under way hold a version."""

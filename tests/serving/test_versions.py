@@ -108,3 +108,27 @@ def test_readers_always_find_a_current_version_while_writers_swap():
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("wanted", ["old", ""])
+def test_a_version_that_is_retired_between_finding_and_holding_it_is_not_held(monkeypatch, wanted):
+    loaded: LoadedVersions[int] = LoadedVersions("server")
+    loaded.add("old", 1)
+    take = loaded._leases.take
+
+    def retire_and_take(version):
+        if "old" in loaded.versions:  # as an administrator does, at the worst moment
+            loaded.add("new", 2)
+            loaded.retire("old")
+            assert loaded.wait_for_readers("old", 0)
+        take(version)
+
+    monkeypatch.setattr(loaded._leases, "take", retire_and_take)
+    if wanted:
+        with pytest.raises(VersionNotLoadedError), loaded.lease(wanted):
+            pass
+    else:
+        with loaded.lease(wanted) as held:
+            assert held == ("new", 2)
+            assert loaded.num_readers("new") == 1
+    assert (loaded.num_readers("old"), loaded.num_readers("new")) == (0, 0)
