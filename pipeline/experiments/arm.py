@@ -36,8 +36,13 @@ class Facet(BaseModel):
 
     @property
     def lineage(self) -> tuple[Facet, ...]:
-        """The pretrainings that it goes on with, the oldest first, and itself."""
-        return (self,) if self.starts_from is None else (*self.starts_from.lineage, self)
+        """What has to be there before it, the oldest first, and itself."""
+        return (self,) if self.parent is None else (*self.parent.lineage, self)
+
+    @property
+    def parent(self) -> Facet | None:
+        """The facet that it is made from: the one whose vectors it shuffles, or the one that it goes on with."""
+        return self.model_copy(update={"shuffled": False}) if self.shuffled else self.starts_from
 
 
 class Hashing(BaseModel):

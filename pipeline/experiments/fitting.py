@@ -73,7 +73,7 @@ def pretrain(
     Snapshot.write(
         directory / stages.SNAPSHOT,
         facet=facet.name,
-        tables={name: _table(snapshot, name, seed=seed, shuffled=facet.shuffled) for name in snapshot.node_types},
+        tables={name: SnapshotTable(ids=snapshot.ids(name), vectors=snapshot.vectors(name)) for name in snapshot.node_types},
         parents=[snapshot.fingerprint],
         window=snapshot.manifest["window"],
         metrics=result.metrics,
@@ -83,6 +83,30 @@ def pretrain(
         "window": snapshot.manifest["window"],
         "cpu_seconds": time.process_time() - started,
     }
+
+
+def shuffle(directory: Path, say: Say, *, facet: Facet, snapshot_path: Path | None, seed: int) -> dict[str, Any]:
+    """Writes a snapshot in which each id has the vector of another of its type.
+
+    Args:
+        directory: Where to write.
+        say: Told of the progress.
+        facet: Its name is the snapshot's.
+        snapshot_path: The snapshot whose vectors are shuffled.
+        seed: The run's seed.
+    """
+    if snapshot_path is None:
+        raise ValueError(f"facet {facet.name!r} has no snapshot to shuffle")
+    snapshot = Snapshot.load(snapshot_path)
+    tables = {}
+    for name in snapshot.node_types:
+        vectors = snapshot.vectors(name)
+        order = np.random.default_rng(seed).permutation(len(vectors))
+        tables[name] = SnapshotTable(ids=snapshot.ids(name), vectors=vectors[order])
+    say(f"{len(tables)} tables")
+    window = snapshot.manifest["window"]
+    Snapshot.write(directory / stages.SNAPSHOT, facet=facet.name, tables=tables, parents=[snapshot.fingerprint], window=window)
+    return {"metrics": {}, "window": window, "cpu_seconds": 0.0}
 
 
 def sample_examples(
@@ -225,14 +249,6 @@ def load_examples(folder: Path, split: str, without: Sequence[str] = ()) -> Exam
         dense=np.ascontiguousarray(examples.dense[:, kept]),
         dense_names=tuple(examples.dense_names[number] for number in kept),
     )
-
-
-def _table(snapshot: Snapshot, node_type: str, *, seed: int, shuffled: bool) -> SnapshotTable:
-    vectors = snapshot.vectors(node_type)
-    if shuffled:
-        order = np.random.default_rng(seed).permutation(len(vectors))
-        vectors = vectors[order]
-    return SnapshotTable(ids=snapshot.ids(node_type), vectors=vectors)
 
 
 def _hashed(

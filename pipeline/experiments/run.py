@@ -15,7 +15,7 @@ from pipeline import stages
 from pipeline.experiments.arm import Arm, Facet
 from pipeline.experiments.comparison import compare
 from pipeline.experiments.experiment import Experiment, Settings
-from pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples
+from pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples, shuffle
 from pipeline.experiments.statistics import holm
 from pipeline.workspace import Stage, Task, Workspace, content_key
 
@@ -117,16 +117,15 @@ class _Run:
         )
 
     def _pretrain_task(self, name: str, facet: Facet, seed: int) -> Task:
-        older = None if facet.starts_from is None else self.snapshots[_facet_name(facet.starts_from, seed)]
+        older = None if facet.parent is None else self.snapshots[_facet_name(facet.parent, seed)]
+        older_path = None if older is None else older.path / TRAINED
+        if facet.shuffled:
+            run = partial(shuffle, facet=facet, snapshot_path=older_path, seed=seed)
+        else:
+            run = partial(pretrain, store_path=self.store, facet=facet, seed=seed, older_path=older_path)
         return Task(
             name=name,
-            run=partial(
-                pretrain,
-                store_path=self.store,
-                facet=facet,
-                seed=seed,
-                older_path=None if older is None else older.path / TRAINED,
-            ),
+            run=run,
             config={"facet": _given(facet), "seed": seed},
             rooms=(facet.method, "tables", "graphdb"),
             parents=(self.graph,) if older is None else (self.graph, older),
