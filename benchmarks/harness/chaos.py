@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 Victim = Literal["lookup", "ranker", "controller", "publisher"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
-_GRACE_S = 1.0
-"""After a server is back: how long a client may still see it away, since connections are tried again at intervals."""
+_GRACE_S = 1.5
+"""After a server is back, how long a client may see it away: gRPC connects again after 1 s at most, give or take a fifth."""
 
 
 class Chaos:
