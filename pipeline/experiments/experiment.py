@@ -61,8 +61,14 @@ class Experiment(BaseModel):
 
     @property
     def precision_arms(self) -> tuple[str, ...]:
-        """Arms that quantising adds: one a precision, then one a budget."""
-        return (*PRECISIONS, *(mixed_name(share) for share in self.budgets)) if self.quantized else ()
+        """Arms that quantising adds: one a precision; with budgets, INT4 rounded as theirs, then one a budget."""
+        if not self.quantized:
+            return ()
+        return (*PRECISIONS, *((REFIT, *map(mixed_name, self.budgets)) if self.budgets else ()))
+
+
+#: Arm with INT4 rows that are rounded by least squares, as rows of mixed precision are; "int4" rounds by minimum and maximum.
+REFIT = "refit"
 
 
 def mixed_name(share: float) -> str:

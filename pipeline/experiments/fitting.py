@@ -18,7 +18,7 @@ import ranking
 from contrastive.graph_facet import LightGcnConfig, train_lightgcn
 from graphdb import GraphStore
 from pipeline import stages
-from pipeline.experiments.experiment import mixed_name
+from pipeline.experiments.experiment import REFIT, mixed_name
 from pipeline.workspace import Say
 from ranking import Examples
 from tables import IdMap, Lifecycle, MixedTable, Snapshot, SnapshotTable, WarmStart, plan_precision, row_bytes
@@ -211,8 +211,7 @@ def quantize(
     if budgets:
         model, train = ranking.load_model(model_path), load_examples(examples_path, "train", without)
         reads = _reads(model, train)
-    for share in budgets:
-        name = mixed_name(share)
+    for name, share in ((REFIT, None), *((mixed_name(share), share) for share in budgets)) if budgets else ():
         mixed = {table: _mix(directory / f"{name}.{table}", model.tables[table], reads[table], share) for table in model.tables}
         tables = {table: rows.lookup(np.arange(rows.num_rows)) for table, rows in mixed.items()}
         np.save(directory / f"{name}.npy", model.score_with(test, tables))
@@ -224,8 +223,13 @@ def quantize(
     return result
 
 
-def _mix(path: Path, vectors: Tensor, reads: NDArray[np.int64], share: float) -> MixedTable:
-    """Writes a table whose rows have the precisions that suit how often they are read, within a share of INT4's bytes."""
+def _mix(path: Path, vectors: Tensor, reads: NDArray[np.int64], share: float | None) -> MixedTable:
+    """Writes a table whose rows have the precisions that suit how often they are read, within a share of INT4's bytes.
+
+    With no share, all rows are INT4.
+    """
+    if share is None:
+        return MixedTable.write(path, vectors, "int4")
     budget = round(share * len(vectors) * row_bytes(vectors.shape[1], "int4"))
     return MixedTable.write(path, vectors, plan_precision(vectors, reads, budget))
 

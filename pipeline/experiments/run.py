@@ -14,7 +14,7 @@ import ranking
 from pipeline import stages
 from pipeline.experiments.arm import Arm, Facet
 from pipeline.experiments.comparison import compare
-from pipeline.experiments.experiment import Experiment, Settings
+from pipeline.experiments.experiment import REFIT, Experiment, Settings
 from pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples, shuffle
 from pipeline.experiments.statistics import holm
 from pipeline.workspace import Stage, Task, Workspace, content_key
@@ -291,6 +291,8 @@ def _fit_name(arm: Arm, trial: int, seed: int) -> str:
 
 
 def _precision_title(name: str) -> str:
+    if name == REFIT:
+        return "rows in INT4, rounded by least squares"
     share = name.removeprefix("mixed")
     return f"rows of mixed precision, {share} times INT4's bytes" if share != name else f"rows in {name.upper()}"
 

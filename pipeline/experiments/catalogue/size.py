@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.experiments.arm import Hashing
 from pipeline.experiments.catalogue.parts import both_facets, without_tables
-from pipeline.experiments.experiment import Comparison, Experiment, Settings, mixed_name
+from pipeline.experiments.experiment import REFIT, Comparison, Experiment, Settings, mixed_name
 
 
 def quantization(settings: Settings) -> Experiment:
@@ -37,12 +37,21 @@ def precision_by_frequency(settings: Settings) -> Experiment:
             *(
                 Comparison(
                     arm=mixed_name(share),
-                    baseline="int4",
-                    claim=f"{share:g} times INT4's bytes, by frequency, beat uniform INT4",
+                    baseline=REFIT,
+                    claim=f"{share:g} times INT4's bytes, by frequency, beat uniform INT4 of the same rounding",
                     expectation="higher",
                     by="us",
+                    size=0.0003,
                 )
                 for share in budgets
+            ),
+            Comparison(
+                arm=REFIT,
+                baseline="int4",
+                claim="INT4 rounded by least squares beats INT4 rounded by minimum and maximum",
+                expectation="higher",
+                by="us",
+                size=0.0003,
             ),
             Comparison(
                 arm=mixed_name(budgets[-1]),
