@@ -186,7 +186,7 @@ class _Run:
                         without=arm.without,
                         budgets=self.experiment.budgets,
                     ),
-                    config={"budgets": list(self.experiment.budgets)},
+                    config={"arms": list(self.experiment.precision_arms), "budgets": list(self.experiment.budgets)},
                     rooms=("ranking", "tables"),
                     parents=(model, examples),
                 )
