@@ -1,9 +1,9 @@
-"""Filtered test MRR of each model, trained against all entities; and the validation MRR against CPU time that it took.
+"""Filtered test MRR of each model, its configuration chosen on validation; and validation MRR against the CPU time it took.
 
 Each run is kept below $KGE_RUNS (default: build/kge_quality) by the hash of its configuration: a finished one is read, an
-interrupted one goes on with its next epoch. One that is not there is "not run", beside the command that runs it, unless
+interrupted one goes on from its checkpoint. One that is not there is "not run", beside the command that runs it, unless
 $KGE_RUN names its case ("fb15k-237/complex") or is "all". The test set is ranked once, when a run ends. --quick reads what is
-there and trains nothing.
+there and trains nothing. Finished runs that are published with the project lie in docs/results/kge_quality.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import data_folder, load_split
-from kge import FullSoftmaxConfig, KgeConfig, KgeValidation, TripleSplit, evaluate, known_pairs
-from kge.full_trainer import FullTrainer
-from tables.checkpoint import SavedState
+from kge import FullSoftmaxConfig, KgeConfig, KgeValidation, evaluate, known_pairs, train_triples
+from tables.training import Lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +55,13 @@ class Case:
     @property
     def name(self) -> str:
         """Dataset, model, and what tells it apart."""
-        return f"{self.dataset}/{self.config.model}{self.suffix}"
+        seed = f", seed {self.config.seed}" if self.config.seed else ""
+        return f"{self.dataset}/{self.config.model}{self.suffix}{seed}"
 
     @property
     def key(self) -> str:
-        """The hash of all that a result depends on."""
-        document = json.dumps([self.dataset, self.config.model_dump(mode="json")], sort_keys=True)
+        """The hash of all that a result depends on; an option that is added later, and not used, does not change it."""
+        document = json.dumps([self.dataset, self.config.model_dump(mode="json", exclude_defaults=True)], sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
@@ -132,30 +130,16 @@ def train_case(case: Case) -> dict[str, Any] | None:
         logger.warning("%s is skipped: there is no %s; set KGE_DATA", case.name, data_folder() / case.dataset)
         return None
     RUNS.mkdir(parents=True, exist_ok=True)
-    trainer = FullTrainer(split, case.config, np.random.default_rng(case.config.seed))
-    progress, position = _resume(trainer, case), trainer.state.position
-    known, valid, every = known_pairs(*split), split.valid.edges(), case.config.validation.every
-    while position.epoch < case.config.epochs:
-        begin = time.process_time()
-        row = trainer.run_epoch()
-        progress["cpu_seconds"] += time.process_time() - begin
-        if position.epoch % every == 0:
-            row |= _totals(evaluate(trainer.predictor(), valid, known))
-            progress["curve"].append([progress["cpu_seconds"], row["filtered_mrr"]])
-            logger.info(
-                "%s, epoch %d, %.0f CPU s: %.4f", case.name, position.epoch, progress["cpu_seconds"], row["filtered_mrr"]
-            )
-        position.history.append(row)
-        _keep(trainer, case, progress)
-    return _finish(trainer, case, split, progress)
-
-
-def _finish(trainer: FullTrainer, case: Case, split: TripleSplit, progress: dict[str, Any]) -> dict[str, Any]:
-    known, predictor = known_pairs(*split), trainer.predictor()
-    record = progress | {
+    clock = _Clock(RUNS / f"{case.key}.curve.json")
+    lifecycle = Lifecycle(checkpoint=RUNS / f"{case.key}.checkpoint", every_seconds=120, resume=True)
+    result = train_triples(split, case.config, progress=partial(clock.tick, case.name), lifecycle=lifecycle)
+    known, predictor = known_pairs(*split), result.predictor()
+    record = {
         "case": case.name,
         "config": case.config.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
+        "cpu_seconds": clock.cpu_seconds,
+        "curve": clock.curve,
         "valid": _totals(evaluate(predictor, split.valid.edges(), known)),
         "test": _totals(evaluate(predictor, split.test.edges(), known)),
     }
@@ -163,27 +147,56 @@ def _finish(trainer: FullTrainer, case: Case, split: TripleSplit, progress: dict
     return record
 
 
-def _resume(trainer: FullTrainer, case: Case) -> dict[str, Any]:
-    path = RUNS / f"{case.key}.safetensors"
-    if not path.exists():
-        return {"cpu_seconds": 0.0, "curve": []}
-    with safe_open(path, framework="pt") as file:
-        kept = json.loads(file.metadata()["state"])
-    trainer.state.position.restore(kept["position"])
-    trainer.state.restore(SavedState(tensors=load_file(path), fields=kept["fields"]))
-    progress: dict[str, Any] = kept["progress"]
-    return progress
+class _Clock:
+    """CPU seconds of a run over all the processes that it took, validations included.
 
+    What a killed process did after its last epoch is not counted; what is done again after it is.
+    """
 
-def _keep(trainer: FullTrainer, case: Case, progress: dict[str, Any]) -> None:
-    """Write the state beside the last one, then put it in its place."""
-    saved = trainer.state.save()
-    kept = {"fields": saved.fields, "position": trainer.state.position.to_fields(), "progress": progress}
-    path = RUNS / f"{case.key}.safetensors"
-    new = path.with_suffix(".new")
-    save_file(dict(saved.tensors), new, metadata={"state": json.dumps(kept)})
-    new.replace(path)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cpu_seconds = 0.0
+        self.curve: list[list[float]] = []
+        if path.exists():
+            kept = json.loads(path.read_text())
+            self.cpu_seconds, self.curve = kept["cpu_seconds"], kept["curve"]
+        self._begin = time.process_time()
+
+    def tick(self, name: str, row: Mapping[str, float]) -> None:
+        """Count an epoch."""
+        now = time.process_time()
+        self.cpu_seconds += now - self._begin
+        self._begin = now
+        if "filtered_mrr" in row:
+            self.curve.append([self.cpu_seconds, row["filtered_mrr"]])
+            logger.info("%s, epoch %d, %.0f CPU s: %.4f", name, row["epoch"], self.cpu_seconds, row["filtered_mrr"])
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({"cpu_seconds": self.cpu_seconds, "curve": self.curve}))
+        new.replace(self.path)
 
 
 def _totals(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "/" not in name}
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw validation MRR against CPU minutes, a panel a dataset and a line a case."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    runs = [row for row in rows if row["metric"] == FILTERED_MRR.name]
+    datasets = sorted({row["config"]["dataset"] for row in runs}) or ["none"]
+    figure, axes = plt.subplots(1, len(datasets), figsize=(6.5 * len(datasets), 4.6), layout="constrained", squeeze=False)
+    for panel, dataset in zip(axes[0], datasets, strict=True):
+        for row in runs:
+            if row["config"]["dataset"] != dataset:
+                continue
+            minutes, values = zip(*[(seconds / 60, mrr) for seconds, mrr in row["config"]["curve"]], strict=True)
+            panel.plot(minutes, values, ".-", label=f"{row['case'].removeprefix(dataset + '/')} (test {row['value']:.3f})")
+        panel.set(title=dataset, xlabel="CPU minutes", ylabel="filtered MRR, validation")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
