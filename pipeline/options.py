@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the configuration; the value is JSON or a bare word."),
 ]
+CheckpointEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between two checkpoints.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one: the same command, after a kill or Ctrl-C.")
+]
+
+
+def checkpoint_beside(output: Path) -> Path:
+    """Gives the folder of the checkpoint of a training that will write `output`."""
+    return output.with_name(f"{output.name}.checkpoint")
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.console import stderr
-from pipeline.options import Settings, parse_settings
+from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ Checkpoint = Annotated[
         "--checkpoint",
         help="Folder that keeps the training's last state until the snapshot is written; OUTPUT.checkpoint by default.",
     ),
-]
-CheckpointEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between two checkpoints.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one: the same command, after a kill or Ctrl-C.")
 ]
 WarmStartFrom = Annotated[
     Path | None,
@@ -196,7 +192,7 @@ def _lifecycle(
         msg = "--pull, --keep-state and --new-rows say how to start from an older snapshot; name it with --warm-start"
         raise typer.BadParameter(msg)
     return {
-        "checkpoint": checkpoint or output.with_name(f"{output.name}.checkpoint"),
+        "checkpoint": checkpoint or checkpoint_beside(output),
         "every_seconds": every_seconds,
         "resume": resume,
         "warm_start": warm_start and WarmStart.load(warm_start, pull=pull, keep_state=keep_state, new_rows=new_rows),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.console import stderr
-from pipeline.options import Settings, parse_settings
+from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 Store = Annotated[Path, typer.Argument(help="Graph store with the ranking tables (periods, placements, responses, ...).")]
@@ -17,6 +18,9 @@ Release = Annotated[Path, typer.Argument(help="Folder of a release.")]
 Span = Annotated[tuple[int, int], typer.Option(metavar="FIRST LAST", help="First and last period.")]
 WeightingOption = Annotated[Literal["demand", "uniform"], typer.Option(help="How negatives are drawn.")]
 Seed = Annotated[int, typer.Option(help="Seed of the negatives.")]
+RecentPinsOption = Annotated[
+    int, typer.Option(min=0, help="Recent pins of the user that each example has, for a model with --set sequence=...")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def train(
+def train(  # noqa: PLR0913, PLR0917 - an argument an option
     store: Store,
     output: Annotated[Path, typer.Argument(help="Model to write: a folder that does not exist yet.")],
     snapshot: Annotated[list[Path] | None, typer.Option(help="Snapshot to start tables from, one a facet.")] = None,
@@ -41,14 +45,25 @@ def train(
     ] = 49,
     weighting: WeightingOption = "demand",
     seed: Seed = 0,
+    recent_pins: RecentPinsOption = 0,
     settings: Settings = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the last state until the model is written; OUTPUT.checkpoint by default."),
+    ] = None,
+    checkpoint_every: CheckpointEvery = 600.0,
+    resume: Resume = False,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.jsonl, a line a validation, and TensorBoard's files if it is there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains a CTR/CVR model whose tables start from snapshots."""
     import ranking
     from graphdb import GraphStore
     from pipeline.stages import period_start
-    from tables import Snapshot
+    from pipeline.training import StopOnSignal, TrainingDisplay
+    from tables import Lifecycle, Snapshot
 
     if output.exists():
         msg = f"{output} exists; name a folder that does not"
@@ -65,17 +80,32 @@ def train(
                 weighting=weighting,
                 seed=seed + number,
                 labels_known_before=before,
+                features=ranking.FeatureConfig(recent_pins=recent_pins),
             )
             for number, ((first, last), before) in enumerate(((training, known), (validation, None)))
         ]
-        status.update("training")
+        status.update("reading snapshots")
         snapshots = [Snapshot.load(path) for path in snapshot or []]
         facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
         if arm == "pretrained":
             facets["pretrained_facets"] = facets["facets"]
         config = ranking.arm_config(arm, **{**facets, **parse_settings(settings)})
-        result = ranking.train(examples[0], examples[1], config, snapshots=snapshots if arm == "pretrained" else [])
-        ranking.export_model(output, result)
+    kept = checkpoint or checkpoint_beside(output)
+    with TrainingDisplay("examples") as display, StopOnSignal() as stop:
+        result = ranking.train(
+            examples[0],
+            examples[1],
+            config,
+            snapshots=snapshots if arm == "pretrained" else [],
+            progress=display.on_epoch,
+            lifecycle=Lifecycle(
+                checkpoint=kept, every_seconds=checkpoint_every, resume=resume, on_step=display.on_step, stop=stop.event
+            ),
+            log_folder=logs,
+        )
+    ranking.export_model(output, result)
+    # The model stands for good: there is nothing left to go on with.
+    shutil.rmtree(kept, ignore_errors=True)
     if as_json:
         emit_json({"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")})
     else:
@@ -91,6 +121,7 @@ def evaluate(
         Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Precision that the tables' rows go through.")
     ] = "fp32",
     seed: Seed = 2,
+    recent_pins: RecentPinsOption = 0,
     as_json: AsJson = False,
 ) -> None:
     """Scores the exposures of some periods and prints metrics with intervals over users."""
@@ -98,7 +129,13 @@ def evaluate(
     from graphdb import GraphStore
 
     with GraphStore.open(store, read_only=True) as graph, stderr.status("scoring"):
-        examples = ranking.build_examples(graph, range(periods[0], periods[1] + 1), weighting=weighting, seed=seed)
+        examples = ranking.build_examples(
+            graph,
+            range(periods[0], periods[1] + 1),
+            weighting=weighting,
+            seed=seed,
+            features=ranking.FeatureConfig(recent_pins=recent_pins),
+        )
         scores, num_bytes = ranking.quantized_scores(model, precision, examples)
         metrics = ranking.evaluate(scores, examples)
     if as_json:
