@@ -39,6 +39,12 @@ class RankingConfig(BaseModel):
     facet_lrs: Mapping[str, float] = Field(
         default_factory=dict, description="learning rate of a facet's tables in place of table_lr; 0 keeps them as they are"
     )
+    row_lr_power: float = Field(
+        default=0.0,
+        ge=0,
+        description="a row that occurs n times in the training examples learns at (n / mean n) ** power of its table's rate, "
+        "at most at all of it: rows that are seldom seen stay nearer to where they began",
+    )
     thaw_after_steps: int = Field(
         default=0, ge=0, description="steps in which only the upper model learns, before the tables begin to"
     )
@@ -91,8 +97,10 @@ class RankingConfig(BaseModel):
             raise ValueError(f"facet_lrs is {dict(self.facet_lrs)}; expected rates of 0 or more of the facets {self.facets}")
         if self.freeze_tables and self.reinit_tables:
             raise ValueError("freeze_tables keeps all tables as they are; leave out reinit_tables with it")
-        if self.freeze_tables and (self.thaw_after_steps or self.facet_lrs):
-            raise ValueError("freeze_tables keeps all tables as they are; leave out thaw_after_steps and facet_lrs with it")
+        if self.freeze_tables and (self.thaw_after_steps or self.facet_lrs or self.row_lr_power):
+            raise ValueError(
+                "freeze_tables keeps all tables as they are; leave out thaw_after_steps, facet_lrs and row_lr_power with it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -111,6 +119,7 @@ class RankingConfig(BaseModel):
             or self.sequence == "transformer",
             "num_experts": self.heads == "mmoe",
             "reinit_tables": bool(self.facets) and self.max_epochs > 1,
+            "row_lr_power": bool(self.facets),
         }
         idle = [
             f"{name}={getattr(self, name)!r}"

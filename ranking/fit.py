@@ -71,6 +71,7 @@ class Fit:
             KeyboardInterrupt: If a stop was asked for; the state is saved.
         """
         config, position = self.config, self.position
+        self.optimizers.count_rows(train_columns.rows)
         while position.epoch < config.max_epochs and self.num_since_lowest < config.patience:
             is_new = position.epoch_start is None
             order = position.begin_epoch(lambda _: self._draw_order(len(train_columns)))

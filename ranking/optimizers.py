@@ -33,7 +33,19 @@ class Optimizers:
         dense = [*model.upper.parameters(), *(model.pooling.parameters() if model.pooling is not None else ())]
         self.upper = torch.optim.AdamW(dense, lr=config.upper_lr, weight_decay=config.weight_decay)
         self.tables: dict[str, RowwiseAdagrad] = {}
+        self._row_rates: dict[str, Tensor] = {}
         self.forget_rows()
+
+    def count_rows(self, rows: Tensor) -> None:
+        """Set each row's share of its table's rate by how often it occurs; does nothing without `row_lr_power`.
+
+        Args:
+            rows: int32 [n, columns] of all training examples.
+        """
+        power = self.config.row_lr_power
+        for group in self.model.layout.groups if power else ():
+            counts = torch.bincount(rows[:, group.columns].reshape(-1), minlength=group.specs[0].num_rows).float()
+            self._row_rates[group.feature] = (counts / counts[counts > 0].mean()).pow(power).clamp(max=1.0)
 
     def forget_rows(self) -> None:
         """Start the tables' optimisers anew."""
@@ -57,8 +69,13 @@ class Optimizers:
         for group in self.model.layout.groups if gradients else ():
             indices = rows[:, group.columns].reshape(-1).contiguous()
             touched, sums = accumulate_rows(indices, gradients[group.feature].reshape(len(indices), -1))
+            rates = self._row_rates.get(group.feature)
             for spec, gradient in zip(group.specs, sums.chunk(len(group.specs), dim=1), strict=True):
-                self.tables[spec.name].step(self.model.table(spec.name), touched, gradient.contiguous())
+                table = self.model.table(spec.name)
+                before = None if rates is None else table[touched]
+                self.tables[spec.name].step(table, touched, gradient.contiguous())
+                if rates is not None and before is not None:
+                    table[touched] = torch.lerp(before, table[touched], rates[touched, None])
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Give all state as named tensors, which may be the living ones."""

@@ -66,12 +66,16 @@ class ShardedTrainer:
         model: The DistributedModelParallel; scores as the ranker does.
 
     Raises:
-        ValueError: If the configuration asks for what this does not do: frozen, thawed or re-initialised tables.
+        ValueError: If the configuration asks for what this does not do: frozen, thawed or re-initialised
+            tables, or rates by row.
     """
 
     def __init__(self, model: RankingModel, config: RankingConfig, device: torch.device) -> None:
-        if config.freeze_tables or config.thaw_after_steps or config.reinit_tables:
-            raise ValueError("sharded training updates tables in every step; leave out freeze, thaw and reinit of tables")
+        if config.freeze_tables or config.thaw_after_steps or config.reinit_tables or config.row_lr_power:
+            raise ValueError(
+                "sharded training updates all rows of a step at their table's rate; leave out freeze, thaw and reinit of "
+                "tables, and row_lr_power"
+            )
         self.config = config
         for module in [module for module in model.modules() if type(module) is nn.BatchNorm1d]:
             module.__class__ = GlobalBatchNorm

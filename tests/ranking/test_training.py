@@ -160,6 +160,21 @@ def test_a_facet_can_learn_at_its_own_rate_or_not_at_all(planted: Planted) -> No
             assert torch.equal(own[name], value) == ("_kge." in name), name
 
 
+def test_seldom_seen_rows_learn_at_a_share_of_the_rate(planted: Planted) -> None:
+    one_step = {"max_epochs": 1, "validations_per_epoch": 1, "batch_size": len(planted.train)}
+    start, whole, shared = (
+        fit(planted, "pretrained", **one_step, **fields) for fields in ({"freeze_tables": True}, {}, {"row_lr_power": 0.5})
+    )
+    rows = torch.from_numpy(start.id_maps["pin"].rows(planted.train.pin_id)).long()
+    counts = torch.bincount(rows, minlength=len(start.model.table("pin_kge"))).float()
+    seen = counts > 0
+    rates = (counts / counts[seen].mean()).sqrt().clamp(max=1)
+    assert 0 < rates[seen].min() < 0.9
+    moved, moved_less = (result.model.table("pin_kge")[seen] - start.model.table("pin_kge")[seen] for result in (whole, shared))
+    assert moved.abs().max() > 0.01
+    torch.testing.assert_close(moved_less, moved * rates[seen, None], atol=1e-6, rtol=1e-4)
+
+
 def test_tables_thaw_after_the_steps_that_were_asked_for(planted: Planted) -> None:
     steps = -(-len(planted.train) // SMALL["batch_size"])
     start, late, last = (
@@ -175,6 +190,8 @@ def test_tables_thaw_after_the_steps_that_were_asked_for(planted: Planted) -> No
 def test_options_that_would_do_nothing_are_refused() -> None:
     with pytest.raises(ValidationError, match="leave out thaw_after_steps"):
         arm_config("pretrained", freeze_tables=True, thaw_after_steps=5)
+    with pytest.raises(ValidationError, match="row_lr_power"):
+        arm_config("pretrained", freeze_tables=True, row_lr_power=0.5)
     with pytest.raises(ValidationError, match="expected rates of 0 or more of the facets"):
         arm_config("pretrained", facet_lrs={"graphsage": 0.1})
 
