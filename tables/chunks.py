@@ -16,51 +16,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 
-from tables.negatives import AliasSampler, UniformSampler, degree_weights
+from tables.frequencies import Frequencies, write_bias
+from tables.negatives import UniformSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-__all__ = ["AnswerIndex", "ChunkCandidates", "ChunkSampler"]
+    from tables.answers import AnswerIndex
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerIndex:
-    """The known answers of each distinct query, as compressed sparse rows.
-
-    Attributes:
-        queries: the number of each edge's query among the distinct ones, int32 [E].
-        indptr: int64 [Q + 1].
-        answers: rows that answer a query, ascending, int32 [indptr[-1]].
-    """
-
-    queries: NDArray[np.int32]
-    indptr: NDArray[np.int64]
-    answers: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, known: NDArray[np.int32], relations: NDArray[np.int32], asked: NDArray[np.int32]) -> AnswerIndex:
-        """Index edges by (known end, relation), in memory of the order of their number.
-
-        Args:
-            known: the end that queries are made of, int32 [E].
-            relations: int32 [E].
-            asked: the end that answers them, int32 [E].
-        """
-        order = np.lexsort((asked, relations, known))
-        starts = np.ones(len(order), dtype=np.bool_)
-        starts[1:] = (known[order[1:]] != known[order[:-1]]) | (relations[order[1:]] != relations[order[:-1]])
-        queries = np.empty(len(order), dtype=np.int32)
-        queries[order] = np.cumsum(starts, dtype=np.int32) - 1
-        indptr = np.append(np.flatnonzero(starts), len(order)).astype(np.int64)
-        return cls(queries=queries, indptr=indptr, answers=asked[order])
+__all__ = ["ChunkCandidates", "ChunkSampler"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +105,8 @@ class ChunkSampler:
         if self.takes_all:
             return
         pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
-        groups = [_Frequencies.of(positives[slice(*pair)], num_degree, degree_power) for pair in pairs]
-        self._frequencies = _Frequencies.concatenate(groups)
+        groups = [Frequencies.of(positives[slice(*pair)], num_degree, degree_power) for pair in pairs]
+        self._frequencies = Frequencies.concatenate(groups)
         self._log_missed_uniform = num_uniform * np.log1p(-1.0 / max(num_rows, 2))
         if not self._corrects:
             return
@@ -222,106 +191,13 @@ class ChunkSampler:
         frequencies = self._frequencies
         arrays = frequencies.bounds, frequencies.seen, frequencies.log_missed_positive, frequencies.log_missed_degree
         full = self.chunk_size, self._bias_of_full_chunks
-        _fill_bias(rows, lengths, groups, *arrays, self._log_missed_uniform, self.num_degree, *full, bias)
+        write_bias(rows, lengths, groups, *arrays, self._log_missed_uniform, self.num_degree, *full, bias)
 
     def __repr__(self) -> str:
         return (
             f"ChunkSampler(num_rows={self.num_rows}, chunk_size={self.chunk_size}, uniform={self.num_uniform}, "
             f"degree={self.num_degree})"
         )
-
-
-class _Frequencies(NamedTuple):
-    """How often rows are positives, group after group.
-
-    Rows that are never a positive are not listed: what a sampler keeps for each of many relations stays as small as its edges.
-
-    Attributes:
-        bounds: of the groups in all others, int64 [G + 1].
-        seen: the rows, ascending within a group, int32 [bounds[-1]].
-        log_missed_positive: log of the chance that one positive is another row, float64.
-        log_missed_degree: that one degree-weighted draw is.
-        stays: of the alias method, see `AliasSampler`: the chance that a drawn place stays itself, float64.
-        alias: the place in its group that it turns into otherwise, int32.
-    """
-
-    bounds: NDArray[np.int64]
-    seen: NDArray[np.int32]
-    log_missed_positive: NDArray[np.float64]
-    log_missed_degree: NDArray[np.float64]
-    stays: NDArray[np.float64]
-    alias: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, positives: NDArray[np.int32], num_degree: int, degree_power: float) -> _Frequencies:
-        """Count one group's."""
-        seen, counts = np.unique(positives, return_counts=True)
-        log_missed_degree, stays, alias = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int32)
-        if num_degree:
-            weights = degree_weights(counts, degree_power)
-            log_missed_degree = _log_missed(weights / weights.sum())
-            stays, alias = AliasSampler(weights).tables
-        bounds = np.array([0, len(seen)], dtype=np.int64)
-        return cls(bounds, seen, _log_missed(counts / counts.sum()), log_missed_degree, stays, alias)
-
-    @classmethod
-    def concatenate(cls, groups: Sequence[_Frequencies]) -> _Frequencies:
-        """Put groups after each other."""
-        bounds = np.cumsum([0, *(len(group.seen) for group in groups)])
-        return cls(bounds, *(np.concatenate(columns) for columns in zip(*(group[1:] for group in groups), strict=True)))
-
-    def draw(self, groups: NDArray[np.int32], size: int, generator: np.random.Generator) -> NDArray[np.int32]:
-        """Draw rows of each of some groups by their weights, int32 [C, size]."""
-        begins, ends = self.bounds[groups][:, None], self.bounds[groups + 1][:, None]
-        places = generator.integers(0, ends - begins, size=(len(groups), size))
-        stays = generator.random(places.shape) < self.stays[begins + places]
-        return self.seen[begins + np.where(stays, places, self.alias[begins + places])]
-
-
-def _log_missed(probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log of the chance that one draw is another row."""
-    missed: NDArray[np.float64] = np.log1p(-np.minimum(probability, 1.0 - 1e-12))
-    return missed
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _fill_bias(
-    rows: Any,
-    lengths: Any,
-    groups: Any,
-    bounds: Any,
-    seen: Any,
-    log_missed_positive: Any,
-    log_missed_degree: Any,
-    log_missed_uniform: float,
-    num_degree: int,
-    full_length: int,
-    bias_of_full_chunks: Any,
-    bias: Any,
-) -> None:
-    """Write minus the log of the chance of each of the rows [C, N] to be among its chunk's candidates."""
-    unseen = -np.log(max(-np.expm1(log_missed_uniform), 1e-30))
-    for chunk in range(len(rows)):
-        group_begin, group_end = bounds[groups[chunk]], bounds[groups[chunk] + 1]
-        for slot in range(rows.shape[1]):
-            row = rows[chunk, slot]
-            begin, end = group_begin, group_end
-            while begin < end:
-                middle = (begin + end) // 2
-                if seen[middle] < row:
-                    begin = middle + 1
-                else:
-                    end = middle
-            if begin == group_end or seen[begin] != row:
-                bias[chunk, slot] = unseen
-                continue
-            if lengths[chunk] == full_length and len(bias_of_full_chunks):
-                bias[chunk, slot] = bias_of_full_chunks[begin]
-                continue
-            log_missed = log_missed_uniform + (lengths[chunk] - 1) * log_missed_positive[begin]
-            if num_degree > 0:
-                log_missed += num_degree * log_missed_degree[begin]
-            bias[chunk, slot] = -np.log(max(-np.expm1(log_missed), 1e-30))
 
 
 @numba.njit(nogil=True, cache=True)

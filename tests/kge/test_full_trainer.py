@@ -82,7 +82,7 @@ def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor
         known_type, asked_type = (src, dst) if side == "tail" else (dst, src)
         key = relation + 2 if config.reciprocal and side == "head" else relation
         model_side = "tail" if config.reciprocal else side
-        parameters = trainer._parameters(relations[key])
+        parameters = trainer._objective.parameters(relations[key])
         query = model.translate(model.project(tables[known_type][known][None], parameters), parameters, model_side)
         candidates = model.project(tables[asked_type], parameters)
         scores = -(query - candidates).square().sum(-1) if model.is_distance else (candidates @ query[0])
@@ -116,7 +116,9 @@ def objective_by_definition(trainer: FullTrainer, tables: dict[str, torch.Tensor
             by_relation = torch.stack(
                 [
                     model.score(
-                        tables[known_type][known][None], tables[asked_type][answer][None], trainer._parameters(relations[k])
+                        tables[known_type][known][None],
+                        tables[asked_type][answer][None],
+                        trainer._objective.parameters(relations[k]),
                     )[0]
                     for k in keys
                 ]

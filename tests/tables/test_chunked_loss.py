@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tables.chunks import AnswerIndex, ChunkCandidates, ChunkSampler
+from tables.answers import AnswerIndex
+from tables.chunks import ChunkCandidates, ChunkSampler
 from tables.occurrences import Occurrences, sum_rows, update_rows
 from tables.rowloss import RowLoss, differentiate_rows
 from tables.rowwise import RowwiseAdagrad, accumulate_rows
