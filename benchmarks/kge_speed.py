@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from kge import KgeConfig, TripleSet, TripleSplit
-from kge.batches import Batch
+from kge.batch import Batch
 from kge.projections import ProjectionKind
 from kge.relations import RelationParameters
 from kge.trainer import Trainer
@@ -35,7 +35,7 @@ GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)
 EDGES_PER_CORE_S = Metric(name="edges_per_core_s", unit="edges/s", better=HIGHER)
 LOSS = Metric(name="loss_per_epoch", unit="nats", better=LOWER)
 
-_BASE: dict[str, Any] = {
+BASE: dict[str, Any] = {
     "dim": 100,
     "batch_size": 1000,
     "chunk_size": 100,
@@ -70,16 +70,16 @@ def run(quick: bool) -> Iterator[Row]:
     shared: dict[str, Any] = {"graph": graph, "threads": torch.get_num_threads()}
     cases = {**_MODELS, **({} if quick else _CURVE)}
     for case, settings in cases.items():
-        config = KgeConfig.model_validate(_BASE | settings)
+        config = KgeConfig.model_validate(BASE | settings)
         before = gemm_flops_per_s()
-        own, per_core = measure(split, config, seconds, _Ours)
+        own, per_core = measure(split, config, seconds, Ours)
         ceiling = max(before, gemm_flops_per_s())
         has_peer = config.distance == "squared" and case not in _CURVE
-        peer = Peer(name="torch", value=measure(split, config, seconds, _PlainTorch)[0]) if has_peer else None
+        peer = Peer(name="torch", value=measure(split, config, seconds, PlainTorch)[0]) if has_peer else None
         described = (
             shared
             | {"gemm_gflops": round(ceiling / 1e9, 1)}
-            | config.model_dump(mode="json", include={*_BASE, "model", "distance", "rank"})
+            | config.model_dump(mode="json", include={*BASE, "model", "distance", "rank"})
         )
         yield Row(case=case, metric=EDGES_PER_S, value=own, peer=peer, config=described)
         flops = 6 * (config.chunk_size + config.num_uniform) * config.dim * 2
@@ -89,16 +89,11 @@ def run(quick: bool) -> Iterator[Row]:
             pykeen = Peer(name="pykeen", value=measure_pykeen(split, num_triples=2_000 if quick else 10_000))
             yield Row(case=case, metric=EDGES_PER_S, value=own, peer=pykeen, config=described)
     if not quick:
-        config = KgeConfig.model_validate(_BASE | {"model": "complex"})
-        losses = [epoch_losses(split, config, kind, 3) for kind in (_Ours, _PlainTorch)]
+        config = KgeConfig.model_validate(BASE | {"model": "complex"})
+        losses = [epoch_losses(split, config, kind, 3) for kind in (Ours, PlainTorch)]
         for epoch, (ours, plain) in enumerate(zip(*losses, strict=True), start=1):
             peer = Peer(name="torch", value=plain)
             yield Row(case=f"complex, epoch {epoch}", metric=LOSS, value=ours, peer=peer, config=shared)
-        for num_edges in (1_000_000, 10_000_000):
-            world = power_law_graph(num_nodes=num_edges // 20, num_relations=237, num_edges=num_edges)
-            own, per_core = measure(world, config, seconds, _Ours)
-            for metric, value in ((EDGES_PER_S, own), (EDGES_PER_CORE_S, per_core)):
-                yield Row(case=f"complex, synthetic {num_edges // 10**6}M edges", metric=metric, value=value, config=shared)
 
 
 def read_graph() -> tuple[TripleSplit, str]:
@@ -139,20 +134,22 @@ def gemm_flops_per_s(size: int = 1024, seconds: float = 0.5) -> float:
     return 2 * size**3 / best
 
 
-class _Ours:
+class Ours:
     """The trainer's own step."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
     def learn(self, batch: Batch, lanes: Lanes) -> float:
+        """Take a step; gives the sum of its edges' losses."""
         return self._trainer.learn(batch, lanes)
 
     def lanes(self) -> Lanes:
+        """Start the threads that it runs on."""
         return Lanes().__enter__()
 
 
-class _PlainTorch:
+class PlainTorch:
     """The same step by autograd over the rows of a batch, then index_add and row-wise Adagrad; torch's own threads."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -165,12 +162,14 @@ class _PlainTorch:
         self._sizes = {name: value.shape for name, value in shapes.items()}
 
     def lanes(self) -> Lanes:
+        """Start the threads that it runs on."""
         threads = torch.get_num_threads()
         lanes = Lanes().__enter__()
         torch.set_num_threads(threads)
         return lanes
 
     def learn(self, batch: Batch, lanes: Lanes) -> float:
+        """Take a step; gives the sum of its edges' losses."""
         del lanes
         projects = self._model.projection.kind != ProjectionKind.NONE
         weights = torch.from_numpy(batch.weights)
@@ -218,7 +217,7 @@ def _sum_by_row(rows: list[Tensor], gradients: tuple[Tensor, ...]) -> tuple[Tens
     return distinct, flat.new_zeros(len(distinct), flat.shape[1]).index_add_(0, places, flat)
 
 
-def measure(split: TripleSplit, config: KgeConfig, seconds: float, kind: type[_Ours | _PlainTorch]) -> tuple[float, float]:
+def measure(split: TripleSplit, config: KgeConfig, seconds: float, kind: type[Ours | PlainTorch]) -> tuple[float, float]:
     """Edges a second, and a second of processor time, over whole batches, drawing included, after a few to warm up."""
     trainer = Trainer(split, config, np.random.default_rng(0))
     side, generator = kind(trainer), np.random.default_rng(1)
@@ -242,7 +241,7 @@ def measure(split: TripleSplit, config: KgeConfig, seconds: float, kind: type[_O
         lanes.__exit__(None, None, None)
 
 
-def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[_Ours | _PlainTorch], num_epochs: int) -> list[float]:
+def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainTorch], num_epochs: int) -> list[float]:
     """The mean loss of each epoch, both kinds fed with the same batches."""
     trainer = Trainer(split, config, np.random.default_rng(0))
     side, generator = kind(trainer), np.random.default_rng(1)

@@ -28,8 +28,18 @@ _ONLY_SAMPLED = (
     "partitions",
     "memory_limit_gb",
     "distinct_edges",
+    "dropout",
+    "table_dtype",
 )
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
+
+
+def _is_off(value: object) -> bool:
+    """Whether an option that is younger than the others is at its default.
+
+    It is not written then, so that configurations, and what is kept by them (checkpoints, results), stay what they were.
+    """
+    return value in {0.0, "fp32", None}
 
 
 class KgeValidation(BaseModel):
@@ -116,6 +126,14 @@ class KgeConfig(BaseModel):
         description="weight of the cubed moduli of an edge's two entities' coordinates in its loss; with full_softmax, of its "
         "relation's too (Lacroix et al., ICML 2018)",
     )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance of each number of a query to be dropped, of models that score by a dot product (full_softmax has "
+        "its own)",
+        exclude_if=_is_off,
+    )
     relation_weights: dict[str, float] = Field(
         default_factory=dict, description="relation name -> weight of its loss; 1 where not named, 0 leaves it out"
     )
@@ -126,6 +144,12 @@ class KgeConfig(BaseModel):
         default=None,
         description="compare each query with every entity of the right type; None: with sampled negatives. Then options of "
         "chunks and negatives are refused",
+    )
+    table_dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32",
+        description="number format of the tables while they are trained; below FP32 rows are rounded stochastically, their "
+        "Adagrad state, all arithmetic and the snapshot stay FP32",
+        exclude_if=_is_off,
     )
     partitions: int | None = Field(
         default=None,
@@ -154,6 +178,20 @@ class KgeConfig(BaseModel):
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
         if self.full_softmax is not None:
             self._check_full_softmax()
+        self._check_tables()
+        if self.dropout and self.model not in {"distmult", "complex"}:
+            raise ValueError(
+                f"dropout={self.dropout:g} drops numbers of dot products, and {self.model} scores by a distance: leave it out"
+            )
+        if self.distance != "squared" and self.model in {"distmult", "complex"}:
+            raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
+        for name, weight in self.relation_weights.items():
+            if weight < 0:
+                raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
+        return self
+
+    def _check_tables(self) -> None:
+        """Refuse what is not for tables in partitions."""
         if self.partitions is not None and self.memory_limit_gb is not None:
             raise ValueError("partitions and memory_limit_gb both say how tables are cut: give one of them")
         cuts = self.partitions not in {None, 1} or self.memory_limit_gb is not None
@@ -162,12 +200,11 @@ class KgeConfig(BaseModel):
                 "max_edges_per_relation and validation.patience are not for tables in partitions (partitions, "
                 "memory_limit_gb): leave one or the other out"
             )
-        if self.distance != "squared" and self.model in {"distmult", "complex"}:
-            raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
-        for name, weight in self.relation_weights.items():
-            if weight < 0:
-                raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
-        return self
+        if cuts and self.table_dtype != "fp32":
+            raise ValueError(
+                f"table_dtype={self.table_dtype!r} is not for tables in partitions (partitions, memory_limit_gb), whose files "
+                "hold FP32: leave one or the other out"
+            )
 
     def _check_full_softmax(self) -> None:
         """Refuse what only training with sampled negatives does."""

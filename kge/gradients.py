@@ -2,7 +2,8 @@
 
 A chunk of one side goes through all of its stages while its vectors and scores lie in its core's cache:
 
-    rows -> gather -> (project) -> translate -> scores -> loss, in place -> gradients of queries and candidates -> back to rows
+    rows -> gather -> (project) -> translate -> (drop) -> scores -> loss, in place
+         -> gradients of queries and candidates -> back to rows
 
 Nothing of it needs the interpreter, so that threads that run the kernel never wait for each other; they take chunks in turn.
 Each chunk writes to places of its own: nothing depends on which thread did what.
@@ -17,7 +18,9 @@ import numpy as np
 
 from kge.projections import ProjectionKind, project, project_backward
 from kge.translations import translate, translate_backward
+from tables.counters import random_bits, random_stream
 from tables.gather import gather_rows
+from tables.halves import NumberFormat
 from tables.rowloss import differentiate_rows
 from tables.similarity import Similarity, differentiate, score
 from tables.threads import take_turn
@@ -25,7 +28,7 @@ from tables.threads import take_turn
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Formula", "Learned", "Side", "Workspace", "differentiate_chunks"]
+__all__ = ["Formula", "Learned", "Side", "Workspace", "differentiate_chunks", "drop"]
 
 
 class Formula(NamedTuple):
@@ -41,12 +44,21 @@ class Formula(NamedTuple):
     l2: np.float32
     n3: np.float32
     has_complex_entities: bool
+    dropout: np.float32
 
 
 class Learned(NamedTuple):
-    """What is read: entities' table [num_rows, D], relations' parameters [K, P], and the table of translations [K, W]."""
+    """What is read.
 
-    table: NDArray[np.float32]
+    Attributes:
+        table: entities' rows as raw bits, uint16 [num_rows, D or 2 D]: the kernel is compiled once for all number formats.
+        number_format: theirs.
+        parameters: relations' parameters [K, P].
+        translations: the table of translations [K, W].
+    """
+
+    table: NDArray[np.uint16]
+    number_format: int
     parameters: NDArray[np.float32]
     translations: NDArray[np.float32]
 
@@ -62,6 +74,7 @@ class Side(NamedTuple):
         hits: int32; empty if nothing is masked.
         hits_indptr: int64 [C * B + 1].
         inverse: whether known ends are tails, and translated back.
+        seed: of what is dropped.
         gradients: written, of each row's place, float32 [C, B + N, D].
         relation_gradients: written, float32 [C, B, P], or [C, 1, P] where entities are projected.
         losses: written, each chunk's sum of losses in nats, unweighted, float64 [C].
@@ -74,6 +87,7 @@ class Side(NamedTuple):
     hits: NDArray[np.int32]
     hits_indptr: NDArray[np.int64]
     inverse: bool
+    seed: int
     gradients: NDArray[np.float32]
     relation_gradients: NDArray[np.float32]
     losses: NDArray[np.float64]
@@ -156,7 +170,7 @@ def _differentiate_chunk(formula: Any, learned: Any, side: Any, chunk: int, weig
     size, rows, keys = len(weights), side.rows[chunk], side.keys[chunk]
     gradients, relation_gradients = side.gradients[chunk], side.relation_gradients[chunk]
     vectors = workspace.vectors[: len(rows)]
-    gather_rows(learned.table, rows, vectors)
+    _gather(learned, rows, vectors)
 
     queries, queries_gradient = workspace.queries, workspace.queries_gradient
     num_scores = size * (len(rows) - size)
@@ -174,6 +188,8 @@ def _differentiate_chunk(formula: Any, learned: Any, side: Any, chunk: int, weig
     known, candidates = entities[:size], entities[size:]
 
     translate(formula.translation, known, keys, translations, side.inverse, queries)
+    if formula.dropout > 0:
+        drop(queries, formula.dropout, side.seed, chunk * size)
     score(formula.similarity, queries, candidates, scores)
     num_kept = num_scores if formula.similarity == Similarity.EUCLIDEAN else 0
     kept = workspace.scores_kept[:num_kept].reshape(-1, len(rows) - size)
@@ -185,6 +201,8 @@ def _differentiate_chunk(formula: Any, learned: Any, side: Any, chunk: int, weig
     )
 
     differentiate(formula.similarity, scores, queries, candidates, kept, queries_gradient, entities_gradient[size:])
+    if formula.dropout > 0:
+        drop(queries_gradient, formula.dropout, side.seed, chunk * size)
     to_relation = workspace.translation_gradient if projects else relation_gradients
     translate_backward(
         formula.translation,
@@ -211,6 +229,30 @@ def _differentiate_chunk(formula: Any, learned: Any, side: Any, chunk: int, weig
     if formula.l2 > 0 or formula.n3 > 0:
         _regularise(gradients, vectors, weights, formula.l2, formula.n3, formula.has_complex_entities)
     return loss
+
+
+@numba.njit(nogil=True, cache=True)
+def _gather(learned: Any, rows: Any, vectors: Any) -> None:
+    if learned.number_format == NumberFormat.FP32:
+        gather_rows(learned.table.view(np.float32), rows, vectors)
+    elif learned.number_format == NumberFormat.FP16:
+        gather_rows(learned.table, rows, vectors)
+    else:
+        gather_rows(learned.table.view(np.int16), rows, vectors)
+
+
+@numba.njit(nogil=True, cache=True)
+def drop(queries: Any, chance: Any, seed: Any, first_query: int) -> None:
+    """Drop numbers of queries [B, D] in place, and scale the others so that their mean stays.
+
+    What is dropped is a function of the seed, the query's number and the column: a gradient meets the same zeros.
+    """
+    least = np.uint32(np.float64(chance) * 4294967296.0)
+    scale = np.float32(1.0) / (np.float32(1.0) - chance)
+    for query in range(len(queries)):
+        row, stream = queries[query], random_stream(seed, first_query + query)
+        for column in range(len(row)):
+            row[column] *= scale if random_bits(stream, column) >= least else np.float32(0.0)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -14,9 +14,10 @@ from kge.buckets import EdgeBuckets, visit_pairs
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
-from kge.schedule import rate_factor
+from kge.schedule import rate_factor, step_seed
 from kge.step import TrainingStep
 from kge.trainer import TrainerState
+from tables.hugepages import empty_on_huge_pages
 from tables.lanes import Lanes
 from tables.partitions import PartitionFiles
 from tables.residents import Residents
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from kge.batches import Batch
+    from kge.batch import Batch
     from kge.config import KgeConfig
     from kge.triples import TripleSplit
     from tables.checkpoint import SavedState
@@ -138,7 +139,9 @@ class PartitionedTrainer:
         pairs = visit_pairs(num_partitions)
         self._num_steps = sum(-(-self.buckets.size(pair) // config.batch_size) for pair in pairs)
         num_nodes, offsets = self.buckets.local_nodes(), place_types(self.buckets.local_nodes())
-        self._table, self._squares = torch.zeros(sum(num_nodes.values()), config.dim), torch.zeros(sum(num_nodes.values()))
+        num_rows = sum(num_nodes.values())
+        self._table = empty_on_huge_pages(num_rows, config.dim).zero_()
+        self._squares = empty_on_huge_pages(num_rows).zero_()
         tables = {name: self._table[offsets[name] : offsets[name] + count] for name, count in num_nodes.items()}
         optimizers = {name: RowwiseAdagrad(0, config.lr) for name in num_nodes}
         for name, optimizer in optimizers.items():
@@ -262,4 +265,5 @@ class PartitionedTrainer:
         config, position = self.config, self.state.position
         progress = min(1.0, (position.epoch + position.step / self._num_steps) / config.epochs)
         factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
-        return step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor)
+        seed = step_seed(config.seed, position)
+        return step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor, seed=seed)

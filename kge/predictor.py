@@ -26,7 +26,7 @@ class LinkPredictor:
 
     Attributes:
         model: the scoring model.
-        vectors: node type -> float32 [num_nodes, D].
+        vectors: node type -> [num_nodes, D]; what is in half precision is scored as float32.
         relations: parameters of the relations.
         ends: relation name -> (node type of the heads, node type of the tails).
     """
@@ -53,14 +53,14 @@ class LinkPredictor:
         src, dst = self.ends_of(relation)
         parameters = self.relations.values[relation]
         with torch.no_grad():
-            return self.model.score(self.vectors[src][heads], self.vectors[dst][tails], parameters)
+            return self.model.score(self.vectors[src][heads].float(), self.vectors[dst][tails].float(), parameters)
 
     def candidates(self, relation: str, side: Side) -> Tensor:
         """Project all entities that can stand on one side of a relation, float32 [num_nodes, D]."""
         src, dst = self.ends_of(relation)
         key, _ = self.relations.query(relation, side)
         with torch.no_grad():
-            return self.model.project(self.vectors[dst if side == "tail" else src], self.relations.values[key])
+            return self.model.project(self.vectors[dst if side == "tail" else src].float(), self.relations.values[key])
 
     def score_candidates(self, relation: str, queries: Tensor, candidates: Tensor, side: Side) -> Tensor:
         """Score queries against projected candidates.
@@ -92,7 +92,7 @@ class LinkPredictor:
         src, dst = self.ends_of(relation)
         key, _ = self.relations.query(relation, side)
         with torch.no_grad():
-            drawn = self.vectors[dst if side == "tail" else src][rows]
+            drawn = self.vectors[dst if side == "tail" else src][rows].float()
             candidates = self.model.project(drawn, self.relations.values[key])
             vectors = self.queries(relation, queries, side)
             scores = [self.model.score_candidates(vector[None], own) for vector, own in zip(vectors, candidates, strict=True)]
@@ -113,7 +113,7 @@ class LinkPredictor:
         key, translated_side = self.relations.query(relation, side)
         parameters = self.relations.values[key]
         with torch.no_grad():
-            known = self.vectors[src if side == "tail" else dst][rows]
+            known = self.vectors[src if side == "tail" else dst][rows].float()
             return self.model.translate(self.model.project(known, parameters), parameters, translated_side)
 
     @property

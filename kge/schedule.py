@@ -1,11 +1,16 @@
-"""Learning rates over a run."""
+"""What changes from step to step: learning rates, and the seed of what a step draws by counter."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["rate_factor"]
+import numpy as np
+
+if TYPE_CHECKING:
+    from tables.training import Position
+
+__all__ = ["rate_factor", "step_seed"]
 
 
 def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine"], *, warmup: float = 0.0) -> float:
@@ -28,3 +33,9 @@ def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * done)
     return 1.0
+
+
+def step_seed(seed: int, position: Position) -> int:
+    """Give a step's own seed, below 2^62: the same in a run that was killed and resumed."""
+    (drawn,) = np.random.SeedSequence((seed, position.epoch, position.step)).generate_state(1, np.uint64)
+    return int(drawn >> np.uint64(2))

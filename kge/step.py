@@ -14,6 +14,8 @@ import torch
 
 from kge.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
 from kge.translations import Translation, write_unit_numbers
+from tables.halves import NumberFormat, bits, raw_bits
+from tables.hugepages import empty_on_huge_pages
 from tables.occurrences import sum_rows, update_cells, update_rows
 from tables.rowloss import RowLoss
 from tables.rowwise import RowwiseAdagrad
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kge.batches import Batch, BatchSource
+    from kge.batch import Batch
+    from kge.batches import BatchSource
     from kge.config import KgeConfig
     from kge.models import Model
     from kge.trainer import TrainerState
@@ -42,7 +45,7 @@ class TrainingStep:
         config: loss and regularisation.
         source: the batches' sizes.
         state: what is learned, changed in place.
-        table: rows of all node types, float32 [num_rows, D], of which the state's tables are views.
+        table: rows of all node types, [num_rows, D], float32, float16 or bfloat16, of which the state's tables are views.
         squares: accumulated mean squares of each row, float32 [num_rows], of which the state's optimisers have views.
     """
 
@@ -62,8 +65,10 @@ class TrainingStep:
         self._parameters_squares = state.relations.state.numpy()
         self._turns_angles = model.translation == Translation.ROTATION
         parameters = state.relations.table.numpy()
+        self._rows = bits(table)
         self._learned = Learned(
-            table=table.numpy(),
+            table=raw_bits(table),
+            number_format=int(NumberFormat.of(table.dtype)),
             parameters=parameters,
             translations=np.zeros((len(parameters), config.dim), np.float32) if self._turns_angles else parameters,
         )
@@ -79,17 +84,18 @@ class TrainingStep:
             l2=np.float32(config.l2),
             n3=np.float32(config.n3),
             has_complex_entities=model.has_complex_entities,
+            dropout=np.float32(config.dropout),
         )
         self._rank = projection.rank
         self._size, self._num_candidates = source.chunk_size, source.max_candidates
         num_chunks, width = source.num_chunks, source.chunk_size + source.max_candidates
-        self._gradients = np.empty((2 * num_chunks * width, config.dim), dtype=np.float32)
+        self._gradients = empty_on_huge_pages(2 * num_chunks * width, config.dim).numpy()
         per_chunk = source.chunk_size if source.mixes_relations else 1
         self._relation_gradients = np.empty((2, num_chunks, per_chunk, parameters.shape[1]), dtype=np.float32)
         self._losses = np.empty((2, num_chunks))
         self._workspaces: dict[int, Workspace] = {}
 
-    def __call__(self, batch: Batch, lanes: Lanes, *, lr: float, relation_lr: float) -> float:
+    def __call__(self, batch: Batch, lanes: Lanes, *, lr: float, relation_lr: float, seed: int) -> float:
         """Learn from a batch.
 
         Args:
@@ -97,23 +103,24 @@ class TrainingStep:
             lanes: where the work is done.
             lr: learning rate of the rows.
             relation_lr: learning rate of the relations' parameters.
+            seed: of dropout and of the rounding of half-precision rows; another one at each step.
 
         Returns:
             The sum over its edges of both sides' losses before the step, unweighted.
         """
         if self._turns_angles:
             write_unit_numbers(self._learned.parameters, batch.keys.rows, self._learned.translations)
-        first, second = (self._side(batch, position) for position in (0, 1))
+        first, second = (self._side(batch, position, seed) for position in (0, 1))
         turns = np.zeros(1, dtype=np.int64)
         formula, learned, weights = self._formula, self._learned, batch.weights
 
         def differentiate(lane: int) -> None:
             differentiate_chunks(formula, learned, first, second, weights, self._workspace(lane), turns)
 
-        lanes.phases(differentiate, self._updates(batch, lr, relation_lr))
+        lanes.phases(differentiate, self._updates(batch, lr, relation_lr, seed))
         return float(first.losses.sum() + second.losses.sum())
 
-    def _side(self, batch: Batch, position: int) -> Side:
+    def _side(self, batch: Batch, position: int, seed: int) -> Side:
         """Give one side as the kernel takes it, with the places of its gradients."""
         side, num_chunks = batch.sides[position], batch.num_chunks
         candidates, shape = side.candidates, side.rows.shape
@@ -129,6 +136,7 @@ class TrainingStep:
             hits=hits,
             hits_indptr=hits_indptr,
             inverse=side.side == "head" and not self.config.reciprocal,
+            seed=2 * seed + position,
             gradients=self._gradients[begin : begin + side.rows.size].reshape(*shape, -1),
             relation_gradients=self._relation_gradients.reshape(-1, *self._relation_gradients.shape[2:])[
                 position * num_chunks : (position + 1) * num_chunks
@@ -143,9 +151,9 @@ class TrainingStep:
             )
         return self._workspaces[lane]
 
-    def _updates(self, batch: Batch, lr: float, relation_lr: float) -> Callable[[int], None]:
+    def _updates(self, batch: Batch, lr: float, relation_lr: float, seed: int) -> Callable[[int], None]:
         """Give the second half of the step, which each lane runs."""
-        table, gradients = self._learned.table, self._gradients
+        table, gradients = self._rows, self._gradients
         cells = self._learned.parameters, self._parameters_squares, self._relation_gradients.reshape(-1, self._num_cells)
         rows_turns, keys_turns = np.zeros((2, 1), dtype=np.int64)
         is_plain = all(type(optimizer) is RowwiseAdagrad for optimizer in self._state.optimizers.values())
@@ -153,7 +161,7 @@ class TrainingStep:
         def update(lane: int) -> None:
             update_cells(*cells, batch.keys, keys_turns, lr=relation_lr)
             if is_plain:
-                update_rows(table, self._squares, gradients, batch.rows, rows_turns, lr=lr)
+                update_rows(table, self._squares, gradients, batch.rows, rows_turns, lr=lr, seed=seed)
             elif lane == 0:
                 self._step_optimizers(batch, lr)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from kge.batches import BatchSource, place_types
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
-from kge.schedule import rate_factor
+from kge.schedule import rate_factor, step_seed
 from kge.state import LearnedState
 from kge.step import TrainingStep
+from tables.hugepages import empty_on_huge_pages
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
 from tables.training import Position, TrainingRun
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kge.batches import Batch
+    from kge.batch import Batch
     from kge.config import KgeConfig
     from kge.triples import TripleSplit
     from tables.warmstart import WarmStart
 
 __all__ = ["Trainer", "TrainerState"]
+
+_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DRAWN_AT_ONCE: Final = 1 << 16  # rows; torch draws normal numbers by sixteens, so that such blocks continue each other
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,13 +79,14 @@ class Trainer:
         self._num_steps = 1
         seeded = torch.Generator().manual_seed(config.seed)
         offsets, num_rows = place_types(triples.num_nodes), sum(triples.num_nodes.values())
-        table = torch.empty(num_rows, config.dim)
-        squares = torch.zeros(num_rows)
+        table = empty_on_huge_pages(num_rows, config.dim, dtype=_DTYPES[config.table_dtype])
+        squares = empty_on_huge_pages(num_rows).zero_()
         optimizers = {}
         tables = {}
         for node_type, count in triples.num_nodes.items():
             rows = slice(offsets[node_type], offsets[node_type] + count)
-            tables[node_type] = table[rows].normal_(std=config.init_scale, generator=seeded)
+            tables[node_type] = table[rows]
+            _draw_normal(tables[node_type], config.init_scale, seeded)
             optimizers[node_type] = RowwiseAdagrad(0, config.lr)
             optimizers[node_type].state = squares[rows]
         self.state = TrainerState(
@@ -125,7 +130,8 @@ class Trainer:
         config, position = self.config, self.state.position
         progress = (position.epoch + position.step / self._num_steps) / config.epochs
         factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
-        return self.step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor)
+        seed = step_seed(config.seed, position)
+        return self.step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor, seed=seed)
 
     def predictor(self) -> LinkPredictor:
         """Give the scores of the tables as they are now."""
@@ -139,7 +145,26 @@ class Trainer:
             node_ids: gives the external ids of a node type.
 
         Raises:
-            ValueError: if the snapshot's tables or relations do not fit.
+            ValueError: if the snapshot's tables or relations do not fit, or rows in half precision are to be pulled.
         """
-        warm_start.apply(self.state.tables, self.state.optimizers, node_ids, facet="kge")
+        if warm_start.config.pull and self.config.table_dtype != "fp32":
+            raise ValueError(
+                f"the pull towards older rows is for FP32 tables: pull={warm_start.config.pull} with "
+                f"table_dtype={self.config.table_dtype!r}; set one of them to its default"
+            )
+        # Rows are matched and averaged in FP32; of FP32 tables `float` gives the living ones.
+        whole = {node_type: table.float() for node_type, table in self.state.tables.items()}
+        warm_start.apply(whole, self.state.optimizers, node_ids, facet="kge")
+        for node_type, table in self.state.tables.items():
+            if table.dtype != torch.float32:
+                table.copy_(whole[node_type])
         self.state.relations.warm_start(warm_start.snapshot.parameters())
+
+
+def _draw_normal(table: Tensor, scale: float, generator: torch.Generator) -> None:
+    """Fill a table with normal numbers, those of FP32 also where it is kept in half precision."""
+    if table.dtype == torch.float32:
+        table.normal_(std=scale, generator=generator)
+        return
+    for block in torch.split(table, _DRAWN_AT_ONCE):
+        block.copy_(torch.empty(block.shape).normal_(std=scale, generator=generator))

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 
+from tables.halves import load
 from tables.prefetch import prefetch
 
 __all__ = ["gather_rows"]
@@ -16,7 +17,10 @@ _AHEAD: Final = 8  # rows that are on their way from memory while one is copied
 
 @numba.njit(nogil=True, cache=True)
 def gather_rows(table: Any, rows: Any, block: Any) -> None:
-    """Copy rows [n] of a table [num_rows, D] to a block [n, D]; they must lie within the table, as nothing checks them."""
+    """Copy rows [n] of a table [num_rows, D], of any format of `tables.halves`, to a float32 block [n, D].
+
+    They must lie within the table, as nothing checks them.
+    """
     dim = table.shape[1]
     for position in range(len(rows)):
         if position + _AHEAD < len(rows):
@@ -25,4 +29,4 @@ def gather_rows(table: Any, rows: Any, block: Any) -> None:
                 prefetch(table, place + line)
         source, target = table[rows[position]], block[position]
         for column in range(dim):
-            target[column] = source[column]
+            target[column] = load(source, column)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
+from tables.counters import random_bits, random_stream
+from tables.halves import load, store_stochastically
 from tables.prefetch import prefetch
 from tables.threads import take_turn
 
@@ -55,7 +57,7 @@ class Occurrences:
 
 
 def update_rows(
-    table: NDArray[np.float32],
+    table: NDArray[Any],
     state: NDArray[np.float32],
     gradients: NDArray[np.float32],
     occurrences: Occurrences,
@@ -63,23 +65,26 @@ def update_rows(
     *,
     lr: float,
     eps: float = 1e-10,
+    seed: int = 0,
 ) -> None:
     """Apply row-wise Adagrad (see `RowwiseAdagrad`) to the rows that occur, or to a thread's share of them.
 
     Args:
-        table: float32 [num_rows, D], changed in place.
+        table: [num_rows, D], changed in place: float32, or half precision as `tables.halves.bits` gives it, which is rounded
+            stochastically.
         state: float32 [num_rows], the accumulated mean squares, changed in place.
         gradients: float32 [M, D], by place.
         occurrences: the places of each row.
         turns: int64 [1], 0 at first: threads that are given the same share the rows out among themselves.
         lr: learning rate.
         eps: added to the root of the state.
+        seed: of the rounding, another one at each step; the same rows then round alike on any number of threads.
 
     Raises:
         ValueError: if a row's gradient is not finite, or its square overflows; that row is left as it was.
     """
     arrays = occurrences.rows, occurrences.starts, occurrences.places
-    fault = _update_rows(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), turns)
+    fault = _update_rows(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), np.int64(seed), turns)
     if fault >= 0:
         raise ValueError(
             f"the gradient of row {fault} is not finite or its square overflows; the row was left as it was. Lower the "
@@ -161,7 +166,7 @@ def _sum_rows(gradients: Any, starts: Any, places: Any, sums: Any) -> None:
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _update_rows(
-    table: Any, state: Any, gradients: Any, rows: Any, starts: Any, places: Any, lr: Any, eps: Any, turns: Any
+    table: Any, state: Any, gradients: Any, rows: Any, starts: Any, places: Any, lr: Any, eps: Any, seed: Any, turns: Any
 ) -> int:
     num_rows, dim = len(rows), table.shape[1]
     total = np.empty(dim, dtype=np.float32)
@@ -173,8 +178,9 @@ def _update_rows(
         for position in range(begin, min(begin + _ROWS_A_TURN, num_rows)):
             if position + _AHEAD < num_rows:
                 ahead = np.int64(rows[position + _AHEAD]) * dim, np.int64(places[starts[position + _AHEAD]]) * dim
+                for line in range(0, table.itemsize * dim, 64):
+                    prefetch(table, table.itemsize * ahead[0] + line)
                 for line in range(0, 4 * dim, 64):
-                    prefetch(table, 4 * ahead[0] + line)
                     prefetch(gradients, 4 * ahead[1] + line)
             _add_places(gradients, places, starts[position], starts[position + 1], total)
             squares = np.float32(0.0)
@@ -187,9 +193,10 @@ def _update_rows(
             state[row] += squares / np.float32(dim)
             root = np.sqrt(state[row]) + eps
             rate = lr / root if root > 0 else np.float32(0.0)
-            vector = table[row]
+            vector, stream = table[row], random_stream(seed, row)
             for column in range(dim):
-                vector[column] -= rate * total[column]
+                value = load(vector, column) - rate * total[column]
+                store_stochastically(vector, column, value, random_bits(stream, column))
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")

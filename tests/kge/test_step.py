@@ -10,8 +10,10 @@ from torch.nn.functional import softplus
 
 from graphdb import GraphView
 from kge import KgeConfig
-from kge.batches import Batch
+from kge.batch import Batch
 from kge.config import KgeValidation, ModelName
+from kge.gradients import drop
+from kge.schedule import step_seed
 from kge.trainer import Trainer
 from kge.training import split_view
 from tables.lanes import Lanes
@@ -77,8 +79,11 @@ def spelled_out_objective(
     config, model, triples = trainer.config, trainer.model, trainer.split.train
     known = set(zip(triples.heads.tolist(), triples.relations.tolist(), triples.tails.tolist(), strict=True))
     total, objective = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for side in batch.sides:
+    for position, side in enumerate(batch.sides):
+        seed = 2 * step_seed(config.seed, trainer.state.position) + position
         for chunk, edge in zip(*np.nonzero(batch.weights), strict=True):
+            kept = np.ones((1, config.dim), dtype=np.float32)
+            drop(kept, np.float32(config.dropout), seed, chunk * batch.weights.shape[1] + edge)
             number = int(side.keys[chunk, edge]) % len(triples.relation_names)
             name = triples.relation_names[number]
             known_type, known_row = row_of_type(trainer, int(side.known[chunk, edge]))
@@ -96,7 +101,12 @@ def spelled_out_objective(
                 vectors = (tables[node_type][row][None], fixed[None])
                 if side.side == "tail":
                     vectors = vectors[::-1]
-                if config.reciprocal and side.side == "head":
+                if config.dropout:
+                    key, asked = trainer.state.relations.query(name, side.side)
+                    score = (model.translate(fixed[None], parameters[key], asked) * torch.from_numpy(kept)) @ tables[node_type][
+                        row
+                    ]
+                elif config.reciprocal and side.side == "head":
                     score = model.score(vectors[1], vectors[0], parameters[f"{name}^-1"])
                 else:
                     score = model.score(*vectors, parameters[name])
@@ -200,6 +210,49 @@ def test_each_loss_is_the_one_that_it_says(view: GraphView, name: ModelName, opt
     check_step(trainer, draw(trainer, "clicks", slice(3, 18)))
 
 
+@pytest.mark.parametrize("options", [{}, {"reciprocal": True, "n3": 0.2, "mask_known": True}], ids=["plain", "reciprocal"])
+@pytest.mark.parametrize("name", ["distmult", "complex"])
+def test_dropout_takes_numbers_of_the_queries_in_the_loss_and_in_its_gradient(
+    view: GraphView, name: ModelName, options: dict[str, object]
+) -> None:
+    trainer = build(view, model=name, dropout=0.4, **options)
+    spread_relations(trainer)
+    check_step(trainer, draw(trainer, "clicks", slice(3, 18)))
+
+
+def test_dropout_keeps_the_mean_and_differs_by_query_and_by_seed() -> None:
+    first, second = np.ones((2, 2000, 64), dtype=np.float32)
+    drop(first, np.float32(0.3), 8, 0)
+    drop(second, np.float32(0.3), 9, 0)
+    for dropped in (first, second):
+        assert set(np.unique(dropped)) == {np.float32(0), np.float32(1) / np.float32(0.7)}
+        assert (dropped == 0).mean() == pytest.approx(0.3, abs=5 * (0.21 / dropped.size) ** 0.5)
+        assert np.abs((dropped == 0).mean(0) - 0.3).max() < 5 * (0.21 / len(dropped)) ** 0.5, "a column is dropped too often"
+    assert ((first == 0) == (second == 0)).mean() == pytest.approx(0.58, abs=0.01)
+    assert len(np.unique(first == 0, axis=0)) == 2000
+    later = np.ones((1, 64), dtype=np.float32)
+    drop(later, np.float32(0.3), 8, 1999)
+    np.testing.assert_array_equal(later[0], first[1999])
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_step_on_half_precision_rows_has_the_gradient_of_fp32_at_the_same_rows(view: GraphView, dtype: str) -> None:
+    half, whole = build(view, model="complex", table_dtype=dtype), build(view, model="complex")
+    for name, table in whole.state.tables.items():
+        assert torch.equal(table.to(half.state.tables[name].dtype), half.state.tables[name]), "another start"
+        table.copy_(half.state.tables[name])
+    batch = draw(whole, "clicks", slice(3, 18))
+
+    assert take_step(half, batch) == take_step(whole, batch)
+
+    for name, optimizer in whole.state.optimizers.items():
+        assert torch.equal(half.state.optimizers[name].state, optimizer.state)
+        moved, expected = half.state.tables[name], whole.state.tables[name]
+        away = (moved.float() - expected).abs()
+        assert bool((away <= torch.finfo(moved.dtype).eps * expected.abs() + 2.0**-24).all()), "further than a neighbour"
+        assert bool((away > 0).any()) == (name != "advertiser")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_relation_parameters_receive_gradient(view: GraphView, name: ModelName) -> None:
     trainer = build(view, model=name)
@@ -297,6 +350,10 @@ def test_an_epoch_has_each_triple_once_and_a_cap_holds_for_each_relation(view: G
         ({"margin": 1.0}, "margin means nothing to the softmax loss"),
         ({"loss": "margin", "logq": True}, "logq means nothing to the margin loss"),
         ({"model": "complex", "distance": "l1"}, "distance means nothing to complex"),
+        ({"model": "rotate", "dropout": 0.1}, "rotate scores by a distance"),
+        ({"table_dtype": "bf16", "partitions": 4}, "table_dtype='bf16' is not for tables in partitions"),
+        ({"table_dtype": "bf16", "full_softmax": {}}, "table_dtype='bf16': means nothing with full_softmax"),
+        ({"dropout": 0.1, "full_softmax": {}}, "dropout=0.1: means nothing with full_softmax"),
         ({"adversarial_temperature": 1.0, "loss": "logistic"}, "adversarial_temperature means nothing"),
     ],
 )
