@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch.distributed as dist
 
 from kge.buckets import count_partitions
 from kge.evaluation import evaluate, known_pairs
@@ -17,6 +18,7 @@ from kge.partitioned import PartitionedTrainer
 from kge.result import KgeResult
 from kge.trainer import Trainer
 from kge.triples import TripleSet
+from tables.group_training import GroupRun
 from tables.training import Lifecycle, TrainingRun
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ def train(
 ) -> KgeResult:
     """Learn a table for each node type of a view by predicting its links.
 
+    Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
+    are then shared out to them (see `kge.sharded`), and each gets the whole result, mapped from files.
+
     Args:
         view: the graph window; all of its relations take part unless their weight is zero.
         config: the model and how it is trained.
@@ -82,7 +87,7 @@ def train(
             "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
             "validation.choose='latest' holds out what came after it"
         )
-    run = TrainingRun(
+    run = _begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=view.fingerprint if lifecycle.checkpoint else "",
@@ -100,6 +105,8 @@ def train_triples(
     lifecycle: Lifecycle | None = None,
 ) -> KgeResult:
     """Learn from the `train` part of a split, and validate on its `valid` part; `config.validation` says only how often.
+
+    In a group of several processes, as `train`.
 
     Args:
         split: triples, such as `TripleSplit.from_files` reads. All are learned from as often as they stand there.
@@ -121,7 +128,7 @@ def train_triples(
             raise ValueError(f"a warm start matches external ids, and these triples have none for {node_type!r}: {split.train}")
         return split.train.ids[node_type]
 
-    run = TrainingRun(
+    run = _begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=split.fingerprint() if lifecycle.checkpoint else "",
@@ -176,9 +183,22 @@ def _train(
         return _run(trainer, split, config, run, progress, node_ids)
 
 
+def _are_several() -> bool:
+    """Whether this process is one of a group that trains together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _begin_run(*args: Any, **kwargs: Any) -> TrainingRun:
+    return GroupRun(*args, **kwargs) if _are_several() else TrainingRun(*args, **kwargs)
+
+
 def _build_trainer(
     split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
 ) -> EpochTrainer:
+    if _are_several():
+        from kge.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+
+        return ShardedTrainer(split, config, generator, folder=checkpoint.absolute().parent if checkpoint else None)
     if config.full_softmax is not None:
         return FullTrainer(split, config, generator)
     num_partitions = count_partitions(
@@ -233,7 +253,7 @@ def _run(
     metrics = {name: value for name, value in last.items() if name not in _TIMINGS}
     return KgeResult(
         config=config,
-        vectors=dict(trainer.predictor().vectors),
+        vectors={name: table.float() for name, table in trainer.predictor().vectors.items()},
         relations=state.relations,
         ends=split.train.ends,
         history=history,

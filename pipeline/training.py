@@ -24,10 +24,12 @@ class TrainingDisplay:
 
     Args:
         unit: what an example is, e.g. "edges".
+        shown: whether anything is; of several processes that train together, one shows it.
     """
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, *, shown: bool = True) -> None:
         self._unit = unit
+        self._shown = shown
         self._line_at = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -39,7 +41,7 @@ class TrainingDisplay:
             TimeRemainingColumn(),
             console=stderr,
             transient=True,
-            disable=not stderr.is_terminal,
+            disable=not (shown and stderr.is_terminal),
         )
         self._task = self._bar.add_task("pretraining", total=None, rate="")
 
@@ -52,6 +54,8 @@ class TrainingDisplay:
 
     def on_step(self, progress: StepProgress) -> None:
         """A step is done."""
+        if not self._shown:
+            return
         done, total = progress.epoch * progress.num_steps + progress.step, progress.num_epochs * progress.num_steps
         rate = f"{progress.examples / max(progress.seconds, 1e-9):,.0f} {self._unit}/s"
         title = f"epoch {progress.epoch + 1} of {progress.num_epochs}"
@@ -66,6 +70,8 @@ class TrainingDisplay:
 
     def on_epoch(self, row: Mapping[str, float]) -> None:
         """An epoch is done."""
+        if not self._shown:
+            return
         self._line_at = time.monotonic()
         stderr.print(", ".join(f"{name} {value:,.4g}" for name, value in row.items()), highlight=False, soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -97,6 +98,7 @@ class ShardedTables:
             plan=ShardingPlan(plan={"": plan}),
             sharders=[sharder],
         )
+        self._optimizer: Any = self._model.fused_optimizer
         for number, name in enumerate(self.node_types):
             for first, rows in self.local_rows(name):
                 _initialise(rows, first, scale=init_scale, seed=(seed, number))
@@ -136,11 +138,40 @@ class ShardedTables:
             loss = loss + 0.0 * idle
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def set_lr(self, lr: float) -> None:
+        """Changes the learning rate of the steps whose rows are gathered from here on."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad()  # it hands the rate to FBGEMM's kernels, which take it as they gather
+
     def local_rows(self, node_type: str) -> Iterator[tuple[int, Tensor]]:
         """Yields the ranges of a table that this process owns: first row, and the living rows, float32 [n, D]."""
         sharded = self._model.state_dict()[f"embeddings.{node_type}.weight"]
         for shard in sharded.local_shards():
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()
+
+    def local_squares(self, node_type: str) -> Iterator[tuple[int, Tensor]]:
+        """Yields what row-wise Adagrad has accumulated for them: first row, and the living mean squares, float32 [n]."""
+        (sharded,) = self._optimizer.state_dict()["state"][f"embeddings.{node_type}.weight"].values()
+        for shard in sharded.local_shards():
+            yield shard.metadata.shard_offsets[0], shard.tensor.detach()
+
+    def assemble_rows(self, folder: Path, *, finish: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Brings whole tables together in files; all processes must call it, and each gets them.
+
+        Args:
+            folder: on a file system that all processes see; the files in it lose their names before this returns.
+            finish: maps rows [n, D] to those to write, e.g. to length 1.
+
+        Returns:
+            node type -> float32 [N, D], mapped from its file: pages that the system may drop and read again.
+        """
+        return self._assemble(folder, self.dim, self.local_rows, finish)
+
+    def assemble_squares(self, folder: Path) -> dict[str, Tensor]:
+        """Likewise the accumulated mean squares, float32 [N]."""
+        squares = self._assemble(folder, 1, self.local_squares, None)
+        return {name: column.flatten() for name, column in squares.items()}
 
     def write_snapshot(
         self,
@@ -162,40 +193,46 @@ class ShardedTables:
             finish: maps rows [n, D] to those to write, e.g. to length 1.
             **fields: Further fields of `Snapshot.write`; those of the first process count.
         """
-        first = dist.get_rank() == 0
         path = Path(path)
-        folder: list[str] = [""]
-        if first:
-            path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            folder = [tempfile.mkdtemp(prefix=f".{path.name}.shards-", dir=path.absolute().parent)]
-        dist.broadcast_object_list(folder, src=0)
-        files = {name: Path(folder[0]) / str(number) for number, name in enumerate(self.node_types)}
-        try:
-            if first:
-                for name in self.node_types:
-                    self._map(files[name], name, mode="w+").flush()
-            dist.barrier()
-            for name in self.node_types:
-                written = self._map(files[name], name, mode="r+")
-                for begin, rows in self.local_rows(name):
-                    written[begin : begin + len(rows)] = (finish(rows) if finish else rows).cpu().numpy()
-                written.flush()
-            dist.barrier()
-            if first:
-                tables = {
-                    name: SnapshotTable(ids=node_ids(name), vectors=torch.from_numpy(self._map(files[name], name, mode="r+")))
-                    for name in self.node_types
-                }
-                Snapshot.write(path, facet=facet, tables=tables, **fields)
-        finally:
-            if first:
-                for file in files.values():
-                    file.unlink(missing_ok=True)
-                Path(folder[0]).rmdir()
+        vectors = self.assemble_rows(path.absolute().parent, finish=finish)
+        if dist.get_rank() == 0:
+            tables = {name: SnapshotTable(ids=node_ids(name), vectors=table) for name, table in vectors.items()}
+            Snapshot.write(path, facet=facet, tables=tables, **fields)
         dist.barrier()
 
-    def _map(self, path: Path, node_type: str, *, mode: Any) -> np.memmap[Any, np.dtype[np.float32]]:
-        return np.memmap(path, dtype=np.float32, mode=mode, shape=(self.num_rows[node_type], self.dim))
+    def _assemble(
+        self,
+        folder: Path,
+        width: int,
+        local: Callable[[str], Iterator[tuple[int, Tensor]]],
+        finish: Callable[[Tensor], Tensor] | None,
+    ) -> dict[str, Tensor]:
+        first = dist.get_rank() == 0
+        names: list[str] = [""]
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            names = [tempfile.mkdtemp(prefix=".shards-", dir=folder)]
+        dist.broadcast_object_list(names, src=0)
+        files = {name: Path(names[0]) / str(number) for number, name in enumerate(self.node_types)}
+        try:
+            if first:
+                for name, file in files.items():
+                    with file.open("wb") as created:
+                        created.truncate(4 * self.num_rows[name] * width)
+            dist.barrier()
+            tables = {}
+            for name, file in files.items():
+                # A mapping has no place for no bytes.
+                size = self.num_rows[name] * width
+                mapped = torch.from_file(str(file), shared=True, size=size) if size else torch.empty(0)
+                tables[name] = mapped.view(-1, width)
+                for begin, rows in local(name):
+                    tables[name][begin : begin + len(rows)] = (finish(rows) if finish else rows).cpu().view(-1, width)
+            dist.barrier()  # all have mapped and written
+        finally:
+            if first:
+                shutil.rmtree(names[0], ignore_errors=True)
+        return tables
 
 
 def _initialise(rows: Tensor, first: int, *, scale: float, seed: Sequence[int]) -> None:

@@ -287,7 +287,7 @@ class TrainingRun:
         saved = state.save()
         saved = replace(saved, fields={**saved.fields, "position": fields, "environment": self._environment})
         try:
-            Checkpoint.write(path, saved, identity=self.identity)
+            self._write(path, saved)
             self._has_saved = True
         except OSError:
             if self._stops():
@@ -299,6 +299,9 @@ class TrainingRun:
         """Saves a run that was long enough to be saved before: what follows it may fail, and need not begin again."""
         if self._has_saved or self._is_due():
             self.save(state)
+
+    def _write(self, path: Path, saved: SavedState) -> None:
+        Checkpoint.write(path, saved, identity=self.identity)
 
     def _is_due(self) -> bool:
         if self.lifecycle.checkpoint is None:

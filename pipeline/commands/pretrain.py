@@ -13,6 +13,7 @@ import typer
 from pipeline.console import stderr
 from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
+from pipeline.processes import count_processes, join_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,9 +86,15 @@ def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
     space: Space = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trains knowledge graph embeddings of all node types."""
+    """Trains knowledge graph embeddings of all node types.
+
+    Started by torchrun, its processes share the tables out and train them together.
+    """
     import kge
 
+    if search and count_processes() > 1:
+        msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"
+        raise typer.BadParameter(msg)
     if not search and (space or trials != 9):
         msg = "--try and --trials say how to search; give --search too"
         raise typer.BadParameter(msg)
@@ -120,6 +127,9 @@ def pretrain_contrastive(
     """Trains user and pin tables by contrast."""
     import contrastive
 
+    if count_processes() > 1:
+        msg = f"pretrain contrastive runs in one process, and torchrun has started {count_processes()}: run it without torchrun"
+        raise typer.BadParameter(msg)
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
@@ -218,13 +228,15 @@ def _pretrain(
     from tables import Lifecycle
 
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
-    with GraphStore.open(store, read_only=True) as graph:
+    with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
         view = graph.view(as_of=as_of, since=since, relations=relations)
-        with TrainingDisplay(unit) as display, StopOnSignal() as stop:
+        with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
             lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
             found = chooser(view, config, lifecycle, trials_folder) if chooser is not None else None
             chosen = found.config if found is not None else config
             result = train(view, chosen, progress=display.on_epoch, lifecycle=lifecycle)
+        if not speaks:
+            return
         with stderr.status("writing the snapshot"):
             searched = {} if found is None else {"search": found}
             snapshot = result.write_snapshot(output, view, **searched)

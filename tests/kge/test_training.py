@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 import kge
 from graphdb import GraphView
 from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.batches import Batch
+from kge.batch import Batch
 from kge.config import ModelName
 from kge.trainer import Trainer
 from kge.training import split_view
 from tables.checkpoint import CheckpointError
 from tables.lanes import Lanes
 from tables.snapshot import Snapshot
-from tables.training import Lifecycle
+from tables.training import Lifecycle, StepProgress
 from tables.warmstart import WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
@@ -146,10 +147,10 @@ def test_learning_rates_rise_and_fall_as_scheduled(view: GraphView, schedule: st
     rates: list[float] = []
     step = trainer.step
 
-    def record(batch: Batch, lanes: Lanes, *, lr: float, relation_lr: float) -> float:
+    def record(batch: Batch, lanes: Lanes, *, lr: float, relation_lr: float, seed: int) -> float:
         rates.append(lr)
         assert relation_lr / config.relation_lr == pytest.approx(lr / config.lr)
-        return step(batch, lanes, lr=lr, relation_lr=relation_lr)
+        return step(batch, lanes, lr=lr, relation_lr=relation_lr, seed=seed)
 
     trainer.step = record  # type: ignore[assignment]
     trainer.run_epoch()
@@ -206,3 +207,46 @@ def test_a_split_starts_from_a_snapshot_by_its_ids(view: GraphView, tmp_path: Pa
     split = TripleSplit(train=nameless, valid=nameless.take(slice(0)), test=nameless.take(slice(0)))
     with pytest.raises(ValueError, match="external ids"):
         kge.train_triples(split, config, lifecycle=life)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_tables_learn_what_fp32_does_and_resume_to_the_same_bits(
+    view: GraphView, tmp_path: Path, dtype: str
+) -> None:
+    settings = SMALL | {"epochs": 4, "validation": KgeValidation(num_edges=60, max_fraction=0.1)}
+    config = KgeConfig.model_validate(settings | {"table_dtype": dtype, "model": "complex", "dropout": 0.1})
+    fp32 = kge.train(view, config.model_copy(update={"table_dtype": "fp32"}))
+    whole = kge.train(view, config)
+    stop = threading.Event()
+
+    def on_step(progress: StepProgress) -> None:
+        if (progress.epoch, progress.step) == (1, 5):
+            stop.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        kge.train(view, config, lifecycle=Lifecycle(checkpoint=tmp_path / "state", on_step=on_step, stop=stop))
+    resumed = kge.train(view, config, lifecycle=Lifecycle(checkpoint=tmp_path / "state", resume=True))
+
+    assert whole.metrics["filtered_mrr"] == pytest.approx(fp32.metrics["filtered_mrr"], abs=0.05)
+    assert whole.metrics["loss"] == pytest.approx(fp32.metrics["loss"], rel=0.01)
+    rounded = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    for node_type, vectors in whole.vectors.items():
+        assert vectors.dtype == torch.float32
+        assert torch.equal(vectors.to(rounded).float(), vectors)
+        assert not torch.equal(vectors, fp32.vectors[node_type])
+        assert torch.equal(resumed.vectors[node_type], vectors)
+
+
+def test_half_precision_tables_start_from_a_snapshot_but_are_not_pulled(view: GraphView, tmp_path: Path) -> None:
+    config = KgeConfig.model_validate(SMALL | {"epochs": 1})
+    kge.train(view, config).write_snapshot(tmp_path / "old", view)
+    half = config.model_copy(update={"table_dtype": "fp16"})
+    trainer = Trainer(split_view(view, half, np.random.default_rng(0)), half, np.random.default_rng(0))
+
+    trainer.warm_start(WarmStart.load(tmp_path / "old"), view.node_ids)
+
+    old = Snapshot.load(tmp_path / "old")
+    for node_type, table in trainer.state.tables.items():
+        assert torch.equal(table, old.vectors(node_type).half())
+    with pytest.raises(ValueError, match="the pull towards older rows is for FP32 tables"):
+        trainer.warm_start(WarmStart.load(tmp_path / "old", pull=0.1), view.node_ids)

@@ -1,0 +1,66 @@
+"""`multifacet pretrain kge` under torchrun."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from tables import Snapshot
+
+SETTINGS = ("dim=8", "epochs=2", "batch_size=64", "chunk_size=16", "num_uniform=8", "num_degree=0", "seed=3")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    schema = GraphSchema(
+        nodes=(NodeType(name="user"), NodeType(name="pin")),
+        relations=(Relation(src="user", name="clicks", dst="pin", timed=False),),
+    )
+    path = tmp_path_factory.mktemp("graph") / "graph.duckdb"
+    generator = np.random.default_rng(0)
+    users = generator.integers(0, 90, 800)
+    with GraphStore.create(path, schema) as graph:
+        graph.load_nodes("user", pa.table({"id": np.arange(90) + 1000}))
+        graph.load_nodes("pin", pa.table({"id": np.arange(60) + 5000}))
+        pins = users % 3 + 3 * generator.integers(0, 20, 800)
+        graph.load_edges("clicks", pa.table({"src": users + 1000, "dst": pins + 5000}))
+    return path
+
+
+def test_torchrun_gives_one_snapshot_of_all_processes(store: Path, tmp_path: Path) -> None:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    command = ["pretrain", "kge", str(store), str(tmp_path / "shared"), *settings, "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli"]
+    ran = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=170, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)  # one process speaks
+    snapshot = Snapshot.load(tmp_path / "shared")
+    assert document["fingerprint"] == snapshot.fingerprint
+    assert document["metrics"]["filtered_mrr"] > 0.08  # by chance: 0.06 to 0.08
+    assert [snapshot.vectors(name).shape for name in ("user", "pin")] == [(90, 8), (60, 8)]
+    assert bool((snapshot.vectors("user") != 0).any(1).all())
+    assert snapshot.ids("pin").to_pylist() == list(range(5000, 5060))
+    assert (tmp_path / "shared.checkpoint").exists() is False
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"), [(["kge", "--search"], "--search runs in one process"), (["contrastive"], "runs in one process")]
+)
+def test_what_runs_in_one_process_says_so_under_torchrun(
+    run: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    name, *options = command
+    code, _, err = run("pretrain", name, store, tmp_path / "out", *options)
+    assert code == 2
+    assert message in " ".join(err.replace("│", " ").split())
