@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class PositiveDraws:
         self._positives = positives
         self._sums: NDArray[np.float64] | None = None
         if len(positives) and positives.weights.min() != positives.weights.max():
-            self._sums = np.concatenate([np.zeros(1), np.cumsum(positives.weights)])
+            self._sums = np.concatenate([np.zeros(1), np.cumsum(positives.weights, dtype=np.float64)])
 
     def draw(self, num_draws: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Draw positions of positives, int64 [num_draws * per_query], in the order of their queries."""
@@ -54,14 +55,7 @@ class PositiveDraws:
     def item_chance(self) -> NDArray[np.float64]:
         """Give the chance that one draw holds each item, float64 [num_items]."""
         positives = self._positives
-        weights = positives.weights / max(float(positives.weights.sum()), 1e-300)
-        chance = np.zeros(positives.num_items)
-        if self.per_query == 1:
-            np.add.at(chance, positives.items, weights)
-            return chance
-        of_query = np.bincount(positives.queries, weights=weights, minlength=positives.num_queries)[positives.queries]
-        np.add.at(chance, positives.items, of_query * -np.expm1(self.per_query * np.log1p(-weights / (of_query * (1 + 1e-12)))))
-        return chance
+        return _item_chance(self.indptr, positives.items, positives.weights, self.per_query, positives.num_items)
 
     def _draw_within(
         self, begins: NDArray[np.int64], ends: NDArray[np.int64], generator: np.random.Generator
@@ -73,3 +67,19 @@ class PositiveDraws:
         drawn = np.searchsorted(self._sums, low + generator.random(len(begins)) * (high - low), side="right") - 1
         # A weight below the sums' rounding could push a draw over its range's end.
         return np.clip(drawn, begins, ends - 1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _item_chance(indptr: Any, items: Any, weights: Any, per_query: int, num_items: int) -> Any:
+    chance = np.zeros(num_items, dtype=np.float64)
+    total = 0.0
+    for query in range(len(indptr) - 1):
+        own = 0.0
+        for place in range(indptr[query], indptr[query + 1]):
+            own += weights[place]
+        total += own
+        for place in range(indptr[query], indptr[query + 1]):
+            # Just below 1 for a query's only item.
+            missed = np.log1p(-weights[place] / (own * (1.0 + 1e-12)))
+            chance[items[place]] += weights[place] if per_query == 1 else -own * np.expm1(per_query * missed)
+    return chance / max(total, 1e-300)

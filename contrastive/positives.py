@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tables.pairs import PairIndex
+from contrastive.distinct import EdgeColumns, merge_edges
+from tables.pairs import PairIndex, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,8 @@ __all__ = ["Positives", "compose", "hold_out_latest", "read_positives"]
 
 _DAY_US = 86_400_000_000
 _UNTIMED = np.iinfo(np.int64).min
+# Pairs that are widened to float64 at once.
+_BLOCK: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,16 +33,16 @@ class Positives:
     Attributes:
         queries: int32 [P].
         items: int32 [P].
-        weights: sum over the pair's edges of relation weight times decay, float64 [P].
-        first_times: when the pair's first timed edge was, microseconds since the epoch, int64 [P].
+        weights: sum over the pair's edges of relation weight times decay, float32 [P].
+        first_times: when the pair's first timed edge was, microseconds since the epoch, int64 [P]; None if nobody asks.
         num_queries: rows of the queries' table.
         num_items: rows of the items' table.
     """
 
     queries: NDArray[np.int32]
     items: NDArray[np.int32]
-    weights: NDArray[np.float64]
-    first_times: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    first_times: NDArray[np.int64] | None
     num_queries: int
     num_items: int
 
@@ -49,12 +52,16 @@ class Positives:
     def item_weights(self) -> NDArray[np.float64]:
         """Sum the weights of each item's pairs, float64 [num_items]: how often it is drawn as a positive."""
         sums = np.zeros(self.num_items)
-        np.add.at(sums, self.items, self.weights)
+        for begin in range(0, len(self), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            sums += np.bincount(self.items[part], weights=self.weights[part], minlength=self.num_items)
         return sums
 
     def index(self) -> PairIndex:
-        """Index the pairs by query."""
-        return PairIndex(self.queries, self.items, num_left=self.num_queries, num_right=self.num_items)
+        """Index the pairs by query; the index shares their items."""
+        counts = np.bincount(self.queries, minlength=self.num_queries)
+        indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
+        return PairIndex.from_sorted(indptr, self.items, num_right=self.num_items)
 
     def keep(self, mask: NDArray[np.bool_]) -> Positives:
         """Keep the pairs where the mask is true."""
@@ -62,7 +69,7 @@ class Positives:
             queries=self.queries[mask],
             items=self.items[mask],
             weights=self.weights[mask],
-            first_times=self.first_times[mask],
+            first_times=None if self.first_times is None else self.first_times[mask],
             num_queries=self.num_queries,
             num_items=self.num_items,
         )
@@ -74,37 +81,20 @@ class Positives:
         Raises:
             ValueError: if the columns' lengths differ or a row lies outside its table.
         """
-        PairIndex(queries, items, num_left=num_queries, num_right=num_items)  # checks them
-        return cls.merge(
-            queries.astype(np.int32),
-            items.astype(np.int32),
-            np.ones(len(queries)),
-            np.full(len(queries), _UNTIMED),
-            num_queries=num_queries,
-            num_items=num_items,
+        check_rows(queries, items, num_left=num_queries, num_right=num_items)
+        columns = EdgeColumns(
+            queries=queries.astype(np.int32), items=items.astype(np.int32), weights=np.ones(1), times=np.full(1, _UNTIMED)
         )
+        return cls.merge([columns], num_queries=num_queries, num_items=num_items)
 
     @classmethod
-    def merge(
-        cls,
-        queries: NDArray[np.int32],
-        items: NDArray[np.int32],
-        weights: NDArray[np.float64],
-        times: NDArray[np.int64],
-        *,
-        num_queries: int,
-        num_items: int,
-    ) -> Positives:
-        """Sum edges [E] into distinct pairs."""
-        keys, pair_of_edge = np.unique(queries.astype(np.int64) * num_items + items, return_inverse=True)
-        summed = np.zeros(len(keys))
-        np.add.at(summed, pair_of_edge, weights)
-        first_times = np.full(len(keys), np.iinfo(np.int64).max)
-        np.minimum.at(first_times, pair_of_edge, times)
+    def merge(cls, parts: Sequence[EdgeColumns], *, num_queries: int, num_items: int, with_times: bool = True) -> Positives:
+        """Sum edges into distinct pairs; the rows are not checked."""
+        indptr, merged, weights, first_times = merge_edges(parts, num_queries=num_queries, with_times=with_times)
         return cls(
-            queries=(keys // num_items).astype(np.int32),
-            items=(keys % num_items).astype(np.int32),
-            weights=summed,
+            queries=np.repeat(np.arange(num_queries, dtype=np.int32), np.diff(indptr)),
+            items=merged,
+            weights=weights,
             first_times=first_times,
             num_queries=num_queries,
             num_items=num_items,
@@ -136,33 +126,29 @@ def read_positives(view: GraphView, config: PositivesConfig) -> Positives:
         raise ValueError(
             f"relation_weights names {unknown}; from {config.query_type!r} to {config.item_type!r} this view has {joining}"
         )
-    columns: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]] = []
-    end_us = _window_end_us(view, weights)
+    columns: list[EdgeColumns] = []
+    end_us = _window_end_us(view, weights) if config.half_life_days is not None else 0
+    with_times = config.validation.num_queries > 0
     for name, weight in weights.items():
         if weight == 0 or view.num_edges[name] == 0:
             continue
         edges = view.edges(name)
-        edge_weights = np.full(len(edges.src), weight)
-        if edges.time is None:
-            times = np.full(len(edges.src), _UNTIMED)
-        else:
+        edge_weights, times = np.full(1, weight), np.full(1, _UNTIMED)
+        if edges.time is not None and config.half_life_days is not None:
+            edge_weights = weight * np.exp2(-(end_us - edges.time.numpy()) / (config.half_life_days * _DAY_US))
+        if edges.time is not None and with_times:
             times = edges.time.numpy()
-            if config.half_life_days is not None:
-                edge_weights *= np.exp2(-(end_us - times) / (config.half_life_days * _DAY_US))
-        columns.append((edges.src.numpy(), edges.dst.numpy(), edge_weights, times))
+        columns.append(EdgeColumns(queries=edges.src.numpy(), items=edges.dst.numpy(), weights=edge_weights, times=times))
     if not columns:
         raise ValueError(
             f"there are no positives from {config.query_type!r} to {config.item_type!r}: the weights are {weights} and "
             f"the view has { {name: view.num_edges[name] for name in joining} } edges; widen the window or the weights"
         )
-    queries, items, edge_weights, times = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     return Positives.merge(
-        queries,
-        items,
-        edge_weights,
-        times,
+        columns,
         num_queries=view.num_nodes[config.query_type],
         num_items=view.num_nodes[config.item_type],
+        with_times=with_times,
     )
 
 
@@ -201,14 +187,13 @@ def compose(positives: Positives, view: GraphView, item_type: str, tower: Compos
         raise ValueError(f"no item of the positives has an edge of {tower.through!r}; leave the tower out")
     pair = np.repeat(np.arange(len(positives)), fanout)
     within = np.arange(len(pair)) - np.repeat(np.cumsum(fanout) - fanout, fanout)
-    return Positives.merge(
-        positives.queries[pair],
-        nodes_of.indices[nodes_of.indptr[positives.items[pair]] + within],
-        positives.weights[pair] / fanout[pair],
-        positives.first_times[pair],
-        num_queries=positives.num_queries,
-        num_items=num_nodes,
+    columns = EdgeColumns(
+        queries=positives.queries[pair],
+        items=nodes_of.indices[nodes_of.indptr[positives.items[pair]] + within],
+        weights=positives.weights[pair] / fanout[pair],
+        times=np.full(1, _UNTIMED),
     )
+    return Positives.merge([columns], num_queries=positives.num_queries, num_items=num_nodes, with_times=False)
 
 
 def hold_out_latest(
@@ -226,16 +211,22 @@ def hold_out_latest(
     Returns:
         The positives to train on, and the held-out ones.
     """
+    if not validation.num_queries:
+        return positives, positives.keep(np.zeros(len(positives), dtype=np.bool_))
+    if positives.first_times is None:
+        raise ValueError("items are held out by their times, which these positives were read without")
     counts = np.bincount(positives.queries, minlength=positives.num_queries)
     eligible = np.flatnonzero(counts >= validation.num_latest + validation.min_remaining)
     chosen = generator.choice(eligible, size=min(validation.num_queries, len(eligible)), replace=False)
     is_chosen = np.zeros(positives.num_queries, dtype=np.bool_)
     is_chosen[chosen] = True
-    order = np.lexsort((generator.random(len(positives)), positives.first_times, positives.queries))
-    ends = np.cumsum(counts)[positives.queries[order]]
-    from_the_end = ends - np.arange(len(order))
+    of_chosen = np.flatnonzero(is_chosen[positives.queries])
+    queries, tie_breaks = positives.queries[of_chosen], generator.random(len(positives))[of_chosen]
+    order = np.lexsort((tie_breaks, positives.first_times[of_chosen], queries))
+    own_counts = counts[np.flatnonzero(is_chosen)]
+    from_the_end = np.repeat(np.cumsum(own_counts), own_counts) - np.arange(len(order))
     held_out = np.zeros(len(positives), dtype=np.bool_)
-    held_out[order] = is_chosen[positives.queries[order]] & (from_the_end <= validation.num_latest)
+    held_out[of_chosen[order[from_the_end <= validation.num_latest]]] = True
     return positives.keep(~held_out), positives.keep(held_out)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from contrastive.distinct import EdgeColumns
 from contrastive.positives import Positives
 from graphdb.sampling import Adjacency, MetapathWalker, Topology
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from contrastive.config import PositiveWalks
 
 __all__ = ["add_walks"]
+
+_NEVER = np.full(1, np.iinfo(np.int64).max)
 
 
 def add_walks(positives: Positives, walks: PositiveWalks, *, seed: int) -> Positives:
@@ -30,7 +33,7 @@ def add_walks(positives: Positives, walks: PositiveWalks, *, seed: int) -> Posit
     Returns:
         The positives and the walks' ends, merged into distinct pairs.
     """
-    weight = positives.weights.astype(np.float32)
+    weight = positives.weights
     shape: dict[str, Any] = {"num_src": positives.num_queries, "num_dst": positives.num_items}
     turned: dict[str, Any] = {"num_src": positives.num_items, "num_dst": positives.num_queries}
     topology = Topology(
@@ -45,11 +48,13 @@ def add_walks(positives: Positives, walks: PositiveWalks, *, seed: int) -> Posit
     ends = walker.walk(torch.from_numpy(starts)).numpy()[:, -1]
     arrived = ends >= 0
     own = np.bincount(positives.queries, weights=positives.weights, minlength=positives.num_queries)
-    return Positives.merge(
-        np.concatenate([positives.queries, starts[arrived]]),
-        np.concatenate([positives.items, ends[arrived]]),
-        np.concatenate([positives.weights, own[starts[arrived]] * walks.weight / walks.num_walks]),
-        np.concatenate([positives.first_times, np.full(int(arrived.sum()), np.iinfo(np.int64).max)]),
-        num_queries=positives.num_queries,
-        num_items=positives.num_items,
-    )
+    parts = [
+        EdgeColumns(queries=positives.queries, items=positives.items, weights=positives.weights, times=_NEVER),
+        EdgeColumns(
+            queries=starts[arrived],
+            items=ends[arrived],
+            weights=own[starts[arrived]] * walks.weight / walks.num_walks,
+            times=_NEVER,
+        ),
+    ]
+    return Positives.merge(parts, num_queries=positives.num_queries, num_items=positives.num_items, with_times=False)

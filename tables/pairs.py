@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PairIndex"]
+__all__ = ["PairIndex", "check_rows"]
 
 
 class PairIndex:
@@ -38,11 +38,7 @@ class PairIndex:
     indices: NDArray[np.int32]
 
     def __init__(self, left: NDArray[Any], right: NDArray[Any], *, num_left: int, num_right: int) -> None:
-        if left.shape != right.shape or left.ndim != 1:
-            raise ValueError(f"pairs need two columns of one length, got shapes {left.shape} and {right.shape}")
-        for name, rows, num_rows in (("left", left, num_left), ("right", right, num_right)):
-            if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= num_rows):
-                raise ValueError(f"{name} rows lie in 0..{num_rows - 1}, got {rows.min()}..{rows.max()}")
+        check_rows(left, right, num_left=num_left, num_right=num_right)
         keys = np.sort(left.astype(np.int64) * num_right + right)
         keys = keys[np.concatenate([np.ones(min(1, len(keys)), dtype=np.bool_), keys[1:] != keys[:-1]])]
         self.num_left = num_left
@@ -50,6 +46,25 @@ class PairIndex:
         self.indices = (keys % num_right).astype(np.int32)
         counts = np.bincount(keys // num_right, minlength=num_left)
         self.indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
+
+    @classmethod
+    def from_sorted(cls, indptr: NDArray[np.int64], indices: NDArray[np.int32], *, num_right: int) -> PairIndex:
+        """Take distinct pairs that are in order already, without a copy.
+
+        Args:
+            indptr: where each left row's pairs begin, int64 [num_left + 1].
+            indices: right rows, ascending within a left row, int32 [indptr[-1]].
+            num_right: rows of the right table.
+
+        Raises:
+            ValueError: if the pointers do not end where the pairs do.
+        """
+        if indptr[-1] != len(indices):
+            raise ValueError(f"indptr ends at {indptr[-1]}, but there are {len(indices)} pairs")
+        pairs = cls.__new__(cls)
+        pairs.indptr, pairs.indices = indptr, indices
+        pairs.num_left, pairs.num_right = len(indptr) - 1, num_right
+        return pairs
 
     @property
     def num_pairs(self) -> int:
@@ -81,3 +96,16 @@ class PairIndex:
 
     def __repr__(self) -> str:
         return f"PairIndex(left={self.num_left}, right={self.num_right}, pairs={self.num_pairs})"
+
+
+def check_rows(left: NDArray[Any], right: NDArray[Any], *, num_left: int, num_right: int) -> None:
+    """Check the columns of pairs.
+
+    Raises:
+        ValueError: if the columns' lengths differ or a row lies outside its table.
+    """
+    if left.shape != right.shape or left.ndim != 1:
+        raise ValueError(f"pairs need two columns of one length, got shapes {left.shape} and {right.shape}")
+    for name, rows, num_rows in (("left", left, num_left), ("right", right, num_right)):
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= num_rows):
+            raise ValueError(f"{name} rows lie in 0..{num_rows - 1}, got {rows.min()}..{rows.max()}")

@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from contrastive import ContrastiveConfig
+from contrastive.distinct import EdgeColumns
 from contrastive.positives import Positives
 from contrastive.towers import Tower
 from contrastive.trainer import Trainer
@@ -34,14 +35,13 @@ def world() -> tuple[Positives, NDArray[np.float64], NDArray[np.float64], NDArra
     probability = popularity * affinity
     probability /= probability.sum(1, keepdims=True)
     users, items = np.divmod(np.arange(NUM_USERS * NUM_ITEMS), NUM_ITEMS)
-    positives = Positives.merge(
-        users.astype(np.int32),
-        items.astype(np.int32),
-        probability.ravel(),
-        np.zeros(len(users), dtype=np.int64),
-        num_queries=NUM_USERS,
-        num_items=NUM_ITEMS,
+    pairs = EdgeColumns(
+        queries=users.astype(np.int32),
+        items=items.astype(np.int32),
+        weights=probability.ravel(),
+        times=np.zeros(1, dtype=np.int64),
     )
+    positives = Positives.merge([pairs], num_queries=NUM_USERS, num_items=NUM_ITEMS)
     return positives, probability, popularity, affinity.argmax(1)
 
 

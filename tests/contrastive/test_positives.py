@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from contrastive.distinct import EdgeColumns, merge_edges
 from contrastive.positives import Positives, compose, hold_out_latest, read_positives
 from graphdb import GraphView
 
@@ -27,7 +30,7 @@ def test_a_half_life_halves_old_edges(view: GraphView) -> None:
 
     newest = positives.first_times.max()
     age_days = (newest - positives.first_times) / DAY_US
-    np.testing.assert_allclose(positives.weights, 2.0 * 0.5 ** (age_days / 3.0))
+    np.testing.assert_allclose(positives.weights, 2.0 * 0.5 ** (age_days / 3.0), rtol=1e-6)
 
 
 def test_composed_positives_carry_a_users_weight_to_the_pins_advertiser(view: GraphView) -> None:
@@ -75,15 +78,51 @@ def test_held_out_items_are_the_last_that_a_query_came_to(view: GraphView) -> No
         assert held_out.first_times[held_out.queries == query].min() > newest_kept
 
 
+@given(seed=st.integers(0, 2**32 - 1), with_times=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_edges_merge_to_the_pairs_that_a_dictionary_makes_of_them(seed: int, with_times: bool) -> None:
+    generator = np.random.default_rng(seed)
+    parts, expected = [], {}
+    for _ in range(generator.integers(1, 4)):
+        num_edges = int(generator.integers(0, 60))
+        queries, items = generator.integers(0, 5, num_edges), generator.integers(0, 7, num_edges)
+        weights = generator.random(num_edges if generator.random() < 0.5 else 1)
+        times = generator.integers(0, 100, num_edges if generator.random() < 0.5 else 1)
+        parts.append(EdgeColumns(queries=queries.astype(np.int32), items=items.astype(np.int32), weights=weights, times=times))
+        columns = (queries, items, np.broadcast_to(weights, num_edges), np.broadcast_to(times, num_edges))
+        for query, item, weight, time in zip(*columns, strict=True):
+            before, first = expected.get((query, item), (0.0, 1000))
+            expected[query, item] = before + weight, min(first, time)
+
+    indptr, items, weights, times = merge_edges(parts, num_queries=5, with_times=with_times)
+
+    pairs = sorted(expected)
+    assert list(zip(np.repeat(np.arange(5), np.diff(indptr)), items, strict=True)) == pairs
+    np.testing.assert_allclose(weights, [expected[pair][0] for pair in pairs], rtol=1e-6)
+    if with_times:
+        np.testing.assert_array_equal(times, [expected[pair][1] for pair in pairs])
+    else:
+        assert times is None
+
+
+def test_items_are_not_held_out_without_times(view: GraphView) -> None:
+    nothing_held_out = ContrastiveValidation(num_queries=0)
+    positives = read_positives(view, ContrastiveConfig(validation=nothing_held_out))
+
+    train, held_out = hold_out_latest(positives, nothing_held_out, np.random.default_rng(0))
+    assert (len(train), len(held_out)) == (len(positives), 0)
+    with pytest.raises(ValueError, match="items are held out by their times"):
+        hold_out_latest(positives, ContrastiveValidation(), np.random.default_rng(0))
+
+
 def test_queries_with_too_few_items_are_not_held_out() -> None:
-    positives = Positives.merge(
-        np.int32([0, 0, 0, 1, 1, 1, 1]),
-        np.int32([0, 1, 2, 0, 1, 2, 3]),
-        np.ones(7),
-        np.arange(7),
-        num_queries=2,
-        num_items=4,
+    edges = EdgeColumns(
+        queries=np.int32([0, 0, 0, 1, 1, 1, 1]),
+        items=np.int32([0, 1, 2, 0, 1, 2, 3]),
+        weights=np.ones(1),
+        times=np.arange(7),
     )
+    positives = Positives.merge([edges], num_queries=2, num_items=4)
     validation = ContrastiveValidation(num_queries=10, num_latest=2, min_remaining=2)
 
     _, held_out = hold_out_latest(positives, validation, np.random.default_rng(0))
