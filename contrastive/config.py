@@ -81,6 +81,12 @@ class ContrastiveConfig(PositivesConfig):
         description="cosine: a trained item's vector is multiplied by this power of its positives' weight, relative to their "
         "mean, so that popularity counts more in a ranking; 0 leaves all lengths 1",
     )
+    smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        description="cosine: what the mean of its queries' vectors counts in an item's vector, both of length 1; added to the "
+        "trained tables once, when they are ranked or given out (one step of propagation); 0 leaves items as trained",
+    )
     history: float = Field(
         default=0.0,
         ge=0,
@@ -149,7 +155,7 @@ class ContrastiveConfig(PositivesConfig):
         return given | {name: value for name, value in own.items() if given.get(name) is None}
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_meanings(self) -> Self:
         for field, losses in (
             ("temperature", ("softmax", "bpr")),
             ("temperature_lr", ("softmax", "bpr")),
@@ -161,10 +167,15 @@ class ContrastiveConfig(PositivesConfig):
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {' and '.join(losses)}: leave it out")
         if self.momentum is not None and self.optimizer != "adam":
             raise ValueError("momentum means nothing to Adagrad: leave it out, or set optimizer='adam'")
-        if self.popularity_power and self.similarity != "cosine":
-            raise ValueError("popularity_power is the length of items under cosine: leave it out, or set similarity='cosine'")
+        for field in ("popularity_power", "smoothing"):
+            if getattr(self, field) and self.similarity != "cosine":
+                raise ValueError(f"{field} is of vectors under cosine: leave it out, or set similarity='cosine'")
         if self.loss == "ccl" and self.similarity != "cosine":
             raise ValueError('the ccl loss is one of cosines: set similarity="cosine", or take another loss')
+        return self
+
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
         if self.batch_size % self.positives_per_query:
             raise ValueError(
                 f"batch_size counts positives, {self.positives_per_query} of a query together: it must be a multiple of "

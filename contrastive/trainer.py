@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from contrastive.evaluation import evaluate
 from contrastive.hard import HardNegatives, find_best_unknown
 from contrastive.state import TrainerState
 from contrastive.step import Stepper, Temperature
-from contrastive.vectors import History
+from contrastive.vectors import History, normalize_
 from tables.lanes import Lanes
 from tables.rowwise import RowwiseAdagrad
 from tables.rowwise_adam import RowwiseAdam
@@ -59,7 +58,7 @@ class Trainer:
         seeded = torch.Generator().manual_seed(config.seed)
         self.state = TrainerState(
             tables={
-                node_type: torch.randn(count, config.dim, generator=seeded) * config.init_scale
+                node_type: torch.randn(count, config.dim, generator=seeded).mul_(config.init_scale)
                 for node_type, count in num_rows.items()
             },
             optimizers={node_type: _build_optimizer(config, count) for node_type, count in num_rows.items()},
@@ -143,18 +142,31 @@ class Trainer:
         )
 
     def vectors(self, node_type: str) -> Tensor:
-        """Give a table as it is compared: under cosine with the length of its popularity, or 1; zero where no gradient was."""
-        table, touched = self.state.tables[node_type], self.state.optimizers[node_type].state > 0
-        if node_type == self.config.query_type and self._history.share:
-            table = table.clone()
+        """Give a table as it is compared: under cosine with the length of its popularity, or 1; zero where no gradient was.
+
+        Items get their share of the mean of their queries' vectors here, and queries that of their items.
+        """
+        config, table = self.config, self.state.tables[node_type].clone()
+        touched = self.state.optimizers[node_type].state > 0
+        if node_type == config.query_type and self._history.share:
             queries = np.arange(len(table), dtype=np.int32)
-            self._history.blend_(table.numpy(), queries, self.state.tables[self.config.item_type].numpy())
+            self._history.blend_(table.numpy(), queries, self.state.tables[config.item_type].numpy())
             touched |= torch.from_numpy(np.diff(self._history.items.indptr) > 0)
-        if self.config.similarity == "cosine":
-            table = F.normalize(table)
+        if config.similarity == "cosine":
+            normalize_(table.numpy())
+        if node_type == config.item_type and config.smoothing:
+            self._smooth_(table)
         if node_type in self._lengths:
-            table *= torch.from_numpy(self._lengths[node_type][:, None])
-        return table * touched[:, None]
+            table.mul_(torch.from_numpy(self._lengths[node_type][:, None]))
+        return table.mul_(touched[:, None])
+
+    def _smooth_(self, items: Tensor) -> None:
+        queries_of_item = History(share=1.0, items=self._history.items.transposed)
+        means = np.zeros_like(items.numpy())
+        queries_of_item.blend_(means, np.arange(len(items), dtype=np.int32), self.vectors(self.config.query_type).numpy())
+        normalize_(means)
+        items.add_(torch.from_numpy(means), alpha=self.config.smoothing)
+        normalize_(items.numpy())
 
     def optimizer_rows(self, node_type: str) -> OptimizerRows:
         """Give what a warm start needs to go on with a table: `vectors` times `lengths` is the table."""

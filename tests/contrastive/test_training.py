@@ -228,10 +228,28 @@ def test_popularity_lengthens_trained_items_and_nothing_else() -> None:
     torch.testing.assert_close(rows[0], rows[1])
 
 
+def test_smoothing_adds_the_mean_of_its_queries_to_an_item_when_training_has_ended() -> None:
+    generator = np.random.default_rng(0)
+    users, pins = generator.integers(0, 30, 300), generator.integers(0, 20, 300)
+    pairs = Positives.from_pairs(users, pins, num_queries=30, num_items=21)  # the last has no positives
+    options = {"dim": 8, "epochs": 2, "batch_size": 32, "history": 1.0}
+    plain, smoothed = (
+        contrastive.train_pairs(pairs, ContrastiveConfig.model_validate(options | {"smoothing": weight}))
+        for weight in (0.0, 0.5)
+    )
+
+    queries, items = plain.vectors["user"], plain.vectors["pin"]
+    queries_of = pairs.index().transposed
+    means = torch.stack([queries[queries_of.row(item)].mean(0) for item in range(20)])
+    torch.testing.assert_close(smoothed.vectors["pin"][:20], F.normalize(items[:20] + 0.5 * F.normalize(means)))
+    torch.testing.assert_close(smoothed.vectors["pin"][20], items[20])
+    assert torch.equal(smoothed.vectors["user"], queries)
+
+
 def test_options_of_another_loss_are_refused() -> None:
     with pytest.raises(ValueError, match="momentum means nothing to Adagrad"):
         ContrastiveConfig(momentum=0.5)
-    with pytest.raises(ValueError, match="popularity_power is the length of items under cosine"):
+    with pytest.raises(ValueError, match="popularity_power is of vectors under cosine"):
         ContrastiveConfig(popularity_power=0.5, similarity="dot")
     with pytest.raises(ValueError, match="logq means nothing to the ccl loss, only to softmax"):
         ContrastiveConfig(loss="ccl", logq=True)
