@@ -55,7 +55,10 @@ class PositiveDraws:
     def item_chance(self) -> NDArray[np.float64]:
         """Give the chance that one draw holds each item, float64 [num_items]."""
         positives = self._positives
-        return _item_chance(self.indptr, positives.items, positives.weights, self.per_query, positives.num_items)
+        chance: NDArray[np.float64] = _item_chance(
+            self.indptr, positives.items, positives.weights, self.per_query, positives.num_items
+        )
+        return chance
 
     def _draw_within(
         self, begins: NDArray[np.int64], ends: NDArray[np.int64], generator: np.random.Generator
