@@ -19,12 +19,19 @@ _HUGE_PAGE_BYTES: Final = 1 << 21
 
 
 def empty_on_huge_pages(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Allocate a tensor, on huge pages if it fills several and the system has them; its numbers are any, at first 0."""
+    """Allocate a tensor, on huge pages if it fills several and the system has them; its numbers are any, at first 0.
+
+    Raises:
+        MemoryError: The system does not give so much.
+    """
     num_values = math.prod(shape)
     num_bytes = num_values * dtype.itemsize
     if num_bytes < 2 * _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype)
-    mapped = mmap.mmap(-1, num_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        mapped = mmap.mmap(-1, num_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"a tensor of {list(shape)}, {num_bytes} bytes, could not be allocated: {error}") from error
     try:
         mapped.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without them
