@@ -44,7 +44,7 @@ class IdIndex:
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self.arrays: dict[str, NDArray[Any]] = arrays
-        self._shift = 64 - (len(arrays["starts"]) - 1).bit_length() + 1
+        self.shift = 64 - (len(arrays["starts"]) - 1).bit_length() + 1
 
     def __len__(self) -> int:
         return len(self.arrays["keys"])
@@ -117,7 +117,7 @@ class IdIndex:
             self.arrays.get("text", empty_text),
         )
         query = (ids.keys, ids.offsets, ids.text)
-        shift = np.uint64(self._shift)
+        shift = np.uint64(self.shift)
         run_ranges(
             lambda start, stop: _lookup(table, query, shift, missing, found, start, stop),
             len(ids),
@@ -145,7 +145,7 @@ class IdIndex:
             How many ids are not there.
         """
         arrays = self.arrays
-        num_missing: int = _find(arrays["starts"], arrays["keys"], arrays["rows"], np.uint64(self._shift), missing, ids, rows)
+        num_missing: int = find_ids(arrays["starts"], arrays["keys"], arrays["rows"], np.uint64(self.shift), missing, ids, rows)
         return num_missing
 
 
@@ -238,7 +238,7 @@ def _find_key(keys: Any, key: Any, slot: Any, end: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _find(starts: Any, keys: Any, rows: Any, shift: Any, missing: int, ids: Any, found: Any) -> int:
+def find_ids(starts: Any, keys: Any, rows: Any, shift: Any, missing: int, ids: Any, found: Any) -> int:
     """As `_lookup`, for int64 ids, in one thread."""
     slots = np.empty(_BLOCK, np.int32)
     ends = np.empty(_BLOCK, np.int32)

@@ -83,6 +83,11 @@ class IdMap:
         """Which of the two maps this is."""
         return "hashed" if self._index is None else "exact"
 
+    @property
+    def index(self) -> IdIndex | None:
+        """An exact map's arrays, for kernels that look ids up themselves; None for a hashed map."""
+        return self._index
+
     @classmethod
     def exact(cls, ids: Ids) -> Self:
         """Gives position i row i, and one more row to every other id.
