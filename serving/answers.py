@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,7 @@ from serving.frames import padded
 from serving.protocol import lookup_pb2, ranker_pb2
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableRows:
+class TableRows(NamedTuple):
     """Rows of one table, as stored.
 
     Attributes:
@@ -30,8 +29,7 @@ class TableRows:
     num_unknown_ids: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LookupAnswer:
+class LookupAnswer(NamedTuple):
     """Rows of one version.
 
     Attributes:
@@ -45,8 +43,7 @@ class LookupAnswer:
     server_us: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankAnswer:
+class RankAnswer(NamedTuple):
     """Scores of one request's candidates.
 
     Attributes:

@@ -22,13 +22,18 @@ class Request(NamedTuple):
 
     Attributes:
         header: Its header.
-        message: Its protobuf message; valid until the connection is read again.
+        frame: Header and protobuf message, writable memory; valid until the connection is read again.
         arrived: When its last byte was read, in seconds of `time.monotonic`.
     """
 
     header: Header
-    message: Buffer
+    frame: memoryview
     arrived: float
+
+    @property
+    def message(self) -> memoryview:
+        """The protobuf message."""
+        return self.frame[HEADER_BYTES:]
 
 
 class ClosedError(Exception):
@@ -79,36 +84,41 @@ class Connection:
             BrokenFrameError: It sent no frame, or more than one at a time.
             OversizedFrameError: Its message is too long; it is skipped, and the connection stays usable.
         """
-        if self._skip:
+        body = self._body
+        if body is None:
+            if not self._skip:
+                return self._begin(scratch, self._read(scratch))
             self._skip -= self._read(scratch[: min(self._skip, len(scratch))])
             self.since = self.since if self._skip else 0.0
             return None
-        if self._body is None:
-            return self._begin(scratch, self._read(scratch))
-        self._filled += self._read(memoryview(self._body)[self._filled :])
-        if self._filled < len(self._body):
+        self._filled += self._read(memoryview(body)[self._filled :])
+        if self._filled < len(body):
             return None
-        body = self._body
         if self._header is None:  # the header came in pieces
             self._body = None
             return self._begin(memoryview(body), len(body))
-        request = Request(self._header, memoryview(body)[HEADER_BYTES:], time.monotonic())
+        request = Request(self._header, memoryview(body), time.monotonic())
         self._reset()
         return request
 
     def send(self, parts: Sequence[Buffer]) -> None:
-        """Send an answer, or as much as the client's buffer takes; keep a copy of the rest for `flush`.
+        """Send a part of an answer, or as much as the client's buffer takes; keep a copy of the rest for `flush`.
 
         Raises:
             ClosedError: The client is gone.
         """
+        if self._unsent is not None:
+            self._unsent = memoryview(b"".join((self._unsent, *parts)))
+            return
         try:
             sent = self.stream.sendmsg(parts)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise ClosedError from error
-        total = sum(len(part) for part in parts)
+        total = 0
+        for part in parts:
+            total += len(part)
         if sent < total:
             self._unsent = memoryview(b"".join(parts))[sent:]
             self.since = time.monotonic()
@@ -151,8 +161,8 @@ class Connection:
             self.since = time.monotonic() if self._skip else 0.0
             raise
         if num_bytes == length:
-            self._reset()
-            return Request(header, first[HEADER_BYTES:num_bytes], time.monotonic())
+            self.since = 0.0
+            return Request(header, first[:num_bytes], time.monotonic())
         self._header = header
         self._keep(first[:num_bytes], length)
         return None

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from serving.errors import (
     UnavailableError,
     VersionNotLoadedError,
 )
-from serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError
+from serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
 from serving.protocol import frames_pb2
 
 if TYPE_CHECKING:
@@ -38,11 +38,17 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Kind, "Buffer"], "tuple[bytes, Buffer]"]
 """Answers one request: kind and message to message and rows. Rows need stay valid only until the next call."""
+QuickHandler = Callable[["memoryview", int], "tuple[memoryview, int] | None"]
+"""Answers a lookup's frame and sends it to a descriptor as far as it takes it: the answer's frame, and how much was sent.
+
+None if the request is not for it. The frame need stay valid only until the next call.
+"""
 
 _BACKLOG = 1024
 _SEND_BUFFER_BYTES = 1 << 20
 _SWEEP_S = 1.0
 _NOBODY = Header(Kind.REFUSAL, 0, 0, 0)
+_ANSWER = int(Kind.ANSWER)
 _READ, _WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT | select.EPOLLRDHUP
 
 
@@ -58,11 +64,19 @@ class FramedServer:
         config: Address, limits, token.
         handler: Answers a request, or raises a `ServingError`.
         metrics: Where requests are counted.
+        quick: Asked first for a lookup.
     """
 
-    def __init__(self, config: LookupConfig, handler: Handler, metrics: ServerMetrics):
+    def __init__(
+        self,
+        config: LookupConfig,
+        handler: Handler,
+        metrics: ServerMetrics,
+        quick: QuickHandler = lambda _frame, _descriptor: None,
+    ):
         self._config = config
         self._handler = handler
+        self._quick = quick
         self._metrics = metrics
         self._token = config.read_token()
         self._connections: dict[int, Connection] = {}
@@ -115,11 +129,7 @@ class FramedServer:
         swept = time.monotonic()
         while not (self._stop_by is not None and self._is_drained()):
             timeout_s = _SWEEP_S if self._stop_by is None else 0.0 if not self._is_sending() else 0.05
-            for descriptor, events in self._poll.poll(timeout_s):
-                if descriptor in self._connections:
-                    self._attend(self._connections[descriptor], events)
-                elif self._listening is not None and descriptor == self._listening.fileno():
-                    self._accept()
+            self._read_all(self._poll.poll(timeout_s))
             while self._queue:
                 connection, request = self._queue.popleft()
                 if connection.stream.fileno() in self._connections:
@@ -130,6 +140,18 @@ class FramedServer:
                 self._sweep(now)
         for connection in list(self._connections.values()):
             self._close(connection)
+
+    def _read_all(self, ready: Sequence[tuple[int, int]]) -> None:
+        for descriptor, events in ready:
+            connection = self._connections.get(descriptor)
+            if connection is not None:
+                request = self._attend(connection, events)
+                if request is not None and len(ready) == 1:  # nothing else is to be read first, so that it can stay where it is
+                    self._answer(connection, request)
+                elif request is not None:
+                    self._enqueue(connection, request)
+            elif self._listening is not None and descriptor == self._listening.fileno():
+                self._accept()
 
     def _is_sending(self) -> bool:
         return any(connection.is_sending() for connection in self._connections.values())
@@ -171,18 +193,20 @@ class FramedServer:
             self._connections[stream.fileno()] = connection
             self._poll.register(stream.fileno(), _READ)
 
-    def _attend(self, connection: Connection, events: int) -> None:
-        gone = select.EPOLLHUP | select.EPOLLERR | (select.EPOLLRDHUP if connection.is_sending() else 0)
-        if events & gone:  # nobody will read an answer
-            self._close(connection)
-            return
+    def _attend(self, connection: Connection, events: int) -> Request | None:
+        """Read or write what can be; the request, if one became whole."""
+        if events != select.EPOLLIN:
+            gone = select.EPOLLHUP | select.EPOLLERR | (select.EPOLLRDHUP if connection.is_sending() else 0)
+            if events & gone:  # nobody will read an answer
+                self._close(connection)
+                return None
         try:
             if connection.is_sending():
                 connection.flush()
                 if not connection.is_sending():
                     self._poll.modify(connection.stream.fileno(), _READ)
-                return
-            request = connection.receive(self._scratch)
+                return None
+            return connection.receive(self._scratch)
         except ClosedError:
             self._close(connection)
         except OversizedFrameError as error:
@@ -190,20 +214,27 @@ class FramedServer:
         except BrokenFrameError as error:
             self._refuse(connection, _NOBODY, error)
             self._close(connection)
-        else:
-            if request is not None:
-                self._enqueue(connection, request)
+        return None
 
     def _enqueue(self, connection: Connection, request: Request) -> None:
         if len(self._queue) >= self._config.max_queued_requests:
             self._refuse(connection, request.header, OverloadedError(f"{len(self._queue)} requests are waiting already"))
             return
         # The next connection is read into the same scratch, before this request is answered.
-        self._queue.append((connection, Request(request.header, bytes(request.message), request.arrived)))
+        self._queue.append((connection, Request(request.header, memoryview(bytearray(request.frame)), request.arrived)))
 
     def _answer(self, connection: Connection, request: Request) -> None:
         header = request.header
         try:
+            self._check(connection, request)
+            if header.kind is Kind.LOOKUP and not connection.is_sending():
+                quick = self._quick(request.frame, connection.stream.fileno())
+                if quick is not None:
+                    frame, num_sent = quick
+                    self._metrics.count_request("OK")
+                    if num_sent < len(frame):
+                        self._send(connection, frame[num_sent:], b"")
+                    return
             message, rows = self._respond(connection, request)
         except ServingError as error:
             self._refuse(connection, header, error)
@@ -214,18 +245,20 @@ class FramedServer:
             self._refuse(connection, header, ServingError("internal error; see the server's log"))
         else:
             self._metrics.count_request("OK")
-            self._send(connection, Header(Kind.ANSWER, len(message), len(rows), header.number), message, rows)
+            self._send(connection, pack_header(_ANSWER, len(message), len(rows), header.number) + message, rows)
 
-    def _respond(self, connection: Connection, request: Request) -> tuple[bytes, Buffer]:
+    def _check(self, connection: Connection, request: Request) -> None:
         header = request.header
         waited_us = (time.monotonic() - request.arrived) * 1e6
         if header.timeout_us and waited_us > header.timeout_us:
             raise DeadlineExceededError(f"the request waited {waited_us:.0f} us, its client allows {header.timeout_us}")
-        if header.kind is Kind.AUTHENTICATE:
-            return self._authenticate(connection, request.message), b""
-        if not connection.authenticated:
+        if not connection.authenticated and header.kind is not Kind.AUTHENTICATE:
             raise UnauthenticatedError("this lookup server asks for a token: give the client one")
-        return self._handler(header.kind, request.message)
+
+    def _respond(self, connection: Connection, request: Request) -> tuple[bytes, Buffer]:
+        if request.header.kind is Kind.AUTHENTICATE:
+            return self._authenticate(connection, request.message), b""
+        return self._handler(request.header.kind, request.message)
 
     def _authenticate(self, connection: Connection, message: Buffer) -> bytes:
         given = frames_pb2.Credentials.FromString(message).token
@@ -239,14 +272,14 @@ class FramedServer:
         logger.debug("request refused: %s: %s", error.code.name, error)
         loaded = error.loaded if isinstance(error, VersionNotLoadedError) else ()
         message = frames_pb2.Refusal(code=error.code.name, message=str(error), loaded_versions=loaded).SerializeToString()
-        self._send(connection, Header(Kind.REFUSAL, len(message), 0, header.number), message, b"")
+        self._send(connection, pack_header(Kind.REFUSAL, len(message), 0, header.number) + message, b"")
 
-    def _send(self, connection: Connection, header: Header, message: bytes, rows: Buffer) -> None:
+    def _send(self, connection: Connection, message: Buffer, rows: Buffer) -> None:
         if connection.is_sending():  # a refusal behind an answer that is not read: the client breaks the rules
             self._close(connection)
             return
         try:
-            connection.send((header.pack() + message, rows) if rows else (header.pack() + message,))
+            connection.send((message, rows) if rows else (message,))
             if connection.is_sending() and connection.stream.fileno() in self._connections:
                 self._poll.modify(connection.stream.fileno(), _WRITE)
         except ClosedError:

@@ -64,7 +64,7 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """The header's 32 bytes."""
-        return _HEADER.pack(MAGIC, self.kind, b"\0\0\0", self.message_bytes, self.rows_bytes, self.number, self.timeout_us)
+        return pack_header(*self)
 
     @classmethod
     def unpack(cls, packed: bytes | bytearray | memoryview, *, requests: bool) -> Header:
@@ -85,6 +85,11 @@ class Header(NamedTuple):
         if kind not in _KINDS or (kind in _REQUESTS) != requests or (requests and rows_bytes):
             raise BrokenFrameError(f"a frame of kind {kind} with {rows_bytes} bytes of rows is not expected here")
         return cls(_KINDS[kind], message_bytes, rows_bytes, number, timeout_us)
+
+
+def pack_header(kind: int, message_bytes: int, rows_bytes: int, number: int, timeout_us: int = 0) -> bytes:
+    """A header's 32 bytes, without a `Header` in between."""
+    return _HEADER.pack(MAGIC, kind, b"\0\0\0", message_bytes, rows_bytes, number, timeout_us)
 
 
 def check_message_bytes(header: Header, limit: int) -> None:

@@ -36,6 +36,11 @@ class SendBuffer:
             self._memory = _views(np.empty(num_bytes // 8, np.uint64))
         return self._memory
 
+    @property
+    def words(self) -> npt.NDArray[np.uint64]:
+        """All of the memory."""
+        return self._memory[0]
+
     def read(self, start: int, stop: int) -> memoryview:
         """A part of what was gathered; valid until memory is taken again."""
         return self._memory[-1].data[start:stop]
@@ -68,6 +73,11 @@ class MappedRows:
         self._width = next(place for place, word in enumerate(_WORDS) if self._row_bytes % word().itemsize == 0)
         self._words: npt.NDArray[Any] = rows.view(_WORDS[self._width])
 
+    @property
+    def address(self) -> int:
+        """Where its first byte is."""
+        return int(self._words.ctypes.data)
+
     def gather(self, rows: npt.NDArray[np.int32], memory: Memory, start: int) -> int:
         """Copy rows, releasing the interpreter's lock while it does.
 
@@ -82,7 +92,7 @@ class MappedRows:
         stop = start + len(rows) * self._row_bytes
         if stop & 7:
             memory[0][stop >> 3] = 0
-        _gather(self._words, rows, memory[self._width], start)
+        gather_rows(self._words, rows, memory[self._width], start)
         return (stop + 7) & ~7
 
 
@@ -114,7 +124,8 @@ def _views(memory: npt.NDArray[np.uint64]) -> Memory:
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(table: Any, rows: Any, memory: Any, start: int) -> None:
+def gather_rows(table: Any, rows: Any, memory: Any, start: int) -> None:
+    """Copy rows of words to a byte of memory in the same words; see `MappedRows.gather`."""
     width = table.shape[1]
     row_bytes = np.intp(width * table.itemsize)
     for position in range(min(_AHEAD, len(rows))):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from serving.frames import padded
 from serving.gather import MappedRows, SendBuffer
 from serving.packing import IdArray
+from serving.plan import LookupPlan
 from serving.protocol import lookup_pb2
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ class LookupHalf:
         release: An open release.
         populate: Whether to map all pages of the tables now.
         huge_pages: Whether to copy the tables into memory of this process that has huge pages, instead.
+        max_ids: Most ids in one request, for `plan`.
+
+    Attributes:
+        plan: The same tables for the lookup kernel; for one thread.
 
     Raises:
         ValueError: An id map does not belong to its table.
     """
 
-    def __init__(self, release: Release, *, populate: bool = True, huge_pages: bool = False):
+    def __init__(self, release: Release, *, populate: bool = True, huge_pages: bool = False, max_ids: int = 16384):
         self.release = release
         self.id_types: Mapping[str, str] = release.manifest.id_types
         self._id_maps: dict[str, IdMap] = {
@@ -81,12 +86,16 @@ class LookupHalf:
                 )
         self._tables = [
             (
+                table.feature,
+                table.row_bytes,
                 table,
                 (table.feature, table.id_map),
                 MappedRows(release.map_rows(table, populate=populate and not huge_pages), huge_pages=huge_pages),
             )
             for table in release.tables
         ]
+        tables = [(table, rows) for _, _, table, _, rows in self._tables]
+        self.plan = LookupPlan(release.version, tables, self._id_maps, max_ids)
         self._warm()
 
     def fetch(self, ids: Mapping[str, IdArray], send: SendBuffer) -> list[FetchedRows]:
@@ -100,11 +109,16 @@ class LookupHalf:
             One entry a table, in the release's order of tables.
         """
         found: dict[tuple[str, str], tuple[npt.NDArray[np.int32], int]] = {}
-        wanted = [entry for entry in self._tables if entry[0].feature in ids]
-        memory = send.take(sum(padded(len(ids[table.feature]) * table.row_bytes) for table, _, _ in wanted))
+        length = 0
+        for feature, row_bytes, *_ in self._tables:
+            if feature in ids:
+                length += padded(len(ids[feature]) * row_bytes)
+        memory = send.take(length)
         fetched = []
         start = 0
-        for table, key, rows in wanted:
+        for feature, _, table, key, rows in self._tables:
+            if feature not in ids:
+                continue
             if key not in found:
                 found[key] = self._find(*key, ids)
             places, num_unknown_ids = found[key]
@@ -132,3 +146,4 @@ class LookupHalf:
             for feature, id_type in self.id_types.items()
         }
         self.fetch(one_id, SendBuffer())
+        self.plan.warm(SendBuffer())

@@ -70,7 +70,7 @@ class Lease(Generic[T]):
             self._leases.take(version)
             # Whoever retires a version forgets it first and counts its readers then. If it is still there now, this reader is
             # counted; if not, it may have come too late, and must not begin.
-            if version in self._versions.versions:
+            if version in self._versions:
                 self._version = version
                 return version, loaded
             self._leases.give_back(version)
@@ -99,6 +99,9 @@ class LoadedVersions(Generic[T]):
     def versions(self) -> tuple[str, ...]:
         """The loaded versions, the oldest first."""
         return tuple(self._state[0])
+
+    def __contains__(self, version: str) -> bool:
+        return version in self._state[0]
 
     @property
     def current(self) -> str:

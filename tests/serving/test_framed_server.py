@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +21,13 @@ from serving import (
     LookupConfig,
     LookupServer,
     OverloadedError,
+    ServingError,
     UnauthenticatedError,
     UnavailableError,
     connect_lookup,
 )
 from serving.frames import HEADER_BYTES, BrokenFrameError, Header, Kind
-from serving.packing import pack_ids
+from serving.packing import pack_ids, pack_lookup, unpack_ids
 from serving.protocol import frames_pb2, lookup_pb2
 
 
@@ -200,7 +202,9 @@ def _wait_for_connections(server, number):
 
 def test_a_client_that_stops_in_the_middle_is_closed_after_a_while(release, server, client, monkeypatch):
     monkeypatch.setattr("serving.framed_server._SEND_BUFFER_BYTES", 4096)  # less than one answer has
-    before = server._framed.num_connections
+    client.describe()
+    _wait_for_connections(server, 1)  # those of earlier tests are gone
+    before = 1
     with _connect(server) as half_sent, _connect(server) as never_reads, _connect(server) as idle:
         _wait_for_connections(server, before + 3)
         half_sent.sendall(_request(release.version, [1])[:40])
@@ -260,6 +264,7 @@ def test_more_requests_than_may_wait_are_refused_at_once(release, tmp_path):
             return answer_frame(kind, message)
 
         server._framed._handler = hold
+        server._framed._quick = lambda _frame, _descriptor: None
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(_connect(server)) for _ in range(8)]
             streams[0].sendall(_request(release.version, [1]))
@@ -332,6 +337,61 @@ def test_a_server_that_never_answers_costs_the_deadline_and_no_more(tmp_path):
             with pytest.raises(DeadlineExceededError, match=r"s\.sock"):
                 client.lookup("0" * 64, {"pin": [1]}, timeout_s=0.1)
             assert 0.09 < time.monotonic() - started < 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    asked=st.dictionaries(
+        st.sampled_from(["pin", "user", "nobody"]), st.lists(st.integers(-5, 600), max_size=1500), max_size=3
+    ),
+    request_id=st.text(max_size=5),
+    cut=st.integers(0, 3),
+)
+def test_the_kernel_answers_as_the_general_way_does_or_leaves_it_to_it(release, server, asked, request_id, cut):
+    parts = pack_lookup(release.version, {name: np.array(ids, np.int64) for name, ids in asked.items()}, request_id)
+    message = b"".join(parts)
+    read = lookup_pb2.LookupRequest.FromString(message)
+    assert [(entry.feature, unpack_ids(entry).tolist()) for entry in read.features] == list(asked.items())
+    frame = bytearray(Header(Kind.LOOKUP, len(message) - cut, 0, 9).pack() + message[: len(message) - cut])
+    quick = server._answer_quickly(memoryview(frame), -1)
+    try:
+        expected, rows = server._answer_frame(Kind.LOOKUP, frame[HEADER_BYTES:])
+    except (ServingError, DecodeError):
+        assert quick is None
+        return
+    if quick is None:
+        assert not all(asked.values()) or not request_id.isascii()  # all that is plainly right is the kernel's
+        return
+    answered, _ = quick
+    header = Header.unpack(answered, requests=False)
+    answer = lookup_pb2.LookupAnswer.FromString(answered[HEADER_BYTES : HEADER_BYTES + header.message_bytes])
+    answer.server_us = 0
+    wanted = lookup_pb2.LookupAnswer.FromString(expected)
+    wanted.server_us = 0
+    assert answer == wanted
+    assert (header.number, header.rows_bytes, header.message_bytes % 8) == (9, len(rows), 0)
+    assert answered[HEADER_BYTES + header.message_bytes :] == rows
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(98, 400), value=st.integers(0, 255), length=st.integers(98, 400))
+def test_no_byte_of_a_request_leads_the_kernel_astray(release, server, place, value, length):
+    message = b"".join(pack_lookup(release.version, {"pin": np.arange(20), "user": np.arange(10)}, "r"))
+    frame = bytearray(Header(Kind.LOOKUP, len(message), 0, 9).pack() + message)[:length]
+    if place < len(frame):
+        frame[place] = value
+    quick = server._answer_quickly(memoryview(frame), -1)
+    try:
+        request = lookup_pb2.LookupRequest.FromString(bytes(frame[HEADER_BYTES:]))
+        expected, _ = server._lookup_framed(request)
+    except (ServingError, DecodeError):
+        assert quick is None
+        return
+    if quick is not None:
+        header = Header.unpack(quick[0], requests=False)
+        answer = lookup_pb2.LookupAnswer.FromString(quick[0][HEADER_BYTES : HEADER_BYTES + header.message_bytes])
+        wanted = lookup_pb2.LookupAnswer.FromString(expected)
+        assert [(t.table, t.num_rows) for t in answer.tables] == [(t.table, t.num_rows) for t in wanted.tables]
 
 
 def test_a_token_is_asked_for_over_every_transport(release, transport, tmp_path):
