@@ -12,15 +12,18 @@ from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
 from contrastive.trainer import Trainer
 from contrastive.walks import add_walks
-from tables.training import Lifecycle, TrainingRun
+from tables.group_training import are_several, begin_run
+from tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from contrastive.config import ContrastiveConfig
+    from contrastive.epochs import TowerEpochs
     from contrastive.positives import Positives
     from graphdb import GraphView
-    from tables.warmstart import WarmStart
+    from tables.pairs import PairIndex
+    from tables.training import TrainingRun
 
 __all__ = ["train", "train_pairs"]
 
@@ -36,6 +39,9 @@ def train(
 ) -> ContrastiveResult:
     """Learn tables of queries, of items and of the composed towers by telling positives from sampled negatives.
 
+    Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
+    are then shared out to them (see `contrastive.sharded`), and each gets the whole result, mapped from files.
+
     Args:
         view: the graph window.
         config: positives, loss and how it is trained.
@@ -50,7 +56,7 @@ def train(
         CheckpointError: if the checkpoint to resume from is of another run.
     """
     lifecycle = lifecycle or Lifecycle()
-    run = TrainingRun(
+    run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=view.fingerprint if lifecycle.checkpoint else "",
@@ -62,14 +68,11 @@ def train(
     for composed in config.composed:
         pairs = compose(positives, view, config.item_type, composed)
         towers.append(Tower(composed.node_type, pairs, config, share=composed.share))
-    trainer = Trainer(towers, config, generator, history=positives.index())
-    state, warm_start = trainer.state, lifecycle.warm_start
-    if warm_start is not None:
-        if config.optimizer == "adam" and warm_start.config.pull:
-            raise ValueError("a pull towards the warm start's rows goes with Adagrad only: set pull=0 or optimizer='adagrad'")
-        warm_start.apply(state.tables, state.optimizers, view.node_ids, facet="contrastive")
-    run.resume(state)
-    return _run(trainer, run, positives, held_out, progress, warm_start)
+    trainer = _build_trainer(towers, config, generator, positives.index(), lifecycle)
+    if lifecycle.warm_start is not None:
+        trainer.warm_start(lifecycle.warm_start, view.node_ids)
+    run.resume(trainer.state)
+    return _run(trainer, run, positives, held_out, progress)
 
 
 def train_pairs(
@@ -79,7 +82,7 @@ def train_pairs(
     held_out: Positives | None = None,
     progress: Callable[[Mapping[str, float]], None] | None = None,
 ) -> ContrastiveResult:
-    """Learn tables of queries and of items from plain pairs, without a graph.
+    """Learn tables of queries and of items from plain pairs, without a graph; in a group of several processes, as `train`.
 
     Args:
         positives: the pairs to learn from (`Positives.from_pairs`).
@@ -95,19 +98,34 @@ def train_pairs(
     """
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
-    trainer = Trainer([_item_tower(positives, config)], config, np.random.default_rng(config.seed), history=positives.index())
+    generator = np.random.default_rng(config.seed)
+    trainer = _build_trainer([_item_tower(positives, config)], config, generator, positives.index(), Lifecycle())
     if held_out is None:
         held_out = positives.keep(np.zeros(len(positives), dtype=np.bool_))
-    return _run(trainer, TrainingRun(), positives, held_out, progress, None)
+    return _run(trainer, begin_run(num_epochs=config.epochs), positives, held_out, progress)
+
+
+def _build_trainer(
+    towers: list[Tower],
+    config: ContrastiveConfig,
+    generator: np.random.Generator,
+    history: PairIndex,
+    lifecycle: Lifecycle,
+) -> TowerEpochs:
+    if not are_several():
+        return Trainer(towers, config, generator, history=history)
+    from contrastive.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+
+    folder = lifecycle.checkpoint.absolute().parent if lifecycle.checkpoint else None
+    return ShardedTrainer(towers, config, generator, history=history, folder=folder)
 
 
 def _run(
-    trainer: Trainer,
+    trainer: TowerEpochs,
     run: TrainingRun,
     positives: Positives,
     held_out: Positives,
     progress: Callable[[Mapping[str, float]], None] | None,
-    warm_start: WarmStart | None,
 ) -> ContrastiveResult:
     config, state = trainer.config, trainer.state
     seen, relevant = positives.index(), held_out.index()
@@ -120,16 +138,17 @@ def _run(
         if progress is not None:
             progress(row)
     run.finish(state)
+    vectors, optimizer_rows = trainer.finish()
     # No clock: equal trainings have equal metrics, and so equal snapshots.
     timings = ("seconds", "pairs_per_s")
     metrics = {name: value for name, value in state.position.history[-1].items() if name not in timings}
     return ContrastiveResult(
         config=config,
-        vectors={node_type: trainer.vectors(node_type) for node_type in state.tables},
+        vectors=vectors,
         history=state.position.history,
         metrics=metrics | {"num_held_out": float(len(held_out))},
-        optimizer={node_type: trainer.optimizer_rows(node_type) for node_type in state.tables},
-        warm_start=warm_start,
+        optimizer=optimizer_rows,
+        warm_start=run.lifecycle.warm_start,
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch.distributed as dist
 
 from kge.buckets import count_partitions
 from kge.evaluation import evaluate, known_pairs
@@ -18,8 +17,8 @@ from kge.partitioned import PartitionedTrainer
 from kge.result import KgeResult
 from kge.trainer import Trainer
 from kge.triples import TripleSet
-from tables.group_training import GroupRun
-from tables.training import Lifecycle, TrainingRun
+from tables.group_training import are_several, begin_run
+from tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from kge.predictor import LinkPredictor
     from kge.state import LearnedState
     from kge.triples import TripleSplit
+    from tables.training import TrainingRun
     from tables.warmstart import WarmStart
 
 __all__ = ["EpochTrainer", "split_view", "train", "train_triples"]
@@ -87,7 +87,7 @@ def train(
             "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
             "validation.choose='latest' holds out what came after it"
         )
-    run = _begin_run(
+    run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=view.fingerprint if lifecycle.checkpoint else "",
@@ -128,7 +128,7 @@ def train_triples(
             raise ValueError(f"a warm start matches external ids, and these triples have none for {node_type!r}: {split.train}")
         return split.train.ids[node_type]
 
-    run = _begin_run(
+    run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=split.fingerprint() if lifecycle.checkpoint else "",
@@ -183,19 +183,10 @@ def _train(
         return _run(trainer, split, config, run, progress, node_ids)
 
 
-def _are_several() -> bool:
-    """Whether this process is one of a group that trains together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _begin_run(*args: Any, **kwargs: Any) -> TrainingRun:
-    return GroupRun(*args, **kwargs) if _are_several() else TrainingRun(*args, **kwargs)
-
-
 def _build_trainer(
     split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
 ) -> EpochTrainer:
-    if _are_several():
+    if are_several():
         from kge.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
         return ShardedTrainer(split, config, generator, folder=checkpoint.absolute().parent if checkpoint else None)

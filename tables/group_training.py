@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from tables.checkpoint import SavedState
     from tables.training import TrainerState
 
-__all__ = ["GroupRun"]
+__all__ = ["GroupRun", "are_several", "begin_run"]
+
+
+def are_several() -> bool:
+    """Whether this process is one of a group that trains together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def begin_run(*args: Any, **kwargs: Any) -> TrainingRun:
+    """Begin a `TrainingRun`, the group's if there is one."""
+    return GroupRun(*args, **kwargs) if are_several() else TrainingRun(*args, **kwargs)
 
 
 class GroupRun(TrainingRun):

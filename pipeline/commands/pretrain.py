@@ -124,12 +124,12 @@ def pretrain_contrastive(
     new_rows: NewRows = "random",
     as_json: AsJson = False,
 ) -> None:
-    """Trains user and pin tables by contrast."""
+    """Trains user and pin tables by contrast.
+
+    Started by torchrun, its processes share the tables out and train them together.
+    """
     import contrastive
 
-    if count_processes() > 1:
-        msg = f"pretrain contrastive runs in one process, and torchrun has started {count_processes()}: run it without torchrun"
-        raise typer.BadParameter(msg)
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
