@@ -21,6 +21,7 @@ of complex moduli, as in its paper) is none and costs three to five times as muc
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
@@ -263,7 +264,8 @@ class RotatE(Model):
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"angle": _noise(self.dim // 2, generator=generator) * 10.0}
+        # All around: from rotations near the identity, training ends in "linked nodes are alike", whatever the relation.
+        return {"angle": (2.0 * torch.rand(self.dim // 2, generator=generator) - 1.0) * math.pi}
 
     @override
     def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:

@@ -10,7 +10,7 @@ from torch_geometric.nn import kge as pyg
 
 from kge import KgeConfig, build_model
 from kge.config import ModelName
-from kge.models import Model, Side
+from kge.models import Model, RotatE, Side
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 DIM = 8
@@ -95,6 +95,14 @@ def test_scores_are_those_of_torch_geometric() -> None:
         ]
     )
     torch.testing.assert_close(1.0 - (-ours).sqrt().float(), oracle(head, relation, tail).detach())
+
+
+def test_rotations_start_all_around() -> None:
+    # From rotations near the identity, WN18RR's validation MRR stayed at .17 where it reaches .39 from these.
+    angles = RotatE(2000).initial_relation(torch.Generator().manual_seed(0))["angle"]
+    counts = torch.histc(angles, bins=8, min=-torch.pi, max=torch.pi)
+    assert counts.sum() == 1000
+    assert counts.min() > 80
 
 
 def test_transr_and_transra_follow_their_formulas() -> None:
