@@ -52,7 +52,7 @@ CONFIG: Final = ContrastiveConfig(
     epochs=20,
     popularity_power=0.05,
 )
-LIGHTGCN: Final = LightGcnConfig(num_layers=2, epochs=10, popularity_power=0.05)
+LIGHTGCN: Final = LightGcnConfig(num_layers=2, epochs=25, popularity_power=0.05)
 _CACHE: Final = Path(os.environ.get("MULTIFACET_BENCHMARK_CACHE", "runs/benchmarks/contrastive_quality"))
 
 
