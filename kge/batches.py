@@ -66,6 +66,7 @@ class BatchSource:
     Args:
         triples: what is learned from.
         config: sizes of batches, chunks and negatives.
+        evenly: whether an edge of a batch that is not full weighs no more than others; else each batch's weights sum to 1.
 
     Attributes:
         chunk_size: edges a chunk, B.
@@ -74,8 +75,9 @@ class BatchSource:
         max_candidates: the most candidates that a side has.
     """
 
-    def __init__(self, triples: TripleSet, config: KgeConfig) -> None:
+    def __init__(self, triples: TripleSet, config: KgeConfig, *, evenly: bool = False) -> None:
         self.config = config
+        self._evenly = evenly
         self.chunk_size = min(config.chunk_size, config.batch_size)
         self.num_chunks = max(1, config.batch_size // self.chunk_size)
         self.mixes_relations = build_model(config).projection.kind == ProjectionKind.NONE
@@ -137,7 +139,8 @@ class BatchSource:
         lengths = np.diff(bounds).astype(np.int32)
         weights = np.empty((num_chunks, size), dtype=np.float32)
         padded = np.empty((num_chunks, size), dtype=np.int64)
-        _lay_out_edges(positions, bounds, chosen.relations, self._weights, padded, weights)
+        num_shares = self.num_chunks * size if self._evenly else len(positions)
+        _lay_out_edges(positions, bounds, chosen.relations, self._weights, num_shares, padded, weights)
         sides = []
         for side, other in _OTHER.items():
             sampler = chosen.samplers[side]
@@ -223,9 +226,11 @@ class BatchSource:
 
 
 @numba.njit(nogil=True, cache=True)
-def _lay_out_edges(positions: Any, bounds: Any, relations: Any, weight_of_relation: Any, padded: Any, weights: Any) -> None:
+def _lay_out_edges(
+    positions: Any, bounds: Any, relations: Any, weight_of_relation: Any, num_shares: int, padded: Any, weights: Any
+) -> None:
     """Write each chunk's positions, those of its padding 0, and the weights of its edges."""
-    share = np.float32(1.0) / np.float32(len(positions))
+    share = np.float32(1.0) / np.float32(num_shares)
     for chunk in range(padded.shape[0]):
         for edge in range(padded.shape[1]):
             place = bounds[chunk] + edge

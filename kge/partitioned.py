@@ -232,7 +232,7 @@ class PartitionedTrainer:
             # What stays keeps its slot.
             swaps = wanted[0] == before[1] or wanted[1] == before[0]
             turns.append((wanted[1], wanted[0]) if swaps and wanted[0] != wanted[1] else wanted)
-        source = BatchSource(self.buckets.local(turns[0]), self.config)
+        source = self._source(turns[0])
         first = source, source.epoch(generator)
         return _Plan(turns=turns, first=first, seeds=generator.integers(0, 2**63 - 1, size=len(turns) - 1))
 
@@ -242,12 +242,20 @@ class PartitionedTrainer:
         begin, num_done = max(self.state.bucket, 0), position.step - self.state.bucket_start
         for turn in range(begin, len(plan.turns)):
             if turn:
-                source = BatchSource(self.buckets.local(plan.turns[turn]), self.config)
+                source = self._source(plan.turns[turn])
                 batches = source.epoch(np.random.default_rng(plan.seeds[turn - 1]))
             else:
                 source, batches = plan.first
             for batch in source.batches(batches[num_done if turn == begin else 0 :], position.generator):
                 yield turn, source, batch
+
+    def _source(self, slots: tuple[int, int]) -> BatchSource:
+        """Give what draws a bucket's batches.
+
+        The last batch of a bucket is seldom full. Did its edges weigh more, their rows' accumulated squares would grow so much
+        that they would hardly move again; with P^2 / 2 buckets an epoch, that tells.
+        """
+        return BatchSource(self.buckets.local(slots), self.config, evenly=self.buckets.num_partitions > 1)
 
     def _begin(self, plan: _Plan, turn: int, source: BatchSource) -> TrainingStep:
         """Bring a bucket's partitions into memory, and begin to read what the next one needs."""
