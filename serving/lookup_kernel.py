@@ -54,7 +54,7 @@ _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.
 
 
 def _array_at(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
-    pointer = types.CPointer(dtype.dtype)
+    pointer = types.CPointer(dtype.dtype)  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))

@@ -48,7 +48,7 @@ class ServerMetrics:
         self._lock = threading.Lock()
         self._tallies: list[_Tally] = []
         self._http: tuple[WSGIServer, threading.Thread] | None = None
-        self.registry.register(self)  # type: ignore[arg-type]  # anything with collect() will do
+        self.registry.register(self)  # anything with collect() will do
 
     def count_request(self, code: str) -> None:
         """Count one answered request by the name of its gRPC status."""
