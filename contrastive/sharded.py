@@ -61,8 +61,7 @@ class ShardedState:
 
     def save(self) -> SavedState:
         """Give all of it but the position; every process must ask."""
-        tensors = {f"table/{name}": table for name, table in self.sharded.assemble_rows(self.folder).items()}
-        tensors |= {f"adagrad/{name}": squares for name, squares in self.sharded.assemble_squares(self.folder).items()}
+        tensors = self.sharded.assemble(self.folder)
         tensors |= {f"queue/{name}": torch.from_numpy(sampler.queue) for name, sampler in self.samplers.items()}
         tensors |= {"temperature": self.temperature.state, "hard": torch.empty((0, 0), dtype=torch.int32)}
         return SavedState(tensors=tensors, fields={})
@@ -70,11 +69,7 @@ class ShardedState:
     def restore(self, saved: SavedState) -> None:
         """Go to where `save` was called, each process with its own rows."""
         tensors = saved.tensors
-        for name in self.sharded.node_types:
-            for first, rows in self.sharded.local_rows(name):
-                rows.copy_(tensors[f"table/{name}"][first : first + len(rows)])
-            for first, squares in self.sharded.local_squares(name):
-                squares.copy_(tensors[f"adagrad/{name}"][first : first + len(squares)])
+        self.sharded.restore(tensors)
         for name, sampler in self.samplers.items():
             sampler.queue = tensors[f"queue/{name}"].numpy()
         self.temperature.state.copy_(tensors["temperature"])

@@ -52,19 +52,12 @@ class ShardedState(LearnedState):
     @override
     def tensors(self) -> dict[str, Tensor]:
         # By the names of a `TrainerState`: any number of processes, or one without a group, may go on from them.
-        tensors = {f"table/{name}": table for name, table in self.sharded.assemble_rows(self.folder).items()}
-        tensors |= {f"adagrad/{name}": squares for name, squares in self.row_squares().items()}
-        return tensors | self.relations.to_tensors()
+        return self.sharded.assemble(self.folder) | self.relations.to_tensors()
 
     @override
     def restore(self, saved: SavedState) -> None:
-        tensors = saved.tensors
-        for name in self.sharded.node_types:
-            for place, rows in self.sharded.local_rows(name):
-                rows.copy_(tensors[f"table/{name}"][place : place + len(rows)])
-            for place, squares in self.sharded.local_squares(name):
-                squares.copy_(tensors[f"adagrad/{name}"][place : place + len(squares)])
-        self.relations.copy_from(tensors)
+        self.sharded.restore(saved.tensors)
+        self.relations.copy_from(saved.tensors)
 
     @override
     def row_squares(self) -> dict[str, Tensor]:

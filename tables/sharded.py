@@ -173,6 +173,19 @@ class ShardedTables:
         squares = self._assemble(folder, 1, self.local_squares, None)
         return {name: column.flatten() for name, column in squares.items()}
 
+    def assemble(self, folder: Path) -> dict[str, Tensor]:
+        """Brings all together by the names that a checkpoint has: `table/<node type>` and `adagrad/<node type>`."""
+        tensors = {f"table/{name}": table for name, table in self.assemble_rows(folder).items()}
+        return tensors | {f"adagrad/{name}": squares for name, squares in self.assemble_squares(folder).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes to what `assemble` gave, among other tensors; each process takes its own rows."""
+        for name in self.node_types:
+            for first, rows in self.local_rows(name):
+                rows.copy_(tensors[f"table/{name}"][first : first + len(rows)])
+            for first, squares in self.local_squares(name):
+                squares.copy_(tensors[f"adagrad/{name}"][first : first + len(squares)])
+
     def write_snapshot(
         self,
         path: str | os.PathLike[str],

@@ -71,6 +71,10 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     if arm == "pretrained" and not snapshot:
         msg = "the pretrained arm needs a --snapshot for each facet; or choose --arm scratch"
         raise typer.BadParameter(msg)
+    fields = parse_settings(settings)
+    if recent_pins and fields.get("sequence", "none") == "none":
+        msg = "--recent-pins is for a model that reads them: give --set sequence=attention or --set sequence=transformer too"
+        raise typer.BadParameter(msg)
     with GraphStore.open(store, read_only=True) as graph, stderr.status("drawing examples") as status:
         known = period_start(graph, labels_known_before) if labels_known_before is not None else None
         examples = [
@@ -89,7 +93,7 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
         facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
         if arm == "pretrained":
             facets["pretrained_facets"] = facets["facets"]
-        config = ranking.arm_config(arm, **{**facets, **parse_settings(settings)})
+        config = ranking.arm_config(arm, **{**facets, **fields})
     kept = checkpoint or checkpoint_beside(output)
     with TrainingDisplay("examples") as display, StopOnSignal() as stop:
         result = ranking.train(

@@ -65,3 +65,10 @@ def test_a_model_with_a_sequence_is_trained_and_scored(run: Any, store: Path, tm
     code, _, err = run("evaluate", store, tmp_path / "model", "--periods", 9, 10)
     assert code == 1
     assert "recent pins" in err
+
+
+def test_recent_pins_that_no_model_reads_are_wrong_usage(run: Any, store: Path, tmp_path: Path) -> None:
+    code, _, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, "--recent-pins", 3)
+    assert code == 2
+    assert "sequence=attention" in err
+    assert not (tmp_path / "model").exists()
