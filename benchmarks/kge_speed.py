@@ -6,16 +6,21 @@ index_add), fed with the very same batches by the same sampler, on the same thre
 side. The peer pykeen is its own training loop with 100 negatives a positive, the closest that it has. Where KGE_DATA names a
 folder with train.txt.gz of FB15k-237, that graph is learned; elsewhere one of the same size, degrees by a power law.
 
-The ceiling is the best matrix product of size 1024 before and after each case, half a second each. edges_per_core_s is edges by
-seconds of processor time: it says what a core does where others want the machine too.
+The speed of a shared machine changes by a third within seconds, so the sides take turns, a second each, in five rounds, and
+the medians stand; config has every round. The ceiling of a round is the best matrix product of size 1024 right before or after
+it, a quarter of a second each. edges_per_core_s is edges by seconds of processor time: it says what a core does where others
+want the machine too.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -64,30 +69,33 @@ _CURVE: dict[str, dict[str, Any]] = {
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """Some batches a case; whole epochs only for the comparison of losses, and only when not quick."""
-    seconds = 1.0 if quick else 3.0
+    """Some bursts of batches a case; whole epochs only for the comparison of losses, and only when not quick."""
+    num_rounds = 2 if quick else 5
     split, graph = read_graph()
-    shared: dict[str, Any] = {"graph": graph, "threads": torch.get_num_threads()}
+    shared: dict[str, Any] = {"graph": graph, "threads": torch.get_num_threads(), "rounds": num_rounds}
     cases = {**_MODELS, **({} if quick else _CURVE)}
     for case, settings in cases.items():
         config = KgeConfig.model_validate(BASE | settings)
-        before = gemm_flops_per_s()
-        own, per_core = measure(split, config, seconds, Ours)
-        ceiling = max(before, gemm_flops_per_s())
         has_peer = config.distance == "squared" and case not in _CURVE
-        peer = Peer(name="torch", value=measure(split, config, seconds, PlainTorch)[0]) if has_peer else None
+        kinds: tuple[type[Ours | PlainTorch], ...] = (Ours, PlainTorch) if has_peer else (Ours,)
+        race = run_race([Course(split, config, kind) for kind in kinds], num_rounds)
+        speeds, speeds_per_core = race.edges_per_s[0], race.edges_per_core_s[0]
+        peer = Peer(name="torch", value=median(race.edges_per_s[1])) if has_peer else None
         described = (
             shared
-            | {"gemm_gflops": round(ceiling / 1e9, 1)}
+            | {"gemm_gflops": [round(flops / 1e9) for flops in race.gemm_flops_per_s]}
+            | {"rounds_edges_per_s": [[round(speed) for speed in kind] for kind in race.edges_per_s]}
             | config.model_dump(mode="json", include={*BASE, "model", "distance", "rank"})
         )
-        yield Row(case=case, metric=EDGES_PER_S, value=own, peer=peer, config=described)
+        yield Row(case=case, metric=EDGES_PER_S, value=median(speeds), peer=peer, config=described)
         flops = 6 * (config.chunk_size + config.num_uniform) * config.dim * 2
-        yield Row(case=case, metric=GEMM_FRACTION, value=own * flops / ceiling, config=described)
-        yield Row(case=case, metric=EDGES_PER_CORE_S, value=per_core, config=described)
+        around = [max(pair) for pair in pairwise(race.gemm_flops_per_s)]
+        fraction = median(speed * flops / ceiling for speed, ceiling in zip(speeds, around, strict=True))
+        yield Row(case=case, metric=GEMM_FRACTION, value=fraction, config=described)
+        yield Row(case=case, metric=EDGES_PER_CORE_S, value=median(speeds_per_core), config=described)
         if case == "complex":
             pykeen = Peer(name="pykeen", value=measure_pykeen(split, num_triples=2_000 if quick else 10_000))
-            yield Row(case=case, metric=EDGES_PER_S, value=own, peer=pykeen, config=described)
+            yield Row(case=case, metric=EDGES_PER_S, value=median(speeds), peer=pykeen, config=described)
     if not quick:
         config = KgeConfig.model_validate(BASE | {"model": "complex"})
         losses = [epoch_losses(split, config, kind, 3) for kind in (Ours, PlainTorch)]
@@ -123,7 +131,7 @@ def power_law_graph(*, num_nodes: int, num_relations: int, num_edges: int) -> Tr
     return TripleSplit(train=triples, valid=triples.take(slice(0)), test=triples.take(slice(0)))
 
 
-def gemm_flops_per_s(size: int = 1024, seconds: float = 0.5) -> float:
+def gemm_flops_per_s(size: int = 1024, seconds: float = 0.25) -> float:
     """The best speed of a square product of float32 on all threads."""
     left, right, product = (torch.randn(size, size) for _ in range(3))
     best, end = float("inf"), time.perf_counter() + seconds
@@ -217,28 +225,82 @@ def _sum_by_row(rows: list[Tensor], gradients: tuple[Tensor, ...]) -> tuple[Tens
     return distinct, flat.new_zeros(len(distinct), flat.shape[1]).index_add_(0, places, flat)
 
 
-def measure(split: TripleSplit, config: KgeConfig, seconds: float, kind: type[Ours | PlainTorch]) -> tuple[float, float]:
-    """Edges a second, and a second of processor time, over whole batches, drawing included, after a few to warm up."""
-    trainer = Trainer(split, config, np.random.default_rng(0))
-    side, generator = kind(trainer), np.random.default_rng(1)
-    batches = trainer.source.batches(trainer.source.epoch(generator), generator)
-    lanes = side.lanes()
-    try:
-        num_edges, begin, cpu_begin = 0, 0.0, 0.0
-        following = lanes.prepare(lambda: next(batches, None))
-        number = 0
-        while (batch := following.result()) is not None:
-            following = lanes.prepare(lambda: next(batches, None))
-            if number == 5:
-                num_edges, begin, cpu_begin = 0, time.perf_counter(), time.process_time()
-            side.learn(batch, lanes)
+class Course:
+    """One side's training, in bursts: it goes on where the last one ended, epoch after epoch, drawing included."""
+
+    def __init__(self, split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainTorch]) -> None:
+        self._trainer = Trainer(split, config, np.random.default_rng(0))
+        self._side = kind(self._trainer)
+        self._batches = self._endless()
+        before = torch.get_num_threads()
+        self._lanes = self._side.lanes()
+        self._num_threads = torch.get_num_threads()
+        torch.set_num_threads(before)
+
+    def run(self, seconds: float) -> tuple[float, float]:
+        """Give edges a second, and edges a second of processor time."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._num_threads)
+        num_edges, begin, cpu_begin = 0, time.perf_counter(), time.process_time()
+        following = self._lanes.prepare(lambda: next(self._batches))
+        while True:
+            batch = following.result()
+            following = self._lanes.prepare(lambda: next(self._batches))
+            self._side.learn(batch, self._lanes)
             num_edges += batch.num_edges
-            number += 1
-            if begin and time.perf_counter() - begin > seconds:
+            passed = time.perf_counter() - begin
+            if passed > seconds:
                 break
-        return num_edges / (time.perf_counter() - begin), num_edges / (time.process_time() - cpu_begin)
+        cpu = time.process_time() - cpu_begin
+        following.result()
+        torch.set_num_threads(before)
+        return num_edges / passed, num_edges / cpu
+
+    def close(self) -> None:
+        """End its threads."""
+        before = torch.get_num_threads()
+        self._lanes.__exit__(None, None, None)
+        torch.set_num_threads(before)
+
+    def _endless(self) -> Iterator[Batch]:
+        source, generator = self._trainer.source, np.random.default_rng(1)
+        while True:
+            yield from source.batches(source.epoch(generator), generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """What the bursts of a race gave.
+
+    Attributes:
+        edges_per_s: of each course, in each round.
+        edges_per_core_s: likewise, by processor time.
+        gemm_flops_per_s: before each round, and after the last.
+    """
+
+    edges_per_s: list[list[float]]
+    edges_per_core_s: list[list[float]]
+    gemm_flops_per_s: list[float]
+
+
+def run_race(courses: Sequence[Course], num_rounds: int) -> Race:
+    """Let courses take turns, a second each, after half a second to warm up; ends their threads."""
+    try:
+        for course in courses:
+            course.run(0.5)
+        gemm, rounds = [gemm_flops_per_s()], []
+        for _ in range(num_rounds):
+            rounds.append([course.run(1.0) for course in courses])
+            gemm.append(gemm_flops_per_s())
     finally:
-        lanes.__exit__(None, None, None)
+        for course in courses:
+            course.close()
+    by_course = list(zip(*rounds, strict=True))
+    return Race(
+        edges_per_s=[[speed for speed, _ in course] for course in by_course],
+        edges_per_core_s=[[speed for _, speed in course] for course in by_course],
+        gemm_flops_per_s=gemm,
+    )
 
 
 def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainTorch], num_epochs: int) -> list[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from tables.training import Position
 
 __all__ = ["rate_factor", "step_seed"]
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15  # odd: steps count through all 64-bit numbers before one comes again
+_MASK: Final = (1 << 62) - 1
 
 
 def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine"], *, warmup: float = 0.0) -> float:
@@ -37,5 +41,10 @@ def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine
 
 def step_seed(seed: int, position: Position) -> int:
     """Give a step's own seed, below 2^62: the same in a run that was killed and resumed."""
-    (drawn,) = np.random.SeedSequence((seed, position.epoch, position.step)).generate_state(1, np.uint64)
-    return int(drawn >> np.uint64(2))
+    return (_epoch_seed(seed, position.epoch) + position.step * _GOLDEN) >> 2 & _MASK
+
+
+@functools.lru_cache(maxsize=1)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    (drawn,) = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    return int(drawn)
