@@ -18,14 +18,18 @@ class LookupRequest(_message.Message):
     def __init__(self, version: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class LookupAnswer(_message.Message):
-    __slots__ = ("version", "tables", "server_us")
+    __slots__ = ("version", "tables", "server_us", "shard_index", "num_shards")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     SERVER_US_FIELD_NUMBER: _ClassVar[int]
+    SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     tables: _containers.RepeatedCompositeFieldContainer[TableRows]
     server_us: int
-    def __init__(self, version: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ..., server_us: _Optional[int] = ...) -> None: ...
+    shard_index: int
+    num_shards: int
+    def __init__(self, version: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableRows, _Mapping]]] = ..., server_us: _Optional[int] = ..., shard_index: _Optional[int] = ..., num_shards: _Optional[int] = ...) -> None: ...
 
 class TableRows(_message.Message):
     __slots__ = ("table", "rows", "row_bytes", "dim", "precision", "num_unknown_ids", "num_rows")
@@ -58,12 +62,16 @@ class LookupDescription(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[LookupVersion, _Mapping]]] = ..., max_ids_per_request: _Optional[int] = ...) -> None: ...
 
 class LookupVersion(_message.Message):
-    __slots__ = ("version", "tables")
+    __slots__ = ("version", "tables", "shard_index", "num_shards")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     tables: _containers.RepeatedCompositeFieldContainer[TableDescription]
-    def __init__(self, version: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableDescription, _Mapping]]] = ...) -> None: ...
+    shard_index: int
+    num_shards: int
+    def __init__(self, version: _Optional[str] = ..., tables: _Optional[_Iterable[_Union[TableDescription, _Mapping]]] = ..., shard_index: _Optional[int] = ..., num_shards: _Optional[int] = ...) -> None: ...
 
 class TableDescription(_message.Message):
     __slots__ = ("table", "feature", "id_type", "num_rows", "dim", "row_bytes", "precision")
