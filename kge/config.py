@@ -114,6 +114,9 @@ class KgeConfig(BaseModel):
 
     lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
     relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
+    projection_lr: float | None = Field(
+        default=None, ge=0, description="learning rate of the projections of transr and transra (Adagrad; default: relation_lr)"
+    )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="both learning rates over the run: as they are, or falling to zero after the warm-up"
     )
@@ -176,6 +179,10 @@ class KgeConfig(BaseModel):
         ):
             if getattr(self, field) and self.loss not in losses:
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
+        if self.projection_lr is not None and self.model not in {"transr", "transra"}:
+            raise ValueError(
+                f"projection_lr={self.projection_lr:g} is for transr and transra: {self.model} has no projections, leave it out"
+            )
         if self.full_softmax is not None:
             self._check_full_softmax()
         self._check_tables()

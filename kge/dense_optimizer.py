@@ -23,6 +23,7 @@ class DenseOptimizer:
         values: the table, float [N, D].
         kind: Adagrad (Duchi et al., JMLR 2011), or Adam (Kingma and Ba, ICLR 2015).
         lr: learning rate.
+        rates: of each column as a multiple of it, float [D]; None: 1.
 
     Attributes:
         values: the table.
@@ -31,7 +32,7 @@ class DenseOptimizer:
         state: "squares" [N, D], and of Adam "means" [N, D].
     """
 
-    def __init__(self, values: Tensor, kind: Literal["adagrad", "adam"], lr: float) -> None:
+    def __init__(self, values: Tensor, kind: Literal["adagrad", "adam"], lr: float, rates: Tensor | None = None) -> None:
         self.kind = kind
         self.lr = lr
         self.num_steps = 0
@@ -39,6 +40,7 @@ class DenseOptimizer:
         if kind == "adam":
             self.state["means"] = torch.zeros_like(values)
         self.values = values
+        self._rates = rates
         self._buffer = torch.empty_like(values)
 
     def step(self, gradient: Tensor) -> None:
@@ -48,11 +50,18 @@ class DenseOptimizer:
         if self.kind == "adagrad":
             squares.addcmul_(gradient, gradient)
             torch.sqrt(squares, out=self._buffer).add_(_EPSILONS[self.kind])
-            self.values.addcdiv_(gradient, self._buffer, value=-self.lr)
+            self._move(gradient, self.lr)
             return
         means, (mean_decay, square_decay) = self.state["means"], _BETAS
         means.lerp_(gradient, 1.0 - mean_decay)
         squares.mul_(square_decay).addcmul_(gradient, gradient, value=1.0 - square_decay)
         mean_bias, square_bias = 1.0 - mean_decay**self.num_steps, 1.0 - square_decay**self.num_steps
         torch.sqrt(squares, out=self._buffer).mul_(square_bias**-0.5).add_(_EPSILONS[self.kind])
-        self.values.addcdiv_(means, self._buffer, value=-self.lr / mean_bias)
+        self._move(means, self.lr / mean_bias)
+
+    def _move(self, direction: Tensor, lr: float) -> None:
+        """Subtract lr * direction / buffer."""
+        if self._rates is None:
+            self.values.addcdiv_(direction, self._buffer, value=-lr)
+        else:
+            self.values.sub_(torch.div(direction, self._buffer, out=self._buffer).mul_(self._rates), alpha=lr)

@@ -16,7 +16,7 @@ from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.queries import group_queries
 from kge.relations import RelationParameters
-from kge.schedule import rate_factor
+from kge.schedule import rate_factor, relation_rates
 from tables.rowwise import RowwiseAdagrad
 from tables.training import Position, TrainingRun
 
@@ -62,7 +62,12 @@ class FullTrainer:
             tables=tables,
             optimizers={node_type: DenseOptimizer(table, optimizer, config.lr) for node_type, table in tables.items()},
             relations=relations,
-            relation_optimizer=DenseOptimizer(self.relation_table, optimizer, config.relation_lr),
+            relation_optimizer=DenseOptimizer(
+                self.relation_table,
+                optimizer,
+                config.relation_lr,
+                relation_rates(config, self.model, self.relation_table.shape[1]),
+            ),
             position=Position(generator=generator),
         )
         if optimizer == "adagrad":

@@ -7,11 +7,16 @@ import math
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kge.config import KgeConfig
+    from kge.models import Model
     from tables.training import Position
 
-__all__ = ["rate_factor", "step_seed"]
+__all__ = ["rate_factor", "relation_rates", "step_seed"]
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15  # odd: steps count through all 64-bit numbers before one comes again
 _MASK: Final = (1 << 62) - 1
@@ -42,6 +47,15 @@ def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine
 def step_seed(seed: int, position: Position) -> int:
     """Give a step's own seed, below 2^62: the same in a run that was killed and resumed."""
     return (_epoch_seed(seed, position.epoch) + position.step * _GOLDEN) >> 2 & _MASK
+
+
+def relation_rates(config: KgeConfig, model: Model, num_parameters: int) -> Tensor | None:
+    """Give each relation parameter's learning rate as a multiple of `relation_lr`, float32 [P]; None where all are 1."""
+    if config.projection_lr is None:
+        return None
+    rates = torch.ones(num_parameters)
+    rates[: model.projection.num_parameters] = config.projection_lr / config.relation_lr
+    return rates
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from kge.dense_optimizer import DenseOptimizer
 from kge.models import build_model
 from kge.predictor import LinkPredictor
 from kge.relations import RelationParameters
-from kge.schedule import rate_factor, step_seed
+from kge.schedule import rate_factor, relation_rates, step_seed
 from kge.state import LearnedState
 from tables.sharded import ShardedTables
 from tables.training import Position, TrainingRun
@@ -115,7 +115,9 @@ class ShardedTrainer:
         seeded = torch.Generator().manual_seed(config.seed)
         relations = RelationParameters(self.model, triples.relation_names, reciprocal=config.reciprocal, generator=seeded)
         self._loss = BatchLoss(self.model, config, relations.shapes)
-        self._relation_optimizer = DenseOptimizer(relations.table, "adagrad", config.relation_lr)
+        self._relation_optimizer = DenseOptimizer(
+            relations.table, "adagrad", config.relation_lr, relation_rates(config, self.model, relations.table.shape[1])
+        )
         self._relation_optimizer.state["squares"] = relations.state
         self.state = ShardedState(
             tables={},

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kge.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
+from kge.schedule import relation_rates
 from kge.translations import Translation, write_unit_numbers
 from tables.halves import NumberFormat, bits, raw_bits
 from tables.hugepages import empty_on_huge_pages
@@ -87,6 +88,8 @@ class TrainingStep:
             dropout=np.float32(config.dropout),
         )
         self._rank = projection.rank
+        rates = relation_rates(config, model, parameters.shape[1])
+        self._relation_rates = np.ones(parameters.shape[1], np.float32) if rates is None else rates.numpy()
         self._size, self._num_candidates = source.chunk_size, source.max_candidates
         num_chunks, width = source.num_chunks, source.chunk_size + source.max_candidates
         self._gradients = empty_on_huge_pages(2 * num_chunks * width, config.dim).numpy()
@@ -102,7 +105,7 @@ class TrainingStep:
             batch: the batch.
             lanes: where the work is done.
             lr: learning rate of the rows.
-            relation_lr: learning rate of the relations' parameters.
+            relation_lr: learning rate of the relations' translations; that of projections is in proportion.
             seed: of dropout and of the rounding of half-precision rows; another one at each step.
 
         Returns:
@@ -156,10 +159,11 @@ class TrainingStep:
         table, gradients = self._rows, self._gradients
         cells = self._learned.parameters, self._parameters_squares, self._relation_gradients.reshape(-1, self._num_cells)
         rows_turns, keys_turns = np.zeros((2, 1), dtype=np.int64)
+        rates = np.float32(relation_lr) * self._relation_rates
         is_plain = all(type(optimizer) is RowwiseAdagrad for optimizer in self._state.optimizers.values())
 
         def update(lane: int) -> None:
-            update_cells(*cells, batch.keys, keys_turns, lr=relation_lr)
+            update_cells(*cells, batch.keys, keys_turns, lr=rates)
             if is_plain:
                 update_rows(table, self._squares, gradients, batch.rows, rows_turns, lr=lr, seed=seed)
             elif lane == 0:

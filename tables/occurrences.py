@@ -99,12 +99,15 @@ def update_cells(
     occurrences: Occurrences,
     turns: NDArray[np.int64],
     *,
-    lr: float,
+    lr: NDArray[np.float32],
     eps: float = 1e-10,
 ) -> None:
-    """Apply Adagrad with a state for each number, [num_rows, P]; otherwise as `update_rows`."""
+    """Apply Adagrad with a state for each number, [num_rows, P], and a learning rate for each column, float32 [P].
+
+    Otherwise as `update_rows`.
+    """
     arrays = occurrences.rows, occurrences.starts, occurrences.places
-    _update_cells(table, state, gradients, *arrays, np.float32(lr), np.float32(eps), turns)
+    _update_cells(table, state, gradients, *arrays, lr, np.float32(eps), turns)
 
 
 def sum_rows(gradients: NDArray[np.float32], occurrences: Occurrences) -> NDArray[np.float32]:
@@ -213,4 +216,4 @@ def _update_cells(
         for column in range(len(total)):
             square = squares[column] + total[column] * total[column]
             squares[column] = square
-            values[column] -= lr * total[column] / (np.sqrt(square) + eps)
+            values[column] -= lr[column] * total[column] / (np.sqrt(square) + eps)

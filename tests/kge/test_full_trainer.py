@@ -289,3 +289,22 @@ def test_options_of_sampled_negatives_are_refused_by_name(option: dict[str, Any]
     # What was written out of a configuration, defaults and all, is read again.
     whole = KgeConfig(full_softmax=FullSoftmaxConfig())
     assert KgeConfig.model_validate(whole.model_dump(mode="json")) == whole
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+@pytest.mark.parametrize("name", ["transr", "transra"])
+def test_projections_have_a_learning_rate_of_their_own(name: ModelName, optimizer: Literal["adagrad", "adam"]) -> None:
+    def first_step(projection_lr: float | None) -> torch.Tensor:
+        objective = FullSoftmaxConfig(optimizer=optimizer)
+        config = KgeConfig(model=name, dim=4, rank=2, relation_lr=0.1, projection_lr=projection_lr, full_softmax=objective)
+        trainer = full_trainer(small_split(), config)
+        trainer.relation_table.add_(torch.randn(trainer.relation_table.shape, generator=torch.Generator().manual_seed(0)))
+        before = trainer.relation_table.clone()
+        trainer.step(trainer.all_queries())
+        return trainer.relation_table - before
+
+    with_one_rate, with_two = first_step(None), first_step(0.02)
+    num_projected = 16 if name == "transr" else 2 * 4 * 2
+    torch.testing.assert_close(with_two[:, :num_projected], 0.2 * with_one_rate[:, :num_projected], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(with_two[:, num_projected:], with_one_rate[:, num_projected:])
+    assert with_one_rate.abs().min() > 1e-3

@@ -360,3 +360,24 @@ def test_an_epoch_has_each_triple_once_and_a_cap_holds_for_each_relation(view: G
 def test_options_that_would_do_nothing_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KgeConfig.model_validate(options)
+
+
+@pytest.mark.parametrize("name", ["transr", "transra"])
+def test_projections_have_a_learning_rate_of_their_own(view: GraphView, name: ModelName) -> None:
+    def first_step(**options: object) -> Tensor:
+        trainer = build(view, model=name, rank=2, relation_lr=0.1, **options)
+        spread_relations(trainer)
+        before = trainer.state.relations.table.clone()
+        take_step(trainer, draw(trainer, "clicks", slice(3, 18)))
+        return trainer.state.relations.table - before
+
+    with_one_rate, with_two = first_step(), first_step(projection_lr=0.02)
+    num_projected = 8 * 8 if name == "transr" else 2 * 8 * 2
+    assert with_one_rate[:, :num_projected].abs().max() > 0.05
+    torch.testing.assert_close(with_two[:, :num_projected], 0.2 * with_one_rate[:, :num_projected], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(with_two[:, num_projected:], with_one_rate[:, num_projected:])
+
+
+def test_a_rate_of_projections_is_refused_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"projection_lr=0\.1 is for transr and transra: transe has no projections"):
+        KgeConfig(model="transe", projection_lr=0.1)
