@@ -93,7 +93,6 @@ class FullTrainer:
         self._objective = FullObjective(
             self.model, config, self.objective, shapes=relations.shapes, relation_weights=weights, scale=scale
         )
-        self._num_triples = sum(len(group.answers) for group in self._groups) / 2
 
     def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
         """Pass once over the queries, or over those that are left of an epoch that was interrupted.
@@ -111,16 +110,7 @@ class FullTrainer:
         for pieces in run.steps(iter(steps[position.step :]), None, self.state, num_steps=len(steps)):
             num_answers = sum(int(np.diff(group.indptr)[queries].sum()) for group, queries in pieces)
             position.add(loss=self.step(pieces), examples=num_answers / 2)
-        seconds = run.epoch_seconds(position)
-        loss = position.end_epoch()["loss"] / self._num_triples
-        if not math.isfinite(loss):
-            raise ValueError(f"the loss of epoch {position.epoch} is {loss}; lower lr or init_scale")
-        return {
-            "epoch": float(position.epoch),
-            "loss": loss,
-            "seconds": seconds,
-            "edges_per_s": self._num_triples / seconds,
-        }
+        return self.state.end_epoch(run)
 
     def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
         """Begin with the rows and relations of an older snapshot.

@@ -185,18 +185,8 @@ class PartitionedTrainer:
                 if step is None or turn != state.bucket:
                     step = self._begin(plan, turn, source)
                 position.add(loss=self._learn(step, batch, lanes), examples=batch.num_edges)
-        seconds = run.epoch_seconds(position)
         state.bucket, state.bucket_start = -1, 0
-        totals = position.end_epoch()
-        loss = totals["loss"] / totals["examples"]
-        if not np.isfinite(loss):
-            raise ValueError(f"the loss of epoch {position.epoch} is {loss}; lower lr or init_scale")
-        return {
-            "epoch": float(position.epoch),
-            "loss": loss,
-            "seconds": seconds,
-            "edges_per_s": totals["examples"] / seconds,
-        }
+        return state.end_epoch(run)
 
     def predictor(self) -> LinkPredictor:
         """Give the scores of the tables as they are now, from files that are mapped into memory."""

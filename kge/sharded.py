@@ -149,17 +149,7 @@ class ShardedTrainer:
         batches = self.source.batches(plan[position.step :], position.generator)
         for batch in run.steps(batches, None, self.state, num_steps=len(plan)):
             position.add(loss=self.learn(batch), examples=batch.num_edges)
-        seconds = run.epoch_seconds(position)
-        totals = position.end_epoch()
-        loss = totals["loss"] / totals["examples"]
-        if not np.isfinite(loss):
-            raise ValueError(f"the loss of epoch {position.epoch} is {loss}; lower lr or init_scale")
-        return {
-            "epoch": float(position.epoch),
-            "loss": loss,
-            "seconds": seconds,
-            "edges_per_s": totals["examples"] / seconds,
-        }
+        return self.state.end_epoch(run)
 
     def learn(self, batch: Batch) -> float:
         """Learn from a batch together with the other processes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kge.relations import RelationParameters
-    from tables.training import Position
+    from tables.training import Position, TrainingRun
 
 __all__ = ["LearnedState"]
 
@@ -34,6 +35,19 @@ class LearnedState(ABC):
     relations: RelationParameters
     position: Position
     best: dict[str, Tensor] | None = None
+
+    def end_epoch(self, run: TrainingRun) -> dict[str, float]:
+        """Count an epoch, and give its row of the history: epoch, loss (mean over edges of both sides'), seconds, edges_per_s.
+
+        Raises:
+            ValueError: if the loss is not finite.
+        """
+        seconds = run.epoch_seconds(self.position)
+        totals = self.position.end_epoch()
+        epoch, loss = self.position.epoch, totals["loss"] / totals["examples"]
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss of epoch {epoch} is {loss}; lower lr or init_scale")
+        return {"epoch": float(epoch), "loss": loss, "seconds": seconds, "edges_per_s": totals["examples"] / seconds}
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
