@@ -24,7 +24,7 @@ demo: venv  ## install what is missing, then run the whole flow on real data (DE
 	$(BIN)/multifacet demo $(DEMO_ARGS)
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
 
 lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
 	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports; do \

@@ -27,6 +27,7 @@ import torch
 
 from pipeline.meter import Meter
 from tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+from tables.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +280,7 @@ def _prepare_worker(messages: Any, parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+    keep_freed_memory()
     torch.set_num_threads(1)
     numba.set_num_threads(1)
 

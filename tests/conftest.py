@@ -23,6 +23,16 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests, which share its fixtures, in one process where several run (`--dist=loadgroup`).
+
+    The pages that test_readme.py runs share nothing, and take a third of the time: each goes wherever there is room.
+    """
+    for item in items:
+        if item.path.name != "test_readme.py":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the source tree."""

@@ -64,6 +64,7 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     from pipeline.stages import period_start
     from pipeline.training import StopOnSignal, TrainingDisplay
     from tables import Lifecycle, Snapshot
+    from tables.allocator import keep_freed_memory
 
     if output.exists():
         msg = f"{output} exists; name a folder that does not"
@@ -95,6 +96,7 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
             facets["pretrained_facets"] = facets["facets"]
         config = ranking.arm_config(arm, **{**facets, **fields})
     kept = checkpoint or checkpoint_beside(output)
+    keep_freed_memory()
     with TrainingDisplay("examples") as display, StopOnSignal() as stop:
         result = ranking.train(
             examples[0],

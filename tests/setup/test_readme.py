@@ -64,7 +64,11 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
     return tmp_path
 
 
-PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (Path(__file__).parents[2] / "docs").glob("*.md"))]
+# tests/ranking/test_docs.py runs docs/ranking.md, and compares what it prints with what the page says.
+PAGES = [
+    "README.md",
+    *sorted(f"docs/{page.name}" for page in (Path(__file__).parents[2] / "docs").glob("*.md") if page.name != "ranking.md"),
+]
 
 
 @pytest.mark.timeout(600)  # many processes, which a busy machine makes slow
