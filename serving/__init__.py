@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serving.admin import AdminClient
     from serving.answers import LookupAnswer, RankAnswer, TableRows
-    from serving.client import LookupClient, RankerClient, connect_lookup
+    from serving.client import LookupClient, RankerClient
     from serving.config import LookupConfig, RankerConfig
+    from serving.connect import connect_lookup
     from serving.errors import (
         BrokenAnswerError,
         DeadlineExceededError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from serving.limits import Limits
     from serving.local import LocalDeployment, ServerProcess
     from serving.lookup import LookupServer
+    from serving.policy import ReplicaPolicy
     from serving.process import serve_lookup, serve_ranker
     from serving.publisher import publish
     from serving.ranker import RankerServer
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "admin": ("AdminClient",),
     "answers": ("LookupAnswer", "RankAnswer", "TableRows"),
-    "client": ("LookupClient", "RankerClient", "connect_lookup"),
+    "client": ("LookupClient", "RankerClient"),
     "config": ("LookupConfig", "RankerConfig"),
+    "connect": ("connect_lookup",),
     "errors": (
         "BrokenAnswerError",
         "DeadlineExceededError",
@@ -54,6 +57,7 @@ _HOMES = {
     "limits": ("Limits",),
     "local": ("LocalDeployment", "ServerProcess"),
     "lookup": ("LookupServer",),
+    "policy": ("ReplicaPolicy",),
     "process": ("serve_lookup", "serve_ranker"),
     "publisher": ("publish",),
     "ranker": ("RankerServer",),
@@ -80,6 +84,7 @@ __all__ = [
     "RankerConfig",
     "RankerServer",
     "Release",
+    "ReplicaPolicy",
     "RolledBackError",
     "Rollout",
     "RolloutError",

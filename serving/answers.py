@@ -35,12 +35,16 @@ class LookupAnswer(NamedTuple):
     Attributes:
         version: The release's version.
         tables: Rows by table, in the release's order of tables.
-        server_us: Time inside the lookup server's handler, in microseconds.
+        server_us: Time inside the lookup server's handler, in microseconds; of several servers the longest.
+        shard_index: Which shard of the release the server holds.
+        num_shards: Of how many; 0 or 1 if it holds all of it.
     """
 
     version: str
     tables: Mapping[str, TableRows]
     server_us: int
+    shard_index: int = 0
+    num_shards: int = 0
 
 
 class RankAnswer(NamedTuple):
@@ -82,7 +86,7 @@ def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
             precision=table.precision,
             num_unknown_ids=table.num_unknown_ids,
         )
-    return LookupAnswer(version=answer.version, tables=tables, server_us=answer.server_us)
+    return _lookup_answer(answer, tables)
 
 
 def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uint8], server: str) -> LookupAnswer:
@@ -114,7 +118,17 @@ def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uin
         start += padded(num_bytes)
     if start != len(rows):
         raise BrokenAnswerError(f"{server}: the frame has {len(rows) - start} bytes of rows that no table owns")
-    return LookupAnswer(version=answer.version, tables=tables, server_us=answer.server_us)
+    return _lookup_answer(answer, tables)
+
+
+def _lookup_answer(answer: lookup_pb2.LookupAnswer, tables: Mapping[str, TableRows]) -> LookupAnswer:
+    return LookupAnswer(
+        version=answer.version,
+        tables=tables,
+        server_us=answer.server_us,
+        shard_index=answer.shard_index,
+        num_shards=answer.num_shards,
+    )
 
 
 def read_rank(answer: ranker_pb2.RankAnswer, num_candidates: int, server: str) -> RankAnswer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,16 +11,16 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
+from serving.answers import RankAnswer, read_rank
 from serving.channel import open_channel
 from serving.config import read_token
-from serving.errors import BrokenAnswerError, InvalidRequestError, UnavailableError, from_rpc_error
-from serving.framed_client import FRAMED, FramedLookupClient
+from serving.errors import InvalidRequestError
+from serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
 from serving.lookups import LookupConnection
 from serving.packing import pack_ids
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
-_MAX_ANSWER_BYTES = 64 << 20
+MAX_ANSWER_BYTES = 64 << 20
 
 
 class _Client:
@@ -38,7 +37,7 @@ class _Client:
         tls_certificate: Path | None = None,
         tls_key: Path | None = None,
         token_file: Path | None = None,
-        max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
     ):
         self.address = address
         self.timeout_s = timeout_s
@@ -67,9 +66,7 @@ class _Client:
             deadline_s = self.timeout_s if timeout_s is None else timeout_s
             return method(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.CANCELLED:  # nobody here cancels a call that is waited for: the server ended
-                raise UnavailableError(f"{self.server}: it stopped before it answered") from error
-            raise from_rpc_error(error, self.server) from error
+            raise error_of(error, self.server, cancelled=False) from error
 
     def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
@@ -85,41 +82,6 @@ class _Client:
         return f"{type(self).__name__}({self.address}, timeout_s={self.timeout_s})"
 
 
-class GrpcPendingLookup:
-    """A lookup under way over gRPC.
-
-    It is called as a stream of one answer, which on the wire is the same thing: gRPC for Python runs such a call on
-    the threads that start and read it, but starts a thread of its own for each future, at a third of a millisecond.
-    """
-
-    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float, metadata: Any):
-        self._server = server
-        self._started_ns = time.perf_counter_ns()
-        self._call = method(request, timeout=timeout_s, metadata=metadata)
-        self.elapsed_us = 0
-        """Microseconds from sending to reading the answer; 0 until it is read."""
-
-    def cancel(self) -> None:
-        """Give it up; safe from any thread."""
-        self._call.cancel()
-
-    def result(self) -> LookupAnswer:
-        """Wait for the answer.
-
-        Raises:
-            ServingError: As `LookupClient.lookup`.
-        """
-        try:
-            answer = next(self._call, None)
-            next(self._call, None)  # the end, which came with it: the call is done, and never cancelled behind it
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self._server) from error
-        self.elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
-        if answer is None:
-            raise BrokenAnswerError(f"{self._server}: it ended the lookup without an answer")
-        return read_lookup(answer, self._server)
-
-
 class LookupClient(_Client, LookupConnection):
     """Asks a lookup server for rows.
 
@@ -131,9 +93,14 @@ class LookupClient(_Client, LookupConnection):
         tls_key: PEM file of that certificate's private key.
         token_file: File with the token that the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes.
+        watched: Whether lookups say when their answer is there, which `serving.watch.Watch` needs and which takes a thread.
     """
 
     _role = "lookup server"
+
+    def __init__(self, address: str, *, watched: bool = False, **options: Any):
+        super().__init__(address, **options)
+        self._watched = watched
 
     def _attach(self) -> None:
         self._stub = lookup_pb2_grpc.LookupStub(self._channel)  # type: ignore[no-untyped-call]
@@ -145,7 +112,7 @@ class LookupClient(_Client, LookupConnection):
 
     def start(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
-    ) -> GrpcPendingLookup:
+    ) -> GrpcPendingLookup | GrpcWatchedLookup:
         """Send a lookup and return at once; see `lookup`."""
         request = lookup_pb2.LookupRequest(
             version=version,
@@ -153,6 +120,8 @@ class LookupClient(_Client, LookupConnection):
             request_id=request_id,
         )
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
+        if self._watched:
+            return GrpcWatchedLookup(self._stub.Lookup, request, self.server, deadline_s, self._metadata)
         return GrpcPendingLookup(self._start, request, self.server, deadline_s, self._metadata)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
@@ -231,42 +200,3 @@ class RankerClient(_Client):
             self._stub.Describe, ranker_pb2.RankerDescribeRequest(), timeout_s
         )
         return description
-
-
-def connect_lookup(
-    address: str,
-    *,
-    timeout_s: float = 1.0,
-    tls_ca: Path | None = None,
-    tls_certificate: Path | None = None,
-    tls_key: Path | None = None,
-    token_file: Path | None = None,
-    max_answer_bytes: int = _MAX_ANSWER_BYTES,
-) -> LookupConnection:
-    """A client of a lookup server, over frames where the address says ``framed:`` and over gRPC otherwise.
-
-    Args:
-        address: ``host:port``, ``unix:/path``, ``framed:host:port`` or ``framed:unix:/path``.
-        timeout_s: Deadline of a request that names none, in seconds.
-        tls_ca: As `LookupClient`; gRPC only.
-        tls_certificate: As `LookupClient`; gRPC only.
-        tls_key: As `LookupClient`; gRPC only.
-        token_file: File with the token that the server asks for.
-        max_answer_bytes: Longest answer accepted, in bytes; -1 for no limit.
-
-    Raises:
-        ValueError: The address is not understood, or frames are to travel over TLS.
-    """
-    if not address.startswith(FRAMED):
-        return LookupClient(
-            address,
-            timeout_s=timeout_s,
-            tls_ca=tls_ca,
-            tls_certificate=tls_certificate,
-            tls_key=tls_key,
-            token_file=token_file,
-            max_answer_bytes=max_answer_bytes,
-        )
-    if tls_ca is not None or tls_certificate is not None or tls_key is not None:
-        raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
-    return FramedLookupClient(address, timeout_s=timeout_s, token_file=token_file, max_answer_bytes=max_answer_bytes)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from serving.address import Address
+from serving.fleet import Fleet
+from serving.policy import ReplicaPolicy
 
 
 class ListenConfig(BaseModel):
@@ -169,7 +171,10 @@ class RankerConfig(ListenConfig):
         min_length=1,
         description="Release directories to serve. A request that names no version gets the last one.",
     )
-    lookup: str = Field(description="Address of the lookup server; framed:ADDRESS for its framed one.")
+    lookup: str = Field(
+        description="Address of the lookup server; framed:ADDRESS for its framed one. A,B are two servers that hold the same, "
+        "A|B two that hold the shards of a release that was split."
+    )
     lookup_tls_ca: Path | None = Field(
         default=None, description="PEM file of the authority that signed the lookup server's certificate; turns TLS on."
     )
@@ -179,6 +184,19 @@ class RankerConfig(ListenConfig):
     lookup_tls_key: Path | None = Field(default=None, description="PEM file of that certificate's private key.")
     lookup_token_file: Path | None = Field(default=None, description="File with the token that the lookup server asks for.")
     lookup_timeout_s: PositiveFloat = Field(default=0.5, description="Longest wait for one lookup, in seconds.")
+    lookup_max_attempts: PositiveInt = Field(
+        default=3, description="Most lookup servers that one lookup is sent to, if several hold the same."
+    )
+    lookup_retry_ratio: NonNegativeFloat = Field(
+        default=0.1, description="Share of the lookups that may be sent to a second server, by a retry or a hedge."
+    )
+    lookup_hedge_after_s: PositiveFloat | None = Field(
+        default=None, description="Seconds after which a second server is asked as well; the first answer counts."
+    )
+    lookup_hedge_quantile: Annotated[float, Field(ge=0.5, lt=1)] | None = Field(
+        default=None,
+        description="Instead of lookup_hedge_after_s: once a lookup takes longer than this share of the last ones did.",
+    )
     startup_timeout_s: PositiveFloat = Field(
         default=60.0,
         description="Longest wait, in seconds, for the lookup server to come up with the same versions.",
@@ -191,3 +209,20 @@ class RankerConfig(ListenConfig):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the upper model runs: cuda, cpu, or cuda if there is one."
     )
+
+    @property
+    def replica_policy(self) -> ReplicaPolicy:
+        """How lookup servers that hold the same are asked."""
+        return ReplicaPolicy(
+            max_attempts=self.lookup_max_attempts,
+            retry_ratio=self.lookup_retry_ratio,
+            hedge_after_s=self.lookup_hedge_after_s,
+            hedge_quantile=self.lookup_hedge_quantile,
+        )
+
+    @model_validator(mode="after")
+    def _refuse_a_fleet_that_cannot_be_asked(self) -> Self:
+        fleet = Fleet.parse(self.lookup)
+        if self.replica_policy.hedges and any(len(shard) < 2 for shard in fleet.shards):
+            raise ValueError(f"lookup {self.lookup} names one server of the same rows: hedging needs a second, after a comma")
+        return self

@@ -16,12 +16,12 @@ from serving.answers import LookupAnswer, read_framed_lookup
 from serving.config import read_token
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.exchange import Exchange, Stream
+from serving.fleet import FRAMED
 from serving.frames import Kind
 from serving.lookups import LookupConnection
 from serving.packing import pack_lookup
 from serving.protocol import frames_pb2, lookup_pb2
 
-FRAMED = "framed:"
 _MAX_IDLE = 64
 _LOOKUP = int(Kind.LOOKUP)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -36,8 +36,31 @@ class PendingLookup(Protocol):
         ...
 
 
+class WatchedLookup(PendingLookup, Protocol):
+    """A lookup under way that can be waited for together with others; see `serving.watch.Watch`."""
+
+    def descriptors(self) -> Collection[int]:
+        """What to wait for: `advance` has something to do once one of these is readable."""
+        ...
+
+    def due(self) -> float:
+        """When `advance` has something to do all the same, on the clock of `time.monotonic`."""
+        ...
+
+    def advance(self, ready: Collection[int]) -> bool:
+        """Do what can be done now.
+
+        Args:
+            ready: Descriptors that are readable.
+
+        Returns:
+            Whether `result` would no longer wait for the network.
+        """
+        ...
+
+
 class LookupConnection(ABC):
-    """A client of one lookup server, or of several that hold the same rows.
+    """A client of one lookup server, or of several that hold the same rows, or parts of them.
 
     Attributes:
         address: Where the server is.
@@ -65,6 +88,10 @@ class LookupConnection(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the connections; requests under way are cancelled."""
+
+    def counters(self) -> Mapping[str, int]:
+        """What happened between several servers, by name, such as retries; nothing for one server."""
+        return {}
 
     def lookup(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""

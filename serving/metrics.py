@@ -1,10 +1,11 @@
-"""What a server counts for Prometheus: requests by status, latency by phase, rows, unknown ids."""
+"""What a server counts for Prometheus: requests by status, latency by phase, rows, unknown ids, and what else happened."""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -25,6 +26,7 @@ class _Tally:
         self.requests: dict[str, int] = {}
         self.rows: dict[str, int] = {}
         self.unknown: dict[str, int] = {}
+        self.events: dict[str, int] = {}
         self.buckets = {phase: [0] * (len(_BOUNDS_US) + 1) for phase in phases}
         self.sums_us = dict.fromkeys(phases, 0)
 
@@ -47,6 +49,7 @@ class ServerMetrics:
         self._of_thread = threading.local()
         self._lock = threading.Lock()
         self._tallies: list[_Tally] = []
+        self._event_sources: list[Callable[[], Mapping[str, int]]] = []
         self._http: tuple[WSGIServer, threading.Thread] | None = None
         self.registry.register(self)  # anything with collect() will do
 
@@ -68,6 +71,15 @@ class ServerMetrics:
         tally.rows[table] = tally.rows.get(table, 0) + num_rows
         tally.unknown[table] = tally.unknown.get(table, 0) + num_unknown_ids
 
+    def count_event(self, event: str) -> None:
+        """Count something that happened to a request."""
+        events = self._tally().events
+        events[event] = events.get(event, 0) + 1
+
+    def add_events(self, source: Callable[[], Mapping[str, int]]) -> None:
+        """Report events that something else counts, by name."""
+        self._event_sources.append(source)
+
     def collect(self) -> Iterator[Any]:
         """The sums over all threads, as prometheus_client asks for them."""
         with self._lock:
@@ -86,6 +98,13 @@ class ServerMetrics:
             for key in sorted({key for counter in counters for key in list(counter)}):
                 family.add_metric([key], sum(counter.get(key, 0) for counter in counters))
             yield family
+        events: Counter[str] = Counter()
+        for counted in (*(tally.events for tally in tallies), *(source() for source in self._event_sources)):
+            events.update(dict(counted))
+        happened = CounterMetricFamily(f"{self._prefix}_events", "What happened to requests on their way.", labels=["event"])
+        for event, count in sorted(events.items()):
+            happened.add_metric([event], count)
+        yield happened
         latency = HistogramMetricFamily(f"{self._prefix}_phase_seconds", "Latency by phase.", labels=["phase"])
         for phase in self._phase_names:
             counts = [sum(place) for place in zip(*(tally.buckets[phase] for tally in tallies), strict=True)]

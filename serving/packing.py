@@ -16,12 +16,15 @@ IdArray = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 """External ids of one feature: int64 [n], or Python strings [n] (numpy's own strings drop trailing zeros)."""
 
 
-def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
-    """Ids of one feature as a message.
+def as_ids(feature: str, ids: npt.ArrayLike) -> IdArray:
+    """Ids of one feature as an array of one of the two types.
 
     Args:
         feature: Name of the id feature.
         ids: [n] integers or strings.
+
+    Returns:
+        int64 [n], or object [n] of str; no ids are int64.
 
     Raises:
         InvalidRequestError: Not one-dimensional, neither integers nor strings, or an integer beyond int64.
@@ -33,15 +36,31 @@ def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
     if array.ndim != 1:
         raise InvalidRequestError(f"ids of feature {feature!r} have shape {array.shape}: expected [n]")
     if array.size == 0:
-        return ids_pb2.FeatureIds(feature=feature, int64_ids=b"")
+        return np.empty(0, _INT64)
     if array.dtype.kind in "iu":
         if array.dtype.kind == "u" and int(array.max()) > np.iinfo(np.int64).max:
             raise InvalidRequestError(f"ids of feature {feature!r} go beyond int64: {int(array.max())}")
-        return ids_pb2.FeatureIds(feature=feature, int64_ids=array.astype("<i8", copy=False).tobytes())
-    values = array.tolist()
-    if not all(isinstance(value, str) for value in values):
+        return array.astype(_INT64, copy=False)
+    strings = array.astype(np.object_, copy=False)
+    if not all(isinstance(value, str) for value in strings.tolist()):
         raise InvalidRequestError(f"ids of feature {feature!r} have dtype {array.dtype}: expected integers or strings")
-    return ids_pb2.FeatureIds(feature=feature, string_ids=ids_pb2.StringIds(values=values))
+    return strings
+
+
+def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
+    """Ids of one feature as a message.
+
+    Args:
+        feature: Name of the id feature.
+        ids: [n] integers or strings.
+
+    Raises:
+        InvalidRequestError: As `as_ids`.
+    """
+    array = as_ids(feature, ids)
+    if array.dtype == np.object_:
+        return ids_pb2.FeatureIds(feature=feature, string_ids=ids_pb2.StringIds(values=array.tolist()))
+    return ids_pb2.FeatureIds(feature=feature, int64_ids=array.tobytes())
 
 
 def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str = "") -> list[bytes | memoryview]:

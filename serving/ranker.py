@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.admin import AdminServicer
-from serving.client import connect_lookup
 from serving.config import RankerConfig
+from serving.connect import connect_lookup
 from serving.deployed import Deployed
 from serving.errors import InvalidRequestError, VersionNotLoadedError
 from serving.listener import Listener
@@ -89,7 +89,9 @@ class RankerServer:
             tls_key=config.lookup_tls_key,
             token_file=config.lookup_token_file,
             max_answer_bytes=-1,  # every length is checked against the release
+            policy=config.replica_policy,
         )
+        self.metrics.add_events(lambda: {f"lookup_{event}": count for event, count in self._lookup.counters().items()})
         self._deployed = Deployed(self._loaded, self._open, check=self._check_lookup_has, state_file=config.state_file)
         try:
             self._deployed.open(config.releases)
@@ -202,11 +204,17 @@ class RankerServer:
 
         Raises:
             UnavailableError: The lookup server is not up in time, or lacks a version.
-            ValueError: It accepts fewer ids a request than `max_candidates` needs.
+            ValueError: It accepts fewer ids a request than `max_candidates` needs, or holds one shard only.
         """
         description = self._lookup.wait_for_versions(self.versions, timeout_s=self.config.startup_timeout_s, stopped=stopped)
         if description is None:
             return ""
+        for entry in description.versions:
+            if entry.version in self.versions and entry.num_shards > 1:
+                raise ValueError(
+                    f"lookup server {self.config.lookup} holds shard {entry.shard_index} of {entry.num_shards} of version "
+                    f"{entry.version}: list all of its shards, with a | between their addresses"
+                )
         for version, scorer in self._loaded.items():
             most_ids = self.config.max_candidates * len(scorer.id_types)
             if most_ids > description.max_ids_per_request:

@@ -90,13 +90,18 @@ class Scorer:
 
         Raises:
             VersionNotLoadedError: The rows are of another version than this scorer: a mixture is never scored.
-            BrokenAnswerError: Tables or lengths are not the release's.
+            BrokenAnswerError: Tables or lengths are not the release's, or the rows are one shard's.
         """
         if answer.version != self.version:
             raise VersionNotLoadedError(
                 f"the lookup server answered with rows of version {answer.version}, the upper model is of version "
                 f"{self.version}: not scored",
                 loaded=(answer.version,),
+            )
+        if answer.num_shards > 1:
+            raise BrokenAnswerError(
+                f"the lookup server holds shard {answer.shard_index} of {answer.num_shards} only: not scored. List all of its "
+                "shards, with a | between their addresses"
             )
         offsets: dict[str, int] = {}
         decoded = []

@@ -110,7 +110,7 @@ def _keys(ids: IdArray | Sequence[int] | Sequence[str]) -> npt.NDArray[np.int64]
         if ids.ndim != 1:
             raise ValueError(f"ids have shape {ids.shape}: expected [n]")
         if ids.dtype == np.int64:
-            return ids
+            return ids.astype(np.int64, copy=False)
         values = ids.tolist()
     else:
         values = list(ids)
