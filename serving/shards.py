@@ -4,10 +4,12 @@ A release may be split over N lookup hosts. Each shard is a folder of its own; a
 which of how many it is. Shard ``shard_of([id], N)`` holds the rows of an id in every table that is split, and nothing else
 knows the rule.
 
-It hashes the id once more than the tables' own hashes do, with a constant of its own: which shard an id lies in says nothing
-about where its row is within the shard, or to which row of a hashed table it goes. So every shard has about the same number
-of an exact table's ids, and any id may reach any row of a hashed one, which is why a hashed table lies whole in every shard.
-The rule must never change: it is a part of every split release.
+An id's shard is the row that a hashed table of N rows, of seed 0, would give it. Two things follow. It says nothing about where
+an id stands in an exact table's index, which hashes it once less: every shard has about the same number of ids, evenly over
+its index. And a hashed table of seed 0 splits into ranges of its rows, since an id's shard and its row are both
+floor(h x size / 2**64) of one hash h: see `serving.hashed_shard`. By any other rule each shard's ids could have any of its
+rows, as they have in a hashed table of another seed, which lies whole in every shard. The rule must never change: it is a
+part of every split release.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from tables.hashing import hash_strings, mix64, reduce_range
+from tables.hashing import hash_strings, mix64, reduce_range, seed_stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from serving.packing import IdArray
 
 MAX_SHARDS: Final = 1 << 15
-_SALT: Final = np.uint64(0x7368617264734F66)  # "shardsOf"
+SHARD_SEED: Final = 0
+"""Seed of the hashed id maps whose tables can be split; the default of `tables.IdMap.hashed`."""
+_STEP: Final = seed_stream(SHARD_SEED, 1)[0]
 
 
 class Partition(NamedTuple):
@@ -57,7 +61,7 @@ def shard_of(ids: IdArray | Sequence[int] | Sequence[str], num_shards: int) -> n
 
     Example:
         >>> shard_of([7, 8, 9, 7], 4).tolist()
-        [2, 3, 1, 2]
+        [2, 2, 1, 2]
     """
     return shard_of_keys(_keys(ids), num_shards)
 
@@ -96,7 +100,7 @@ def partition(ids: IdArray, num_shards: int) -> Partition:
     Example:
         >>> order, starts = partition(np.array([7, 8, 9, 7]), 4)
         >>> order.tolist(), starts.tolist()
-        ([2, 0, 3, 1], [0, 0, 1, 3, 4])
+        ([2, 0, 1, 3], [0, 0, 1, 4, 4])
     """
     shards = shard_of(ids, num_shards)
     order = np.empty(len(shards), np.int64)
@@ -133,7 +137,7 @@ def _keys(ids: IdArray | Sequence[int] | Sequence[str]) -> npt.NDArray[np.int64]
 def _fill(keys: Any, num_shards: int, shards: Any) -> None:
     size = np.uint64(num_shards)
     for position in range(len(keys)):
-        shards[position] = np.int32(reduce_range(mix64(mix64(np.uint64(keys[position])) ^ _SALT), size))
+        shards[position] = np.int32(reduce_range(mix64(mix64(np.uint64(keys[position])) + _STEP), size))
 
 
 @numba.njit(nogil=True, cache=True)
