@@ -24,7 +24,7 @@ from tables.manifest import (
 from tables.temporaries import lock, remove_stale_temporaries, remove_tree, temporary_sibling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
     from types import TracebackType
 
 __all__ = ["SCHEMA_VERSION", "Artifact", "ArtifactError", "ArtifactWriter", "remove_stale_temporaries"]
@@ -185,7 +185,14 @@ class Artifact:
         return str(self.manifest["kind"])
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, kind: str | None = None, verify: bool = True) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        kind: str | None = None,
+        verify: bool = True,
+        select: Callable[[Self], Collection[str]] | None = None,
+    ) -> Self:
         """Opens an artefact and refuses one that differs from its manifest.
 
         Args:
@@ -193,6 +200,8 @@ class Artifact:
             kind: The kind that the caller needs; None takes any.
             verify: Whether to read every file and compare its sha256. The list of files and their sizes are
                 compared in any case.
+            select: Gives the names of the files that the caller needs; the others may be absent, and are neither measured
+                nor read. None needs all. A file that the manifest does not name is refused in any case.
 
         Raises:
             ArtifactError: There is no artefact, its manifest is not canonical, of an unknown ``schema_version`` or
@@ -202,7 +211,8 @@ class Artifact:
             root = Path(path).resolve()
             identity = _identity(root)
             try:
-                artifact = cls._open_once(root, identity, kind=kind, verify=verify)
+                artifact = cls._open_once(root, identity, kind=kind)
+                artifact._check_files(artifact.manifest["files"] if select is None else select(artifact), verify=verify)
                 artifact.check_unreplaced()
             except (ArtifactError, FileNotFoundError) as error:
                 if identity == _identity(Path(path).resolve()):
@@ -215,13 +225,11 @@ class Artifact:
         raise ArtifactError(f"{path} was replaced {_OPEN_ATTEMPTS} times while it was opened; open it when that is over.")
 
     @classmethod
-    def _open_once(cls, root: Path, identity: tuple[int, ...], *, kind: str | None, verify: bool) -> Self:
+    def _open_once(cls, root: Path, identity: tuple[int, ...], *, kind: str | None) -> Self:
         raw, manifest = read_manifest(root)
         if kind is not None and manifest["kind"] != kind:
             raise ArtifactError(f"{root} is an artefact of kind {manifest['kind']!r}; expected {kind!r}.")
-        artifact = cls(root, manifest, hashlib.sha256(raw).hexdigest(), identity)
-        artifact._check_files(verify=verify)
-        return artifact
+        return cls(root, manifest, hashlib.sha256(raw).hexdigest(), identity)
 
     def file(self, name: str) -> Path:
         """Gives the path of one of the artefact's files.
@@ -245,21 +253,22 @@ class Artifact:
         if _identity(self.path) != self._identity:
             raise ArtifactError(f"{self.path} was replaced, changed or removed after it was opened; open it again.")
 
-    def _check_files(self, *, verify: bool) -> None:
+    def _check_files(self, needed: Collection[str], *, verify: bool) -> None:
         files: dict[str, dict[str, Any]] = self.manifest["files"]
         found = list_files(self.path)
         found.pop(MANIFEST_NAME, None)
-        faults = [f"{name}: missing" for name in sorted(files.keys() - found.keys())]
+        names = sorted(needed)
+        faults = [f"{name}: missing" for name in names if name not in found]
         faults += [f"{name}: not in the manifest" for name in sorted(found.keys() - files.keys())]
         faults += [
-            f"{name}: {found[name]} bytes, expected {entry['bytes']}"
-            for name, entry in sorted(files.items())
-            if name in found and found[name] != entry["bytes"]
+            f"{name}: {found[name]} bytes, expected {files[name]['bytes']}"
+            for name in names
+            if name in found and found[name] != files[name]["bytes"]
         ]
         if not faults and verify:
             faults = [
                 f"{name}: sha256 {digest}, expected {files[name]['sha256']}"
-                for name, (digest, _) in _hash_files(self.path, files.keys(), sync=False)
+                for name, (digest, _) in _hash_files(self.path, names, sync=False)
                 if digest != files[name]["sha256"]
             ]
         if faults:
