@@ -126,6 +126,11 @@ class LookupConfig(ListenConfig):
     releases: tuple[Path, ...] = Field(
         min_length=1, description="Release directories to serve; each is asked for by its version."
     )
+    shard: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Which shard of releases that are split over lookup hosts to serve, from 0; without it the only one whose "
+        "files are there.",
+    )
     framed_listen: str | None = Field(
         default=None,
         description="Second address, for rankers on this host or rack: the same lookups in bare frames, at about half of "

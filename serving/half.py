@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from serving.frames import padded
 from serving.gather import MappedRows, SendBuffer
+from serving.hashed_shard import HashedShard
 from serving.packing import IdArray
 from serving.plan import LookupPlan
 from serving.protocol import lookup_pb2
@@ -59,12 +60,13 @@ class LookupHalf:
     """The lookup half of one release, mapped into memory.
 
     Args:
-        release: An open release.
+        release: An open release, of one in shards a shard.
         populate: Whether to map all pages of the tables now.
         huge_pages: Whether to copy the tables into memory of this process that has huge pages, instead.
         max_ids: Most ids in one request, for `plan`.
 
     Attributes:
+        shard_fields: What descriptions and answers say of the shard; empty for a whole release.
         plan: The same tables for the lookup kernel; for one thread.
 
     Raises:
@@ -74,14 +76,15 @@ class LookupHalf:
     def __init__(self, release: Release, *, populate: bool = True, huge_pages: bool = False, max_ids: int = 16384):
         self.release = release
         self.id_types: Mapping[str, str] = release.manifest.id_types
-        self._id_maps: dict[str, IdMap] = {
-            name: release.id_map(name) for name in sorted({table.id_map for table in release.tables})
-        }
+        self.shard_fields: dict[str, int] = {}
+        if release.shard is not None:
+            self.shard_fields = {"shard_index": release.shard, "num_shards": release.num_shards}
+        self._id_maps = {table.id_map: _load_id_map(release, table) for table in release.tables}
         for table in release.tables:
-            id_map = self._id_maps[table.id_map]
-            if id_map.num_rows != table.rows or id_map.num_hashes != 1:
+            id_map, num_rows = self._id_maps[table.id_map], table.rows_of(release.shard)
+            if id_map.num_rows != num_rows or id_map.num_hashes != 1:
                 raise ValueError(
-                    f"{release.path}: table {table.name!r} has {table.rows} rows, its id map maps to {id_map.num_rows} "
+                    f"{release.path}: table {table.name!r} has {num_rows} rows, its id map maps to {id_map.num_rows} "
                     f"by {id_map.num_hashes} hashes; publish the model again"
                 )
         self._tables = [
@@ -95,7 +98,7 @@ class LookupHalf:
             for table in release.tables
         ]
         tables = [(table, rows) for _, _, table, _, rows in self._tables]
-        self.plan = LookupPlan(release.version, tables, self._id_maps, max_ids)
+        self.plan = LookupPlan(release, tables, self._id_maps, max_ids)
         self._warm()
 
     def fetch(self, ids: Mapping[str, IdArray], send: SendBuffer) -> list[FetchedRows]:
@@ -147,3 +150,10 @@ class LookupHalf:
         }
         self.fetch(one_id, SendBuffer())
         self.plan.warm(SendBuffer())
+
+
+def _load_id_map(release: Release, table: ReleaseTable) -> IdMap | HashedShard:
+    id_map = release.id_map(table.id_map)
+    if table.shard_rows and release.shard is not None and id_map.index is None:
+        return HashedShard(id_map, release.shard, release.num_shards)
+    return id_map

@@ -166,9 +166,9 @@ class LookupServer:
         self.stop()
 
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
-        self._check_budget(Release.open(path, verify=False))
-        release = Release.open(path, verify=self.config.verify, half="lookup")
         config = self.config
+        self._check_budget(Release.open(path, verify=False, half="lookup", shard=config.shard))
+        release = Release.open(path, verify=config.verify, half="lookup", shard=config.shard)
         half = LookupHalf(release, populate=config.populate, huge_pages=config.huge_pages, max_ids=config.max_ids_per_request)
         logger.info("loaded %r", release)
         return release.version, half
@@ -193,11 +193,13 @@ class LookupServer:
         """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
         send = self._send_buffer()
+        half, all_fetched = self._fetch(request, send)
         tables = [
-            fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes)))
-            for fetched in self._fetch(request, send)
+            fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes))) for fetched in all_fetched
         ]
-        return lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
+        return lookup_pb2.LookupAnswer(
+            version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
+        )
 
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
@@ -205,10 +207,13 @@ class LookupServer:
         send = self._send_buffer()
         tables = []
         stop = 0
-        for fetched in self._fetch(request, send):
+        half, all_fetched = self._fetch(request, send)
+        for fetched in all_fetched:
             tables.append(fetched.describe(num_rows=fetched.num_rows))
             stop = fetched.start + padded(fetched.num_rows * fetched.table.row_bytes)
-        answer = lookup_pb2.LookupAnswer(version=request.version, tables=tables, server_us=self._observe(started_ns))
+        answer = lookup_pb2.LookupAnswer(
+            version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
+        )
         return answer.SerializeToString(), send.read(0, stop)
 
     def _send_buffer(self) -> SendBuffer:
@@ -219,14 +224,14 @@ class LookupServer:
             send = self._of_thread.send = SendBuffer()
         return send
 
-    def _fetch(self, request: lookup_pb2.LookupRequest, send: SendBuffer) -> list[FetchedRows]:
+    def _fetch(self, request: lookup_pb2.LookupRequest, send: SendBuffer) -> tuple[LookupHalf, list[FetchedRows]]:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
         with self._loaded.lease(request.version) as (_, half):
             all_fetched = half.fetch(self._read_ids(request, half), send)
         for table, num_rows, num_unknown_ids, _ in all_fetched:
             self.metrics.count_rows(table.name, num_rows, num_unknown_ids)
-        return all_fetched
+        return half, all_fetched
 
     def _read_ids(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> dict[str, IdArray]:
         """The ids by feature: what is plainly right passes, the rest is looked at closely and refused with its reason."""
@@ -292,12 +297,13 @@ class LookupServer:
             versions=[
                 lookup_pb2.LookupVersion(
                     version=version,
+                    **half.shard_fields,
                     tables=[
                         lookup_pb2.TableDescription(
                             table=table.name,
                             feature=table.feature,
                             id_type=half.id_types[table.feature],
-                            num_rows=table.rows,
+                            num_rows=table.rows_of(half.release.shard),
                             dim=table.dim,
                             row_bytes=table.row_bytes,
                             precision=table.precision,

@@ -20,7 +20,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from serving.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
-from serving.gather import gather_rows
+from serving.gather import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
+from serving.hashed_shard import find_hashed
 from tables.hashing import hash_rows
 from tables.idindex import find_ids
 
@@ -33,7 +34,14 @@ VERSION_END: Final = HEADER_BYTES + 2 + VERSION_BYTES
 NUM_FEATURES, NUM_MAPS, NUM_TABLES, MAX_IDS, HEAD_BYTES = range(5)
 PLAN_HEAD: Final = 5
 FEATURE_FIELDS: Final = 2  # where the name begins in the text, its length
-MAP_FIELDS: Final = 9  # feature, whether hashed, starts, buckets, keys, rows, ids, shift or seeds, row of an unknown id or size
+MAP_FIELDS: Final = 9
+"""Of a map: feature, kind, six fields of that kind, and the row of an unknown id or, if it is hashed, the table's size.
+
+exact           starts, buckets, keys, rows, ids, shift
+hashed          0, 0, 0, 0, 0, seed
+hashed shard    shard, shards, first row, rows of the whole table, 0, seed
+"""
+EXACT, HASHED, HASHED_SHARD = range(3)
 TABLE_FIELDS: Final = 6  # map, address, rows, bytes of a row, where its message begins in the text, its length
 RESULTS: Final = 3  # length of the answer, how much of it was sent, microseconds; then for each table rows and unknown ids
 
@@ -47,10 +55,8 @@ _VARINT_BYTES: Final = 5
 _LEAST_VARINT: Final = 3
 _COUNTS_BYTES: Final = 2 * (1 + _VARINT_BYTES)
 _SEND_FLAGS: Final = 0x40 | 0x4000  # MSG_DONTWAIT, MSG_NOSIGNAL
-_CLOCK_MONOTONIC: Final = 1
 
 _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
-_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
 
 def _array_at(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
@@ -103,12 +109,6 @@ def _copy(source: Any, first: Any, num_bytes: Any, out: Any, place: Any) -> Any:
     for byte in range(num_bytes):
         out[place + byte] = source[first + byte]
     return place + num_bytes
-
-
-@numba.njit(nogil=True, cache=True)
-def _now_us(clock: Any) -> Any:
-    _clock_gettime(np.int32(_CLOCK_MONOTONIC), np.uintp(clock.ctypes.data))
-    return clock[0] * 1_000_000 + clock[1] // 1000
 
 
 @numba.njit(nogil=True, cache=True)
@@ -170,8 +170,10 @@ def _feature(frame: Any, name: Any, name_bytes: Any, plan: Any, text: Any) -> An
 def _find(plan: Any, at: Any, ids: Any, rows: Any) -> Any:
     """Rows of ids by the map whose fields begin at a place in the plan; how many are unknown."""
     last = plan[at + 8]
-    if plan[at + 1]:
+    if plan[at + 1] != EXACT:
         seeds = carray(_pointer(plan[at + 7], np.uint64), (1,))
+        if plan[at + 1] == HASHED_SHARD:
+            return np.int64(find_hashed(ids, seeds[0], plan[at + 5], plan[at + 2], plan[at + 3], plan[at + 4], last, rows))
         hash_rows(ids, seeds, last, rows.reshape((len(rows), 1)), 0, len(ids))
         return np.int64(0)
     starts = carray(_pointer(plan[at + 2], np.int32), (plan[at + 3],))
@@ -281,10 +283,16 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
     base = np.uintp(out.ctypes.data)
     sent = np.int64(0)
     length = results[0]
+    clock = np.empty(2, np.int64)
     for table in range(plan[NUM_TABLES]):
         size, at = _size(plan, spans, table)
         begin = results[RESULTS + 2 * table]
         results[RESULTS + 2 * table] = size
+        if size > PROBE_ROWS:
+            started_us = now_us(clock)
+            _gather(plan, at, found[begin : begin + PROBE_ROWS], memory, halves, shorts, out, place)
+            if now_us(clock) - started_us > DISK_US:
+                ask_disk(np.uintp(plan[at + 1]), np.uintp(plan[at + 3]), found[begin + PROBE_ROWS : begin + size])
         done = np.int64(0)
         while done < size:
             step = min(np.int64(_CHUNK_ROWS), size - done)
@@ -324,7 +332,7 @@ def answer(
         0; `NOT_FOR_KERNEL`, or `TOO_LITTLE_ROOM` with the length in ``results[0]``: nothing was sent then.
     """
     clock = results[1:3]
-    started_us = _now_us(clock)
+    started_us = now_us(clock)
     num_ids = _read_request(frame, num_bytes, plan, text, spans)
     if num_ids < 0 or num_ids > plan[MAX_IDS]:
         return NOT_FOR_KERNEL
@@ -339,7 +347,7 @@ def answer(
     out = memory.view(np.uint8)
     place = _write_header(frame, out, message_bytes, rows_bytes)
     place = _write_message(plan, text, spans, results, out, place)
-    place = _write_varint(out, place, min(_now_us(clock) - started_us, (1 << (7 * _LEAST_VARINT)) - 1), last_bytes)
+    place = _write_varint(out, place, min(now_us(clock) - started_us, (1 << (7 * _LEAST_VARINT)) - 1), last_bytes)
     results[1] = _write_rows(plan, spans, found, results, memory, place, stream)
-    results[2] = _now_us(np.empty(2, np.int64)) - started_us
+    results[2] = now_us(np.empty(2, np.int64)) - started_us
     return 0

@@ -9,7 +9,8 @@ import numpy as np
 
 from serving.errors import InvalidRequestError
 from serving.frames import HEADER_BYTES, Kind, pack_header
-from serving.lookup_kernel import RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
+from serving.hashed_shard import HashedShard
+from serving.lookup_kernel import EXACT, HASHED, HASHED_SHARD, RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
 from serving.packing import pack_lookup
 from serving.protocol import lookup_pb2
 from tables.hashing import seed_stream
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from serving.connection import Buffer
     from serving.gather import MappedRows, SendBuffer
-    from serving.release import ReleaseTable
+    from serving.release import Release, ReleaseTable
     from tables.idmap import IdMap
 
 VERSION_HEAD = b"\x0a\x40"
@@ -48,15 +49,20 @@ class LookupPlan:
     Features of string ids are left out: requests that name them are answered without the kernel.
 
     Args:
-        version: The release's version.
+        release: The release, or its shard.
         tables: The tables and their rows, in the release's order.
         id_maps: The id maps by name.
         max_ids: Most ids in one request.
     """
 
     def __init__(
-        self, version: str, tables: Sequence[tuple[ReleaseTable, MappedRows]], id_maps: Mapping[str, IdMap], max_ids: int
+        self,
+        release: Release,
+        tables: Sequence[tuple[ReleaseTable, MappedRows]],
+        id_maps: Mapping[str, IdMap | HashedShard],
+        max_ids: int,
     ):
+        version = release.version
         self._held = [rows for _, rows in tables]  # their memory is known to the kernel by its address only
         self._held_maps = dict(id_maps)
         self._held_seeds: list[npt.NDArray[np.uint64]] = []
@@ -65,6 +71,8 @@ class LookupPlan:
         features = list(dict.fromkeys(table.feature for table, _ in integer))
         keys = list(dict.fromkeys((table.feature, table.id_map) for table, _ in integer))
         text = bytearray(VERSION_HEAD + version.encode())
+        if release.shard is not None:
+            text += lookup_pb2.LookupAnswer(shard_index=release.shard, num_shards=release.num_shards).SerializeToString()
         plan = [len(features), len(keys), len(integer), max_ids, len(text)]
         for feature in features:
             plan += (len(text), len(feature.encode()))
@@ -75,7 +83,14 @@ class LookupPlan:
             head = lookup_pb2.TableRows(
                 table=table.name, row_bytes=table.row_bytes, dim=table.dim, precision=table.precision
             ).SerializeToString()
-            plan += (keys.index((table.feature, table.id_map)), rows.address, table.rows, table.row_bytes, len(text), len(head))
+            plan += (
+                keys.index((table.feature, table.id_map)),
+                rows.address,
+                table.rows_of(release.shard),
+                table.row_bytes,
+                len(text),
+                len(head),
+            )
             text += head
         self._plan = np.array(plan, np.int64)
         self._text = np.frombuffer(bytes(text), np.uint8).copy()
@@ -133,16 +148,20 @@ class LookupPlan:
             if self.answer(frame, send) is None:
                 raise InvalidRequestError(f"a lookup of feature {feature!r} is not understood by the kernel")
 
-    def _map_fields(self, id_map: IdMap) -> tuple[int, ...]:
+    def _map_fields(self, id_map: IdMap | HashedShard) -> tuple[int, ...]:
         index = id_map.index
         if index is None:
             seeds = seed_stream(id_map.seed, 1)
             self._held_seeds.append(seeds)
-            return 1, 0, 0, 0, 0, 0, seeds.ctypes.data, id_map.num_rows
+            seed = seeds.ctypes.data
+            if isinstance(id_map, HashedShard):
+                part = id_map.shard, id_map.num_shards, id_map.first_row, id_map.whole_rows
+                return HASHED_SHARD, *part, 0, seed, id_map.oov_row
+            return HASHED, 0, 0, 0, 0, 0, seed, id_map.num_rows
         arrays = index.arrays
         starts, ids, rows = arrays["starts"], arrays["keys"], arrays["rows"]
         addresses = starts.ctypes.data, len(starts), ids.ctypes.data, rows.ctypes.data
-        return 0, *addresses, len(ids), index.shift, id_map.num_rows - 1
+        return EXACT, *addresses, len(ids), index.shift, id_map.num_rows - 1
 
 
 def version_of(frame: Buffer) -> str:

@@ -67,6 +67,7 @@ def publish(
     release_path: str | os.PathLike[str],
     *,
     precision: Precision = "int4",
+    shards: int = 1,
     replace: bool = False,
 ) -> Release:
     """Write a release from a trained model.
@@ -78,6 +79,7 @@ def publish(
         model_path: Directory of a trained model (artefact of kind "ranking-model").
         release_path: Directory to write; it appears whole or not at all.
         precision: Format of the rows: int4, int8, fp16 or fp32.
+        shards: How many lookup hosts to split the tables over; see `serving.split`.
         replace: Whether a release that is there already may be replaced.
 
     Returns:
@@ -109,6 +111,7 @@ def publish(
         dim=model.dim,
         precision=precision,
         id_maps=_load_id_maps(artifact, model),
+        num_shards=shards,
         replace=replace,
     )
     with writer:

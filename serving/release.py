@@ -7,12 +7,14 @@ On disk::
     lookup/id_maps/...         external id -> row
     ranker/upper.pt2           torch.export program: dense, embeddings -> logits
 
+A table that is split over N lookup hosts has its rows and its id map in ``lookup/shard-<s>-of-<N>/`` instead, once for each
+shard s. A host needs the manifest and its own part of the files: see `serving.parts`.
+
 This module does not import torch: a lookup server ships bytes and never decodes them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from collections.abc import Mapping
@@ -23,15 +25,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from serving.parts import Half, choose_shard, files_of, shard_folder
 from tables.artifact import Artifact, ArtifactError
 from tables.idmap import IdMap
 
 KIND = "release"
 UPPER = "ranker/upper.pt2"
-ID_MAPS = "lookup/id_maps"
+ID_MAPS = "id_maps"
+"""Folder of id maps, beside the rows that they are for."""
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-Half = Literal["lookup", "ranker"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """A name that may become a file's name."""
 
@@ -50,11 +53,22 @@ class ReleaseTable(BaseModel):
     precision: Precision = Field(description="Format of the rows.")
     row_bytes: PositiveInt = Field(description="Bytes of one row.")
     id_map: Name = Field(description="Id map that finds the row of an id.")
+    shard_rows: tuple[PositiveInt, ...] = Field(
+        default=(),
+        description="Number of rows in each shard, an out-of-vocabulary row included; empty if every lookup host has all rows.",
+    )
 
-    @property
-    def file(self) -> str:
-        """Name of the file of rows within the release."""
-        return f"lookup/{self.name}.rows"
+    def folder(self, shard: int | None) -> str:
+        """Folder of its rows within the release, and of its id map's folder; a shard matters to a split table only."""
+        return shard_folder(shard, len(self.shard_rows)) if self.shard_rows and shard is not None else "lookup"
+
+    def file(self, shard: int | None = None) -> str:
+        """Name of the file of its rows within the release, or within one shard of it."""
+        return f"{self.folder(shard)}/{self.name}.rows"
+
+    def rows_of(self, shard: int | None) -> int:
+        """Number of rows in that file."""
+        return self.shard_rows[shard] if self.shard_rows and shard is not None else self.rows
 
 
 class ReleaseManifest(BaseModel):
@@ -70,6 +84,7 @@ class ReleaseManifest(BaseModel):
     tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks, in the order of the logits' columns.")
     tables: tuple[ReleaseTable, ...] = Field(min_length=1, description="Tables, in the order of the upper's slots.")
     id_types: dict[str, Literal["int64", "string"]] = Field(description="Type of the ids of each feature.")
+    num_shards: PositiveInt = Field(default=1, description="How many lookup hosts the split tables are split over.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -81,6 +96,9 @@ class ReleaseManifest(BaseModel):
         odd = [table.name for table in self.tables if table.dim != self.dim]
         if odd:
             raise ValueError(f"tables {odd} have another dim than {self.dim}")
+        odd = [table.name for table in self.tables if table.shard_rows and len(table.shard_rows) != self.num_shards]
+        if odd or (self.num_shards > 1) != any(table.shard_rows for table in self.tables):
+            raise ValueError(f"num_shards is {self.num_shards}, but other numbers of shards have rows of tables {odd or 'all'}")
         return self
 
 
@@ -88,49 +106,49 @@ class Release:
     """A published model, opened.
 
     Attributes:
-        version: sha256 (hex) of the manifest: equal content has an equal version.
+        version: sha256 (hex) of the manifest: equal content has an equal version. All shards and the ranker half have the
+            same one.
         manifest: The release's description.
+        shard: Which of `num_shards` shards was opened; None for a release that is not split, or was opened for all of them.
     """
 
-    def __init__(self, artifact: Artifact, manifest: ReleaseManifest):
+    def __init__(self, artifact: Artifact, manifest: ReleaseManifest, shard: int | None = None):
         self._artifact = artifact
         self.manifest = manifest
         self.version: str = artifact.fingerprint
+        self.shard = shard
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True, half: Half | None = None) -> Release:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        half: Half | None = None,
+        shard: int | None = None,
+    ) -> Release:
         """Open a release.
 
         Args:
             path: Its directory.
             verify: Whether to read the files and compare their checksums. Names and sizes are compared in any case.
-            half: Verify the files of this half only: a ranker need not read tables that another host serves.
+            half: Open this half only. The files of the other need not be there: a ranker needs no tables.
+            shard: With half="lookup", for a release in shards: which of them. The others need not be there. None takes the
+                only one that is there.
 
         Raises:
             ArtifactError: A file is missing, extra, truncated or changed (named in the message), the manifest is not
-                a release's, or a table's file does not have rows x row_bytes bytes.
+                a release's, a table's file does not have rows x row_bytes bytes, or there is no such shard.
         """
-        artifact = Artifact.open(path, kind=KIND, verify=verify and half is None)
-        try:
-            manifest = ReleaseManifest.model_validate(artifact.manifest)
-        except ValidationError as error:
-            raise ArtifactError(f"{artifact.path}: the manifest is not a release's: {error}") from error
-        files: Mapping[str, Mapping[str, object]] = artifact.manifest["files"]
-        for table in manifest.tables:
-            expected = table.rows * table.row_bytes
-            if table.file not in files or files[table.file]["bytes"] != expected:
-                given = files.get(table.file, {}).get("bytes", "no")
-                raise ArtifactError(
-                    f"{artifact.path}: {table.file} has {given} bytes: {table.rows} rows of {table.row_bytes} bytes "
-                    f"take {expected}. Publish the model again."
-                )
-        if UPPER not in files:
-            raise ArtifactError(f"{artifact.path}: there is no {UPPER}. Publish the model again.")
-        if verify and half is not None:
-            for name, entry in files.items():
-                if name.startswith(f"{half}/"):
-                    _verify_file(artifact.file(name), name, str(entry["sha256"]))
-        return cls(artifact, manifest)
+        chosen: list[tuple[ReleaseManifest, int | None]] = []
+
+        def select(artifact: Artifact) -> list[str]:
+            manifest = _read(artifact)
+            chosen.append((manifest, choose_shard(artifact.path, manifest.num_shards, half, shard)))
+            return files_of(artifact.manifest["files"], half, chosen[-1][1])
+
+        artifact = Artifact.open(path, kind=KIND, verify=verify, select=select)
+        return cls(artifact, *chosen[-1])
 
     @property
     def path(self) -> Path:
@@ -148,10 +166,15 @@ class Release:
         return self.manifest.tables
 
     @property
+    def num_shards(self) -> int:
+        """How many lookup hosts its tables are split over."""
+        return self.manifest.num_shards
+
+    @property
     def lookup_bytes(self) -> int:
-        """Bytes of the lookup half: what it takes of memory once all of it was read."""
+        """Bytes of the lookup half, or of this shard of it: what it takes of memory once all of it was read."""
         files: Mapping[str, Mapping[str, int]] = self._artifact.manifest["files"]
-        return sum(entry["bytes"] for name, entry in files.items() if name.startswith("lookup/"))
+        return sum(files[name]["bytes"] for name in files_of(files, "lookup", self.shard))
 
     @property
     def upper_path(self) -> Path:
@@ -159,7 +182,7 @@ class Release:
         return self._artifact.file(UPPER)
 
     def map_rows(self, table: ReleaseTable, *, populate: bool = False) -> npt.NDArray[np.uint8]:
-        """Map a table's rows into memory, read-only.
+        """Map a table's rows into memory, read-only; of a split table those of the shard that was opened.
 
         Args:
             table: One of `tables`.
@@ -167,35 +190,66 @@ class Release:
 
         Returns:
             uint8 [rows, row_bytes]; the file stays mapped as long as the array lives.
+
+        Raises:
+            ArtifactError: The table is split, and no shard was opened.
         """
+        self._check_opened(table)
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-        with self._artifact.file(table.file).open("rb") as stream:
+        with self._artifact.file(table.file(self.shard)).open("rb") as stream:
             mapped = mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.rows, table.row_bytes)
+        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.rows_of(self.shard), table.row_bytes)
 
     def id_map(self, name: str) -> IdMap:
         """Load an id map by its name.
 
+        Returns:
+            Of a split table, an exact map of the ids of the shard that was opened, or a hashed map of the whole table.
+
         Raises:
-            ArtifactError: Another release has taken this one's place since it was opened.
+            ArtifactError: Another release has taken this one's place since it was opened, or the tables are split, and no
+                shard was opened.
         """
-        loaded = IdMap.load(self.path / ID_MAPS, name)
+        table = next(table for table in self.tables if table.id_map == name)
+        self._check_opened(table)
+        loaded = IdMap.load(self.path / table.folder(self.shard) / ID_MAPS, name)
         self._artifact.check_unreplaced()
         return loaded
 
+    def _check_opened(self, table: ReleaseTable) -> None:
+        if table.shard_rows and self.shard is None:
+            raise ArtifactError(
+                f"{self.path}: table {table.name!r} is split into {self.num_shards} shards: open one of them, "
+                'Release.open(path, half="lookup", shard=0)'
+            )
+
     def __repr__(self) -> str:
-        num_rows = sum(table.rows for table in self.tables)
+        num_rows = sum(table.rows_of(self.shard) for table in self.tables)
+        shards = "" if self.num_shards == 1 else f", shards={self.num_shards}"
+        shards = shards if self.shard is None else f", shard={self.shard} of {self.num_shards}"
         return (
             f"Release({self.manifest.name}, tables={len(self.tables)}, rows={num_rows}, dim={self.manifest.dim}, "
-            f"precision={self.precision}, version={self.version[:12]})"
+            f"precision={self.precision}{shards}, version={self.version[:12]})"
         )
 
 
-def _verify_file(path: Path, name: str, sha256: str) -> None:
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise ArtifactError(
-            f"{path}: {name} has sha256 {found}, the manifest says {sha256}. Fetch an intact copy, or publish again."
-        )
+def _read(artifact: Artifact) -> ReleaseManifest:
+    """The manifest, checked: of every part, whether it is there or not."""
+    try:
+        manifest = ReleaseManifest.model_validate(artifact.manifest)
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.path}: the manifest is not a release's: {error}") from error
+    files: Mapping[str, Mapping[str, object]] = artifact.manifest["files"]
+    for table in manifest.tables:
+        for shard in range(manifest.num_shards) if table.shard_rows else (None,):
+            name, rows = table.file(shard), table.rows_of(shard)
+            if name not in files or files[name]["bytes"] != rows * table.row_bytes:
+                given = files.get(name, {}).get("bytes", "no")
+                raise ArtifactError(
+                    f"{artifact.path}: {name} has {given} bytes: {rows} rows of {table.row_bytes} bytes "
+                    f"take {rows * table.row_bytes}. Publish the model again."
+                )
+    if UPPER not in files:
+        raise ArtifactError(f"{artifact.path}: there is no {UPPER}. Publish the model again.")
+    return manifest

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from serving.parts import shard_folder
 from serving.release import ID_MAPS, KIND, UPPER, Precision, Release, ReleaseManifest, ReleaseTable
+from serving.shards import MAX_SHARDS, SHARD_SEED
+from serving.split import TableSplit, split_of
 from serving.upper import UpperModel
 from tables.artifact import ArtifactError, ArtifactWriter
 from tables.codec import row_bytes
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from tables.idmap import IdMap
+
+logger = logging.getLogger(__name__)
 
 
 class ReleaseWriter:
@@ -32,7 +39,11 @@ class ReleaseWriter:
         dim: Dimension of every embedding.
         precision: Format of the rows.
         id_maps: The id maps by name.
+        num_shards: How many lookup hosts to split the tables over; 1 for a release that each holds whole.
         replace: Whether a release that is there already may be replaced.
+
+    Raises:
+        ValueError: `num_shards` is out of range.
 
     Example:
         ``with ReleaseWriter(path, ...) as writer: writer.add_table("pin_kge", chunks, ...); writer.add_upper(program)``
@@ -48,8 +59,11 @@ class ReleaseWriter:
         dim: int,
         precision: Precision,
         id_maps: dict[str, IdMap],
+        num_shards: int = 1,
         replace: bool = False,
     ):
+        if not 1 <= num_shards <= MAX_SHARDS:
+            raise ValueError(f"num_shards is {num_shards}: expected 1 to {MAX_SHARDS}")
         self._writer = ArtifactWriter(path, kind=KIND, replace=replace)
         self._name = name
         self._parents = parents
@@ -57,11 +71,13 @@ class ReleaseWriter:
         self._dim = dim
         self._precision = precision
         self._id_maps = id_maps
+        self._num_shards = num_shards
+        self._splits: dict[str, TableSplit | None] = {}
         self._tables: list[ReleaseTable] = []
 
     def __enter__(self) -> Self:
         self._writer.__enter__()
-        for folder in ("lookup", "ranker", ID_MAPS):
+        for folder in ("lookup", "ranker"):
             (self._writer.directory / folder).mkdir(parents=True, exist_ok=True)
         return self
 
@@ -90,6 +106,7 @@ class ReleaseWriter:
         Raises:
             ArtifactError: The rows are not as many or as long as they must be.
         """
+        split = self._split(id_map)
         table = ReleaseTable(
             name=name,
             feature=feature,
@@ -100,20 +117,47 @@ class ReleaseWriter:
             precision=self._precision,
             row_bytes=row_bytes(self._dim, self._precision),
             id_map=id_map,
+            shard_rows=() if split is None else split.shard_rows,
         )
-        num_rows = 0
-        with (self._writer.directory / table.file).open("wb") as stream:
+        with ExitStack() as opened:
+            streams = []
+            for shard in range(self._num_shards) if split is not None else (None,):
+                path = self._writer.directory / table.file(shard)
+                path.parent.mkdir(exist_ok=True)
+                streams.append(opened.enter_context(path.open("wb")))
+            num_rows = 0
             for chunk in chunks:
                 if chunk.dtype != torch.uint8 or chunk.ndim != 2 or chunk.shape[1] != table.row_bytes:
                     raise ArtifactError(
                         f"table {name!r}, chunk from row {num_rows}: {chunk.dtype} {list(chunk.shape)}, expected uint8 "
                         f"[n, {table.row_bytes}]"
                     )
-                stream.write(chunk.contiguous().numpy().data)
-                num_rows += len(chunk)
+                rows = chunk.contiguous().numpy()
+                if num_rows + len(rows) > table.rows:
+                    raise ArtifactError(f"table {name!r} came with more rows than the {table.rows} of its id map {id_map!r}")
+                if split is None:
+                    streams[0].write(rows.data)
+                else:
+                    split.write(rows, num_rows, streams)
+                num_rows += len(rows)
         if num_rows != table.rows:
             raise ArtifactError(f"table {name!r} came with {num_rows} rows, its id map {id_map!r} maps to {table.rows}")
         self._tables.append(table)
+
+    def _split(self, id_map: str) -> TableSplit | None:
+        if id_map not in self._splits:
+            self._splits[id_map] = split_of(self._id_maps[id_map], self._num_shards)
+            if self._num_shards > 1 and self._splits[id_map] is None:
+                logger.warning(
+                    "tables of id map %r lie whole in each of %d shards: %r of seed %d cannot be split, as ids of every shard "
+                    "have any of its rows; train them with a hash of seed %d",
+                    id_map,
+                    self._num_shards,
+                    self._id_maps[id_map],
+                    self._id_maps[id_map].seed,
+                    SHARD_SEED,
+                )
+        return self._splits[id_map]
 
     def add_upper(self, program: ExportedProgram) -> None:
         """Write the upper model, which must take the tables that were added.
@@ -128,9 +172,18 @@ class ReleaseWriter:
 
     def _finish(self) -> None:
         for name, id_map in self._id_maps.items():
-            id_map.save(self._writer.directory / ID_MAPS, name)
+            split = self._split(name)
+            for shard in range(self._num_shards) if split is not None else (None,):
+                folder = shard_folder(shard, self._num_shards) if shard is not None else "lookup"
+                directory = self._writer.directory / folder / ID_MAPS
+                directory.mkdir(parents=True, exist_ok=True)
+                (id_map if split is None or shard is None else split.id_map(shard)).save(directory, name)
         if not (self._writer.directory / UPPER).exists():
             raise ArtifactError(f"{self._writer.path}: no upper model was added")
+        if self._num_shards > 1 and not any(table.shard_rows for table in self._tables):
+            raise ArtifactError(
+                f"{self._writer.path}: none of its tables can be split into {self._num_shards} shards; publish it whole"
+            )
         tasks: tuple[Literal["ctr"], Literal["cvr"]] = ("ctr", "cvr")
         manifest = ReleaseManifest(
             name=self._name,
@@ -140,9 +193,11 @@ class ReleaseWriter:
             dense_features=self._dense_features,
             tasks=tasks,
             tables=tuple(self._tables),
+            num_shards=self._num_shards,
             id_types={table.feature: self._id_maps[table.id_map].id_type for table in self._tables},
         )
-        self._writer.manifest.update(manifest.model_dump(mode="json"))
+        # Without what a whole release does not have: its version then is the same as before there were shards.
+        self._writer.manifest.update(manifest.model_dump(mode="json", exclude_defaults=True))
 
     def open(self) -> Release:
         """The release that the block wrote; its files were hashed just now."""

@@ -154,23 +154,37 @@ def publish(
     model: Model,
     output: Annotated[Path, typer.Argument(help="Release to write: a folder that does not exist yet.")],
     precision: Annotated[Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="Precision of the tables' rows.")] = "int4",
+    shards: Annotated[int, typer.Option(min=1, help="Lookup hosts that the tables' rows are split over.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Cuts a model into its lookup half and its ranker half, under one version."""
     import serving
 
-    release = serving.publish(model, output, precision=precision)
+    release = serving.publish(model, output, precision=precision, shards=shards)
     if as_json:
-        emit_json({"release": str(output), "version": release.version, "precision": release.precision})
+        fields = {"release": str(output), "version": release.version, "precision": release.precision}
+        emit_json({**fields, "shards": release.num_shards})
     else:
         stdout.print(release)
 
 
-def verify(release: Release, as_json: AsJson = False) -> None:
+def verify(
+    release: Release,
+    half: Annotated[
+        Literal["lookup", "ranker"] | None, typer.Option(help="Only this half, on a host that has no other; both by default.")
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=0, help="With --half lookup: this shard; by default the only one that is there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Reads every file of a release and compares its checksum; fails by the file's name."""
     import serving
 
-    opened = serving.Release.open(release, verify=True)
+    if shard is not None and half != "lookup":
+        msg = "--shard goes with --half lookup"
+        raise typer.BadParameter(msg)
+    opened = serving.Release.open(release, verify=True, half=half, shard=shard)
     if as_json:
         emit_json({"release": str(release), "version": opened.version, "precision": opened.precision})
     else:

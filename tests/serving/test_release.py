@@ -24,7 +24,7 @@ def test_files_of_rows_are_the_encoded_rows_back_to_back(model, tmp_path, precis
     release = publish(model.path, tmp_path / "release", precision=precision)
     for table in release.tables:
         expected = encode(model.weights[table.name], precision).numpy()
-        stored = (release.path / table.file).read_bytes()
+        stored = (release.path / table.file()).read_bytes()
         assert len(stored) == table.rows * row_bytes(table.dim, precision) == table.rows * table.row_bytes
         assert stored == expected.tobytes()
         mapped = release.map_rows(table, populate=True)
@@ -141,7 +141,7 @@ def test_each_half_is_verified_for_itself(copy):
     _flip(copy / "lookup/pin_kge.rows")
     Release.open(copy, half="ranker")
     Release.open(copy, verify=False)
-    with pytest.raises(ArtifactError, match=r"lookup/pin_kge\.rows has sha256"):
+    with pytest.raises(ArtifactError, match=r"lookup/pin_kge\.rows: sha256"):
         Release.open(copy, half="lookup")
 
 
