@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
 from tables.hashing import hash_strings
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 IdType = Literal["int64", "string"]
 # pyarrow has no types that mypy can read, so its arrays are Any here: pa.Array and pa.ChunkedArray are taken too.
-Ids: TypeAlias = Sequence[int] | Sequence[str] | np.ndarray[Any, Any] | Tensor | Any
+Ids: TypeAlias = "Sequence[int] | Sequence[str] | np.ndarray[Any, Any] | Tensor | Any"
 
 _MIN_IDS_PER_THREAD: Final = 1 << 14
 
@@ -107,7 +108,8 @@ def to_arrow(ids: Ids, id_type: IdType | None = None) -> pa.Array:
         return chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
     if isinstance(ids, pa.Array):
         return ids
-    values = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids
+    torch = sys.modules.get("torch")  # where it was not imported there are no tensors, and it need not be for their sake
+    values = ids.detach().cpu().numpy() if torch is not None and isinstance(ids, torch.Tensor) else ids
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ValueError(f"ids have the shape {list(values.shape)}; expected one dimension.")
     try:

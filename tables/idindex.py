@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numba
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from tables.hashing import mix64, read_word
+from tables.mapped_tensors import map_tensors
 from tables.prefetch import prefetch
 from tables.threads import run_ranges
 
@@ -76,7 +75,7 @@ class IdIndex:
 
     def save(self, path: Path) -> None:
         """Writes the arrays as one safetensors file; equal ids in equal order give equal bytes."""
-        save_file({name: torch.from_numpy(array) for name, array in self.arrays.items()}, path)
+        save_file(self.arrays, path)
 
     @classmethod
     def load(cls, path: Path, id_type: IdType) -> Self:
@@ -88,11 +87,7 @@ class IdIndex:
             ValueError: The file does not hold an index of this id type.
         """
         dtypes = _DTYPES | (_TEXT_DTYPES if id_type == "string" else {})
-        try:
-            with safe_open(path, framework="pt") as stored:
-                arrays = {name: stored.get_tensor(name).numpy() for name in sorted(stored.keys())}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}.") from error
+        arrays = map_tensors(path)
         found = {name: array.dtype for name, array in arrays.items() if array.ndim == 1}
         if found != dtypes:
             raise ValueError(f"{path} holds {found}; an index of {id_type} ids holds {dtypes}.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -46,6 +46,8 @@ os.register_at_fork(after_in_child=_reset)
 def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: int) -> None:
     """Runs ``kernel(start, stop)`` over ``range(total)``, cut evenly over ``torch.get_num_threads()`` threads.
 
+    A process without torch uses a thread for each of its cores.
+
     Numba's own parallel loops are not used here: their thread layers abort the process when two Python threads enter
     them at once (as a server's do) or after a fork. Kernels compiled with ``nogil=True`` on plain threads have
     neither fault, and one setting (``torch.set_num_threads``) holds for both.
@@ -55,7 +57,7 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
         total: The length to cut.
         min_size: The smallest range worth a thread of its own.
     """
-    num_ranges = max(1, min(torch.get_num_threads(), total // max(1, min_size), _MAX_THREADS))
+    num_ranges = max(1, min(_num_threads(), total // max(1, min_size), _MAX_THREADS))
     bounds = [total * part // num_ranges for part in range(num_ranges + 1)]
     executor = _pool.executor() if num_ranges > 1 else None
     futures = []
@@ -69,6 +71,12 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
             future.exception()
     for future in futures:
         future.result()
+
+
+def _num_threads() -> int:
+    """What torch is set to; a process that has not imported it, as a lookup server, has not set it either."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))
 
 
 def _take_turn(typing_context: Any, counter: Any) -> tuple[Any, Callable[..., Any]]:
