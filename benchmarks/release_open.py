@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
+from benchmarks.harness.memory import own_bytes
 from benchmarks.harness.releases import DIM, write_release
 from serving import LookupConfig, LookupServer
 from tables import IdMap
@@ -68,18 +70,13 @@ def _in_child(work: Callable[[Any], object], warm: object, given: object) -> tup
 def _measure(work: Callable[[Any], object], warm: object, given: object) -> tuple[float, float]:
     work(warm)
     gc.collect()
-    before = _anonymous_bytes()
+    before = own_bytes(os.getpid())
     started = time.perf_counter()
     held = work(given)
     seconds = time.perf_counter() - started
-    own = _anonymous_bytes() - before
+    own = own_bytes(os.getpid()) - before
     del held
     return seconds, float(max(1, own))
-
-
-def _anonymous_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 def _open(config: LookupConfig) -> LookupServer:

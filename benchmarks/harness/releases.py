@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +45,29 @@ class Upper(nn.Module):
         return logits
 
 
-def write_release(path: Path, id_maps: dict[str, IdMap], *, hidden: int = 64) -> Release:
+def drawn_chunks(generator: np.random.Generator, num_rows: int) -> Iterator[Tensor]:
+    """Encoded rows whose codes are uniform: values from -0.08 to 0.07."""
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        size = min(_CHUNK_ROWS, num_rows - start)
+        rows = generator.integers(0, 1 << 32, (size, ROW_BYTES // 4), np.uint32).view(np.uint8)
+        rows[:, -4:] = np.array([0.01, -0.08], np.float16).view(np.uint8)
+        yield torch.from_numpy(rows)
+
+
+def write_release(
+    path: Path,
+    id_maps: dict[str, IdMap],
+    *,
+    hidden: int = 64,
+    chunks: Callable[[np.random.Generator, int], Iterator[Tensor]] = drawn_chunks,
+) -> Release:
     """Write a release with an INT4 table of drawn rows for each feature.
 
     Args:
         path: Where to.
         id_maps: The id map of each feature.
         hidden: Width of the upper model.
+        chunks: Gives the encoded rows of a table from a generator and their number.
     """
     generator = np.random.default_rng(0)
     writer = ReleaseWriter(
@@ -65,19 +81,10 @@ def write_release(path: Path, id_maps: dict[str, IdMap], *, hidden: int = 64) ->
     )
     with writer:
         for feature, id_map in id_maps.items():
-            chunks = drawn_chunks(generator, id_map.num_rows)
-            writer.add_table(feature, chunks, feature=feature, node_type=feature, facet=None, id_map=feature)
+            rows = chunks(generator, id_map.num_rows)
+            writer.add_table(feature, rows, feature=feature, node_type=feature, facet=None, id_map=feature)
         writer.add_upper(_export(len(id_maps), hidden))
     return writer.open()
-
-
-def drawn_chunks(generator: np.random.Generator, num_rows: int) -> Iterator[Tensor]:
-    """Encoded rows whose codes are uniform: values from -0.08 to 0.07."""
-    for start in range(0, num_rows, _CHUNK_ROWS):
-        size = min(_CHUNK_ROWS, num_rows - start)
-        rows = generator.integers(0, 1 << 32, (size, ROW_BYTES // 4), np.uint32).view(np.uint8)
-        rows[:, -4:] = np.array([0.01, -0.08], np.float16).view(np.uint8)
-        yield torch.from_numpy(rows)
 
 
 def _export(num_tables: int, hidden: int) -> ExportedProgram:
