@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
 Half = Literal["lookup", "ranker"]
@@ -72,10 +72,10 @@ def choose_shard(path: Path, num_shards: int, half: Half | None, wanted: int | N
         raise ArtifactError(f"{path} {has}: there is no shard {wanted} of its {half or 'lookup and ranker'} half")
     if num_shards == 1 or half != "lookup" or wanted is not None:
         return wanted
-    held: Collection[int] = [shard for shard in range(num_shards) if (path / shard_folder(shard, num_shards)).is_dir()]
+    held = [shard for shard in range(num_shards) if (path / shard_folder(shard, num_shards)).is_dir()]
     if len(held) != 1:
         raise ArtifactError(
-            f"{path} is split into {num_shards} shards, of which {list(held) or 'none'} are here: a lookup server holds one. "
+            f"{path} is split into {num_shards} shards, of which {held or 'none'} are here: a lookup server holds one. "
             "Say which (shard=0, 1, ...), or copy one shard's folder only."
         )
     return held[0]

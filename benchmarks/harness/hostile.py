@@ -206,7 +206,7 @@ class Attacker:
             try:
                 client.lookup(victim.version, {"pin": [1]})
             except ServingError as error:
-                return error.code.name
+                return str(error.code.name)
         return "answered"
 
     def _plain_text(self) -> str:
@@ -254,7 +254,7 @@ def _outcome(stream: socket.socket) -> str:
     header = Header.unpack(_read(stream, HEADER_BYTES), requests=False)
     content = _read(stream, header.message_bytes + header.rows_bytes)
     if header.kind is Kind.REFUSAL:
-        return frames_pb2.Refusal.FromString(content).code
+        return str(frames_pb2.Refusal.FromString(content).code)
     return "answered"
 
 
