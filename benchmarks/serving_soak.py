@@ -3,7 +3,7 @@
 The server speaks frames on a Unix socket and gRPC over TLS, and asks for a token. 1,000 connections stay idle all the time.
 Two hostile clients do one act after the other, drawn at random: fuzzed frames and protobufs, messages that are too long,
 requests that stop half-way, answers that nobody reads, wrong tokens, plain text on the TLS port, garbage within TLS, half
-handshakes, resets, deadlines that cannot be kept. Two ordinary clients, one a transport, ask for 200 ids, and compare every
+handshakes, resets, deadlines that can hardly be kept. Two ordinary clients, one a transport, ask for 200 ids, and compare every
 answer with the release's own rows. memory is the server's own (RssAnon of /proc); its growth is the median of the last fifth
 of the run less that of the second fifth, since the first one fills caches and allocators. left_descriptors are those that the
 server has more, 5 s after all clients have gone, than before they came. The rates are low: this looks for leaks and crashes,

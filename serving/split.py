@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -126,8 +126,8 @@ def split_of(id_map: IdMap, num_shards: int) -> TableSplit | None:
 def _ids_by_row(id_map: IdMap) -> IdArray:
     """The ids that an exact map knows, in the order of their rows."""
     if id_map.num_rows == 1:
-        return np.empty(0, np.int64 if id_map.id_type == "int64" else np.object_)
+        return np.empty(0, np.int64) if id_map.id_type == "int64" else np.empty(0, np.object_)
     ids = id_map.known_ids(np.arange(id_map.num_rows - 1, dtype=np.int64))
-    ordered = cast("IdArray", np.empty_like(ids))
+    ordered = np.empty_like(ids)
     ordered[id_map.rows(ids)] = ids
     return ordered

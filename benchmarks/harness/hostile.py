@@ -85,7 +85,7 @@ class Attacker:
             "grpc: a random message": self._random_protobuf,
             "grpc: a message too long": self._long_protobuf,
             "grpc: a wrong token": self._wrong_grpc_token,
-            "grpc: a deadline that cannot be kept": self._short_deadline,
+            "grpc: a deadline that can hardly be kept": self._short_deadline,
             "grpc: plain text where TLS is spoken": self._plain_text,
             "grpc: garbage within TLS": self._garbage_in_tls,
             "grpc: half a handshake": self._half_a_handshake,
