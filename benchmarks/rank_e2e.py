@@ -206,9 +206,9 @@ def _serve(config: RankerConfig, tables: Tables, repeats: int, ready: Connection
     scorer = server._loaded.get(version)
     release = Release.open(config.releases[0], verify=False)
     if tables == "in_process":
-        server._lookup = _InProcess(release)
+        server._requests._lookup = _InProcess(release)
     elif tables == "in_process_fp32":
-        server._lookup = _Float32Tables(release)
+        server._requests._lookup = _Float32Tables(release)
         scorer.embeddings = lambda *given: _concatenate(scorer, *given)  # type: ignore[method-assign]
     read_dense, left = scorer.read_dense, torch.rand(_WIDTH, _WIDTH)
 

@@ -58,6 +58,7 @@ class RankAnswer(NamedTuple):
         phases: Microseconds by phase: prepare_us, assemble_us, lookup_wait_us, decode_us, upper_us, total_us, and of the
             lookup beside them lookup_us and lookup_server_us; see ``serving/protocol/ranker.proto``.
         num_unknown_ids: Distinct (table, id) pairs that got an out-of-vocabulary row.
+        without_tables: Whether no row came in time, and every candidate was scored with zeros for its embeddings.
     """
 
     version: str
@@ -66,6 +67,7 @@ class RankAnswer(NamedTuple):
     cvr: npt.NDArray[np.float32]
     phases: Mapping[str, int]
     num_unknown_ids: int
+    without_tables: bool = False
 
 
 def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
@@ -148,4 +150,5 @@ def read_rank(answer: ranker_pb2.RankAnswer, num_candidates: int, server: str) -
         cvr=np.array(answer.cvr, dtype=np.float32),
         phases={field.name: getattr(answer.phases, field.name) for field in answer.phases.DESCRIPTOR.fields},
         num_unknown_ids=answer.num_unknown_ids,
+        without_tables=answer.without_tables,
     )

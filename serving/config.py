@@ -202,6 +202,26 @@ class RankerConfig(ListenConfig):
         default=None,
         description="Instead of lookup_hedge_after_s: once a lookup takes longer than this share of the last ones did.",
     )
+    lookup_fallback: Literal["fail", "without_tables"] = Field(
+        default="fail",
+        description="When rows are late or no lookup server can be reached: fail the request, or score it with zeros for every "
+        "embedding and say so in the answer. Found and missing rows are never mixed.",
+    )
+    fallback_reserve_s: PositiveFloat = Field(
+        default=0.01,
+        description="With lookup_fallback=without_tables: seconds before its caller's deadline at which a request stops "
+        "waiting for rows, to score without them.",
+    )
+    batch_max_candidates: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Most candidates that the upper model scores at once, of requests of one version that come together; 0 "
+        "scores each by itself.",
+    )
+    batch_wait_us: Annotated[int, Field(ge=0)] = Field(
+        default=500,
+        description="With batch_max_candidates: microseconds that a request waits for others that are already in this ranker. "
+        "One that is alone does not wait.",
+    )
     startup_timeout_s: PositiveFloat = Field(
         default=60.0,
         description="Longest wait, in seconds, for the lookup server to come up with the same versions.",
@@ -224,6 +244,16 @@ class RankerConfig(ListenConfig):
             hedge_after_s=self.lookup_hedge_after_s,
             hedge_quantile=self.lookup_hedge_quantile,
         )
+
+    @model_validator(mode="after")
+    def _refuse_what_would_do_nothing(self) -> Self:
+        for field, needs, is_there in (
+            ("fallback_reserve_s", "lookup_fallback=without_tables", self.lookup_fallback == "without_tables"),
+            ("batch_wait_us", "batch_max_candidates", self.batch_max_candidates > 0),
+        ):
+            if field in self.model_fields_set and not is_there:
+                raise ValueError(f"{field} does nothing without {needs}: give both, or neither")
+        return self
 
     @model_validator(mode="after")
     def _refuse_a_fleet_that_cannot_be_asked(self) -> Self:

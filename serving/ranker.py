@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,12 +17,13 @@ from serving.admin import AdminServicer
 from serving.config import RankerConfig
 from serving.connect import connect_lookup
 from serving.deployed import Deployed
-from serving.errors import InvalidRequestError, VersionNotLoadedError
+from serving.errors import VersionNotLoadedError
 from serving.listener import Listener
 from serving.metrics import ServerMetrics
-from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
-from serving.protocol import admin_pb2, admin_pb2_grpc, ids_pb2, ranker_pb2, ranker_pb2_grpc
+from serving.outcomes import Outcomes
+from serving.protocol import admin_pb2, admin_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 from serving.release import Release
+from serving.request_ranker import RequestRanker
 from serving.scorer import Scorer
 from serving.shadow import Shadow
 from serving.versions import LoadedVersions
@@ -35,29 +32,6 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "multifacet.serving.v1.Ranker"
 _PHASES = tuple(field.name.removesuffix("_us") for field in ranker_pb2.Phases.DESCRIPTOR.fields)
-
-
-class Outcomes:
-    """Counts how the requests of each version ended, but for those that their caller is to blame for."""
-
-    def __init__(self) -> None:
-        self.answered: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def count(self, version: str) -> Iterator[None]:
-        """Count the request of the ``with`` block."""
-        try:
-            yield
-        except InvalidRequestError:
-            raise
-        except Exception:
-            with self._lock:
-                self.failed[version] += 1
-            raise
-        with self._lock:
-            self.answered[version] += 1
 
 
 class RankerServer:
@@ -91,6 +65,7 @@ class RankerServer:
             max_answer_bytes=-1,  # every length is checked against the release
             policy=config.replica_policy,
         )
+        self._requests = RequestRanker(self._lookup, config, self.metrics)
         self.metrics.add_events(lambda: {f"lookup_{event}": count for event, count in self._lookup.counters().items()})
         self._deployed = Deployed(self._loaded, self._open, check=self._check_lookup_has, state_file=config.state_file)
         try:
@@ -244,7 +219,13 @@ class RankerServer:
 
     def _open(self, path: Path) -> tuple[str, Scorer]:
         release = Release.open(path, verify=self.config.verify, half="ranker")
-        scorer = Scorer(release, device=self.config.device)
+        config = self.config
+        scorer = Scorer(
+            release,
+            device=config.device,
+            batch_max_candidates=config.batch_max_candidates,
+            batch_wait_us=config.batch_wait_us,
+        )
         logger.info("loaded %r", release)
         return release.version, scorer
 
@@ -264,91 +245,16 @@ class RankerServer:
             admin_pb2_grpc.add_AdminServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
     def _rank(self, request: ranker_pb2.RankRequest, context: grpc.ServicerContext) -> ranker_pb2.RankAnswer:
-        with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version):
-            answer, scores = self._score(request, version, scorer, context)
-        if not request.version and request.num_candidates:
+        with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version) as outcome:
+            answer, scores = self._requests.rank(request, version, scorer, context)
+            outcome.degraded = answer.without_tables
+        if not request.version and request.num_candidates and not answer.without_tables:
             self._shadow.offer(scores, lambda: self._score_as(request, self._shadow.version))
         return answer
 
     def _score_as(self, request: ranker_pb2.RankRequest, version: str) -> npt.NDArray[np.float32]:
         with self._loaded.lease(version) as (held, scorer):
-            return self._score(request, held, scorer, None)[1]
-
-    def _score(
-        self, request: ranker_pb2.RankRequest, version: str, scorer: Scorer, context: grpc.ServicerContext | None
-    ) -> tuple[ranker_pb2.RankAnswer, npt.NDArray[np.float32]]:
-        """Score a request; without a context nobody waits for it, and it is not counted."""
-        started_ns = time.perf_counter_ns()
-        ids = self._read_ids(request, scorer)
-        answer = ranker_pb2.RankAnswer(version=version, request_id=request.request_id)
-        if not request.num_candidates:
-            scorer.read_dense(request.dense, 0)
-            answer.phases.total_us = _since_us(started_ns)
-            return answer, np.empty((0, 2), np.float32)
-
-        # An id of the request has one row, whatever the number of candidates; a candidate's id that repeats, too.
-        distinct = {feature: np.unique(given, return_inverse=True) for feature, given in ids.items()}
-        remaining_s = context.time_remaining() if context is not None else None
-        timeout_s = self.config.lookup_timeout_s
-        pending = self._lookup.start(
-            version,
-            {feature: values for feature, (values, _) in distinct.items()},
-            timeout_s=timeout_s if remaining_s is None else min(timeout_s, remaining_s),
-            request_id=request.request_id,
-        )
-        sent_ns = time.perf_counter_ns()
-        try:
-            dense = scorer.read_dense(request.dense, request.num_candidates)
-            positions = {
-                feature: np.broadcast_to(inverse.astype(np.intp, copy=False), request.num_candidates)
-                for feature, (_, inverse) in distinct.items()
-            }
-            if context is not None:
-                context.add_callback(pending.cancel)  # its caller may give up before
-        except BaseException:
-            pending.cancel()
-            raise
-        assembled_ns = time.perf_counter_ns()
-        rows = pending.result()
-        fetched_ns = time.perf_counter_ns()
-        embeddings = scorer.embeddings(rows, positions, {feature: len(values) for feature, (values, _) in distinct.items()})
-        decoded_ns = time.perf_counter_ns()
-        scores, upper_us = scorer.score(dense, embeddings)
-        answer.ctr.extend(scores[:, 0].tolist())
-        answer.cvr.extend(scores[:, 1].tolist())
-        for name, table in rows.tables.items():
-            if context is not None:
-                self.metrics.count_rows(name, len(table.rows), table.num_unknown_ids)
-            answer.num_unknown_ids += table.num_unknown_ids
-        phases = {
-            "prepare_us": (sent_ns - started_ns) // 1000,
-            "assemble_us": (assembled_ns - sent_ns) // 1000,
-            "lookup_wait_us": (fetched_ns - assembled_ns) // 1000,
-            "decode_us": (decoded_ns - fetched_ns) // 1000,
-            "upper_us": upper_us,
-            "total_us": _since_us(started_ns),
-            "lookup_us": pending.elapsed_us,
-            "lookup_server_us": rows.server_us,
-        }
-        if context is not None:
-            self.metrics.observe_us({name.removesuffix("_us"): value for name, value in phases.items()})
-        answer.phases.CopyFrom(ranker_pb2.Phases(**phases))
-        return answer, scores
-
-    def _read_ids(self, request: ranker_pb2.RankRequest, scorer: Scorer) -> dict[str, IdArray]:
-        if request.num_candidates > self.config.max_candidates:
-            raise InvalidRequestError(
-                f"{request.num_candidates} candidates in one request: at most {self.config.max_candidates} are "
-                "accepted; split it"
-            )
-        messages = [*request.request_features, *request.candidate_features]
-        where = f"version {scorer.version}"
-        check_features([message.feature for message in messages], list(scorer.id_types), where, every=True)
-        lengths = [1] * len(request.request_features) + [request.num_candidates] * len(request.candidate_features)
-        return {
-            message.feature: _read_feature(message, scorer, length, where)
-            for message, length in zip(messages, lengths, strict=True)
-        }
+            return self._requests.rank(request, held, scorer, None).scores
 
     def _describe(self) -> ranker_pb2.RankerDescription:
         return ranker_pb2.RankerDescription(
@@ -366,21 +272,6 @@ class RankerServer:
             current_version=self.current_version,
             max_candidates=self.config.max_candidates,
         )
-
-
-def _read_feature(message: ids_pb2.FeatureIds, scorer: Scorer, length: int, where: str) -> IdArray:
-    ids = unpack_ids(message)
-    if len(ids) != length:
-        raise InvalidRequestError(
-            f"feature {message.feature!r} has {count_ids(message)} ids: expected {length}, "
-            "one of a request feature and num_candidates of a candidate feature"
-        )
-    check_id_type(message.feature, ids, scorer.id_types[message.feature], where)
-    return ids
-
-
-def _since_us(started_ns: int) -> int:
-    return (time.perf_counter_ns() - started_ns) // 1000
 
 
 class _Servicer(ranker_pb2_grpc.RankerServicer):

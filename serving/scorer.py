@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 
 from serving.answers import LookupAnswer
+from serving.batcher import Batcher
+from serving.device_rows import PinnedRows, decode_rows
 from serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
-from serving.release import Release, ReleaseTable
+from serving.release import Precision, Release, ReleaseTable
 from serving.upper import UpperModel, load_program
 from tables.codec import decode
 
@@ -25,15 +27,29 @@ class Scorer:
 
     Args:
         release: An open release.
-        device: Where the upper model runs; ``auto`` takes CUDA if there is one.
+        device: Where rows are decoded and the upper model runs; ``auto`` takes CUDA if there is one.
+        batch_max_candidates: Most candidates of a batch of requests; 0 makes no batches. See `serving.batcher.Batcher`.
+        batch_wait_us: How long a batch may wait for requests that are on their way.
+
+    Attributes:
+        batcher: Scores requests together; None scores each by itself.
 
     Raises:
         ArtifactError: The upper model cannot be loaded, or does not fit the release's features and tables.
     """
 
-    def __init__(self, release: Release, *, device: Literal["auto", "cpu", "cuda"] = "auto"):
+    def __init__(
+        self,
+        release: Release,
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        batch_max_candidates: int = 0,
+        batch_wait_us: int = 0,
+    ):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self._pinned = PinnedRows(self.device) if self.device.type == "cuda" else None
         self.version = release.version
         self.id_types: dict[str, Literal["int64", "string"]] = release.manifest.id_types
         self.dense_features = release.manifest.dense_features
@@ -47,6 +63,9 @@ class Scorer:
             num_tables=len(self.tables),
             dim=self.dim,
             device=device,
+        )
+        self.batcher = (
+            Batcher(self, max_candidates=batch_max_candidates, wait_us=batch_wait_us) if batch_max_candidates else None
         )
 
     def read_dense(self, packed: bytes, num_candidates: int) -> torch.Tensor:
@@ -113,13 +132,18 @@ class Scorer:
                 blocks.append(self._checked_rows(answer, table, num_ids[table.feature]))
                 offsets[table.name] = num_decoded
                 num_decoded += len(blocks[-1])
-            decoded.append(decode(torch.from_numpy(np.concatenate(blocks)), self.dim, precision))
+            decoded.append(self._decode(blocks, precision))
         vectors = torch.cat(decoded) if len(decoded) > 1 else decoded[0]
         slots = np.stack([positions[table.feature] + offsets[table.name] for table in self.tables], axis=1)
-        return vectors.index_select(0, torch.from_numpy(slots.ravel())).view(len(slots), len(self.tables), self.dim)
+        chosen = torch.from_numpy(slots.ravel()).to(self.device, non_blocking=True)
+        return vectors.index_select(0, chosen).view(len(slots), len(self.tables), self.dim)
+
+    def no_embeddings(self, num_candidates: int) -> torch.Tensor:
+        """The upper model's input where no row is there: zeros [num_candidates, num_tables, dim]."""
+        return torch.zeros(num_candidates, len(self.tables), self.dim, device=self.device)
 
     def score(self, dense: torch.Tensor, embeddings: torch.Tensor) -> tuple[npt.NDArray[np.float32], int]:
-        """Probabilities of ctr and cvr.
+        """Probabilities of ctr and cvr, finite all of them.
 
         Args:
             dense: float32 [num_candidates, num_dense].
@@ -131,15 +155,34 @@ class Scorer:
         Raises:
             BrokenAnswerError: The model's answer is not finite.
         """
+        probabilities, upper_us = self.probabilities(dense, embeddings)
+        return self.checked(probabilities), upper_us
+
+    def probabilities(self, dense: torch.Tensor, embeddings: torch.Tensor) -> tuple[npt.NDArray[np.float32], int]:
+        """As `score`, but unchecked: a batch may hold several requests, of which one may be wrong."""
         started_ns = time.perf_counter_ns()
-        scores: npt.NDArray[np.float32] = self._upper.logits(dense, embeddings).sigmoid().numpy()
+        probabilities: npt.NDArray[np.float32] = self._upper.logits(dense, embeddings).sigmoid().numpy()
+        return probabilities, (time.perf_counter_ns() - started_ns) // 1000
+
+    def checked(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The scores of one request, if they are numbers.
+
+        Raises:
+            BrokenAnswerError: One is not; its candidate is named.
+        """
         if not np.isfinite(scores).all():
             candidate = int(np.argwhere(~np.isfinite(scores))[0, 0])
             raise BrokenAnswerError(
                 f"the upper model of version {self.version} scores candidate {candidate} as {scores[candidate]}: "
                 "its dense features are beyond what the model can take, or its training diverged"
             )
-        return scores, (time.perf_counter_ns() - started_ns) // 1000
+        return scores
+
+    def _decode(self, blocks: Sequence[npt.NDArray[np.uint8]], precision: Precision) -> torch.Tensor:
+        """Rows of several tables, back to back; on a device the bytes go there, and become numbers there."""
+        if self._pinned is not None:
+            return decode_rows(self._pinned.send(blocks), precision)
+        return decode(torch.from_numpy(np.concatenate(blocks)), self.dim, precision)
 
     def _checked_rows(self, answer: LookupAnswer, table: ReleaseTable, num_ids: int) -> npt.NDArray[np.uint8]:
         fetched = answer.tables.get(table.name)

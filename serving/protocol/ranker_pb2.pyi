@@ -24,20 +24,22 @@ class RankRequest(_message.Message):
     def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., num_candidates: _Optional[int] = ..., request_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., candidate_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., dense: _Optional[bytes] = ...) -> None: ...
 
 class RankAnswer(_message.Message):
-    __slots__ = ("version", "request_id", "ctr", "cvr", "phases", "num_unknown_ids")
+    __slots__ = ("version", "request_id", "ctr", "cvr", "phases", "num_unknown_ids", "without_tables")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CTR_FIELD_NUMBER: _ClassVar[int]
     CVR_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
     NUM_UNKNOWN_IDS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_TABLES_FIELD_NUMBER: _ClassVar[int]
     version: str
     request_id: str
     ctr: _containers.RepeatedScalarFieldContainer[float]
     cvr: _containers.RepeatedScalarFieldContainer[float]
     phases: Phases
     num_unknown_ids: int
-    def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., ctr: _Optional[_Iterable[float]] = ..., cvr: _Optional[_Iterable[float]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., num_unknown_ids: _Optional[int] = ...) -> None: ...
+    without_tables: bool
+    def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., ctr: _Optional[_Iterable[float]] = ..., cvr: _Optional[_Iterable[float]] = ..., phases: _Optional[_Union[Phases, _Mapping]] = ..., num_unknown_ids: _Optional[int] = ..., without_tables: _Optional[bool] = ...) -> None: ...
 
 class Phases(_message.Message):
     __slots__ = ("prepare_us", "assemble_us", "lookup_wait_us", "decode_us", "upper_us", "total_us", "lookup_us", "lookup_server_us")

@@ -1,0 +1,47 @@
+"""How requests ended, by version: what a rollout watches."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.errors import InvalidRequestError
+
+
+class Outcomes:
+    """Counts how the requests of each version ended, but for those that their caller is to blame for."""
+
+    def __init__(self) -> None:
+        self.answered: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def count(self, version: str) -> Iterator[Outcome]:
+        """Count the request of the ``with`` block, as failed if it raises or is marked so."""
+        outcome = Outcome()
+        try:
+            yield outcome
+        except InvalidRequestError:
+            raise
+        except Exception:
+            with self._lock:
+                self.failed[version] += 1
+            raise
+        with self._lock:
+            (self.failed if outcome.degraded else self.answered)[version] += 1
+
+
+class Outcome:
+    """How one request ends.
+
+    Attributes:
+        degraded: Whether it was answered, but without its rows: a version of which that is true too often must not be kept.
+    """
+
+    __slots__ = ("degraded",)
+
+    def __init__(self) -> None:
+        self.degraded = False
