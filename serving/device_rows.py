@@ -82,6 +82,6 @@ class PinnedRows:
         held: tuple[Tensor, torch.cuda.Event] | None = getattr(self._of_thread, "held", None)
         if held is None or len(held[0]) < num_bytes:
             size = max(_LEAST_BYTES, 1 << (num_bytes - 1).bit_length())
-            held = torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+            held = torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._of_thread.held = held
         return held

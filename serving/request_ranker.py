@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +154,7 @@ class RequestRanker:
     def _lookup_timeout_s(self, context: grpc.ServicerContext | None) -> float:
         """How long the lookup may take: what the caller leaves, less what scoring without rows would need."""
         config = self._config
-        remaining_s = context.time_remaining() if context is not None else None
+        remaining_s: float | None = context.time_remaining() if context is not None else None
         if remaining_s is None:
             return config.lookup_timeout_s
         kept_s = config.fallback_reserve_s if config.lookup_fallback == "without_tables" else 0.0
@@ -195,7 +195,8 @@ def _distinct(given: Mapping[str, IdArray], num_candidates: int) -> _Ids:
     distinct: dict[str, IdArray] = {}
     positions: dict[str, npt.NDArray[np.intp]] = {}
     for feature, ids in given.items():
-        distinct[feature], inverse = np.unique(ids, return_inverse=True)
+        values, inverse = np.unique(ids, return_inverse=True)
+        distinct[feature] = cast("IdArray", values)
         positions[feature] = np.broadcast_to(inverse.astype(np.intp, copy=False), num_candidates)
     return _Ids(distinct, positions)
 
