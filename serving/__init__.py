@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serving.admin import AdminClient
     from serving.answers import LookupAnswer, RankAnswer, TableRows
+    from serving.async_client import AsyncLookupClient, AsyncRankerClient
     from serving.client import LookupClient, RankerClient
     from serving.config import LookupConfig, RankerConfig
     from serving.connect import connect_lookup
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "admin": ("AdminClient",),
     "answers": ("LookupAnswer", "RankAnswer", "TableRows"),
+    "async_client": ("AsyncLookupClient", "AsyncRankerClient"),
     "client": ("LookupClient", "RankerClient"),
     "config": ("LookupConfig", "RankerConfig"),
     "connect": ("connect_lookup",),
@@ -68,6 +70,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdminClient",
+    "AsyncLookupClient",
+    "AsyncRankerClient",
     "BrokenAnswerError",
     "DeadlineExceededError",
     "FramedLookupClient",

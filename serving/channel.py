@@ -21,8 +21,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Two clients in one process share no connection, so that closing or losing one never disturbs the other.
     ("grpc.use_local_subchannel_pool", 1),
-    # See PendingLookup.
-    (ChannelOptions.SingleThreadedUnaryStream, 1),
 )
 
 
@@ -48,14 +46,41 @@ def open_channel(
         OSError: The PEM file cannot be read.
     """
     target = Address.parse(address).text
-    options = (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
+    options = (*_options(max_answer_bytes), (ChannelOptions.SingleThreadedUnaryStream, 1))  # see GrpcPendingLookup
+    credentials = _credentials(tls_ca, tls_certificate, tls_key)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
+
+
+def open_async_channel(
+    address: str,
+    *,
+    tls_ca: Path | None = None,
+    tls_certificate: Path | None = None,
+    tls_key: Path | None = None,
+    max_answer_bytes: int,
+) -> grpc.aio.Channel:
+    """As `open_channel`, for the event loop that is running."""
+    target = Address.parse(address).text
+    options = _options(max_answer_bytes)
+    credentials = _credentials(tls_ca, tls_certificate, tls_key)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def _options(max_answer_bytes: int) -> tuple[tuple[str, int], ...]:
+    return (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
+
+
+def _credentials(tls_ca: Path | None, tls_certificate: Path | None, tls_key: Path | None) -> grpc.ChannelCredentials | None:
     if (tls_certificate is None) != (tls_key is None) or (tls_certificate is not None and tls_ca is None):
         raise ValueError("tls_certificate and tls_key go together, and with tls_ca")
     if tls_ca is None:
-        return grpc.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(
+        return None
+    return grpc.ssl_channel_credentials(
         root_certificates=tls_ca.read_bytes(),
         private_key=tls_key.read_bytes() if tls_key is not None else None,
         certificate_chain=tls_certificate.read_bytes() if tls_certificate is not None else None,
     )
-    return grpc.secure_channel(target, credentials, options=options)

@@ -8,16 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-import numpy as np
 import numpy.typing as npt
 
 from serving.answers import RankAnswer, read_rank
 from serving.channel import open_channel
 from serving.config import read_token
-from serving.errors import InvalidRequestError
 from serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
 from serving.lookups import LookupConnection
-from serving.packing import pack_ids
+from serving.packing import pack_ids, pack_rank
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -180,19 +178,9 @@ class RankerClient(_Client):
             DeadlineExceededError: The deadline passed.
             OverloadedError: Too many requests in hand, or the message is too large.
         """
-        features = np.asarray(dense, dtype="<f4")
-        if features.ndim != 2:
-            raise InvalidRequestError(f"dense has shape {features.shape}: expected [num_candidates, num_dense]")
-        request = ranker_pb2.RankRequest(
-            version=version,
-            request_id=request_id,
-            num_candidates=len(features),
-            request_features=[pack_ids(feature, [value]) for feature, value in request_ids.items()],
-            candidate_features=[pack_ids(feature, values) for feature, values in candidate_ids.items()],
-            dense=features.tobytes(),
-        )
+        request = pack_rank(request_ids, candidate_ids, dense, version=version, request_id=request_id)
         answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
-        return read_rank(answer, len(features), self.server)
+        return read_rank(answer, request.num_candidates, self.server)
 
     def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InvalidRequestError
-from serving.protocol import ids_pb2, lookup_pb2
+from serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
 
 _INT64 = np.dtype("<i8")
 IdArray = npt.NDArray[np.int64] | npt.NDArray[np.object_]
@@ -95,6 +95,32 @@ def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str 
             parts.append(b"%b\x12%b%b" % (head, _varint(len(content)), content))
         head = b""
     return parts or [head]
+
+
+def pack_rank(
+    request_ids: Mapping[str, int | str],
+    candidate_ids: Mapping[str, npt.ArrayLike],
+    dense: npt.ArrayLike,
+    *,
+    version: str,
+    request_id: str,
+) -> ranker_pb2.RankRequest:
+    """A ranking request; see `serving.client.RankerClient.rank`.
+
+    Raises:
+        InvalidRequestError: As `pack_ids`, or `dense` is not two-dimensional.
+    """
+    features = np.asarray(dense, dtype="<f4")
+    if features.ndim != 2:
+        raise InvalidRequestError(f"dense has shape {features.shape}: expected [num_candidates, num_dense]")
+    return ranker_pb2.RankRequest(
+        version=version,
+        request_id=request_id,
+        num_candidates=len(features),
+        request_features=[pack_ids(feature, [value]) for feature, value in request_ids.items()],
+        candidate_features=[pack_ids(feature, values) for feature, values in candidate_ids.items()],
+        dense=features.tobytes(),
+    )
 
 
 def _varint(number: int) -> bytes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +18,14 @@ import torch
 from safetensors.torch import save_file
 
 from serving import (
+    AsyncLookupClient,
     LookupConfig,
     LookupServer,
     RankerClient,
     RankerConfig,
     RankerServer,
     Release,
+    ServingError,
     connect_lookup,
     publish,
 )
@@ -171,6 +177,58 @@ def all_ids() -> Callable[[dict[str, int], dict[str, Any], int], dict[str, Any]]
     return expand
 
 
+class FromAsync(LookupConnection):
+    """An asynchronous client on an event loop of its own, asked as the synchronous ones are."""
+
+    def __init__(self, address: str, **fields: Any):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._client = self._run(self._connect(address, **fields)).result()
+        self.address, self.timeout_s = self._client.address, self._client.timeout_s
+
+    @property
+    def server(self) -> str:
+        return self._client.server
+
+    def start(self, version: str, ids: Any, *, timeout_s: float | None = None, request_id: str = "") -> Any:
+        return _Pending(self._run(self._client.lookup(version, ids, timeout_s=timeout_s, request_id=request_id)))
+
+    def describe(self, *, timeout_s: float | None = None) -> Any:
+        return self._run(self._client.describe(timeout_s=timeout_s)).result()
+
+    def close(self) -> None:
+        self._run(self._client.close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @staticmethod
+    async def _connect(address: str, **fields: Any) -> AsyncLookupClient:
+        return AsyncLookupClient(address, **fields)
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+class _Pending:
+    def __init__(self, future: concurrent.futures.Future[Any]):
+        self._future = future
+        self.elapsed_us = 0
+        self._started = time.monotonic()
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+    def result(self) -> Any:
+        try:
+            answer = self._future.result()
+        except concurrent.futures.CancelledError as error:
+            raise ServingError("CANCELLED") from error
+        self.elapsed_us = int((time.monotonic() - self._started) * 1e6)
+        return answer
+
+
 class Transport:
     """One way to ask a lookup server, for the tests that hold for all of them."""
 
@@ -180,7 +238,7 @@ class Transport:
 
     def config(self, **fields: Any) -> LookupConfig:
         """A configuration that takes requests this way."""
-        if self.name == "framed-unix":
+        if self.name in {"framed-unix", "framed-async"}:
             fields.setdefault("framed_listen", f"unix:{self.folder / uuid.uuid4().hex[:8]}.sock")
         elif self.name == "framed-tcp":
             fields.setdefault("framed_listen", "127.0.0.1:0")
@@ -188,16 +246,22 @@ class Transport:
 
     def address(self, server: LookupServer) -> str:
         """Where the server takes requests this way."""
-        return server.address if self.name == "grpc" else server.framed_address
+        return server.address if self.name.startswith("grpc") else server.framed_address
 
     def connect(self, server: LookupServer, **fields: Any) -> LookupConnection:
         """A client that asks this way."""
-        return connect_lookup(self.address(server), **{"timeout_s": 10, **fields})
+        connect = FromAsync if self.name.endswith("-async") else connect_lookup
+        return connect(self.address(server), **{"timeout_s": 10, **fields})
+
+
+@pytest.fixture(scope="session")
+def make_transport(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Transport]:
+    return lambda name: Transport(name, tmp_path_factory.mktemp("sockets"))
 
 
 @pytest.fixture(scope="module", params=["grpc", "framed-unix", "framed-tcp"])
-def transport(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Transport:
-    return Transport(request.param, tmp_path_factory.mktemp("sockets"))
+def transport(request: pytest.FixtureRequest, make_transport: Callable[[str], Transport]) -> Transport:
+    return make_transport(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,11 @@ from serving import (
 from tables import encode
 
 
+@pytest.fixture(scope="module", params=["grpc", "framed-unix", "framed-tcp", "grpc-async", "framed-async"])
+def transport(request, make_transport):
+    return make_transport(request.param)
+
+
 def test_rows_are_the_stored_bytes_in_the_order_of_the_ids(model, release, lookup_client):
     pins = np.array([11, -500, 999_999, 11])  # known, first, unknown, again
     answer = lookup_client.lookup(release.version, {"pin": pins, "user": [1003]})

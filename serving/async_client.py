@@ -1,0 +1,232 @@
+"""Clients of the two servers for asyncio: gRPC's own, and which class speaks to which address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy.typing as npt
+
+from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
+from serving.async_framed import AsyncFramedLookup
+from serving.async_lookups import AsyncLookupConnection
+from serving.channel import open_async_channel
+from serving.client import MAX_ANSWER_BYTES
+from serving.config import read_token
+from serving.fleet import FRAMED, Fleet
+from serving.grpc_pending import error_of
+from serving.packing import pack_ids, pack_rank
+from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+
+
+class _Calls:
+    """Unary calls on one channel of the running event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        server: str,
+        *,
+        timeout_s: float,
+        tls_ca: Path | None,
+        tls_certificate: Path | None,
+        tls_key: Path | None,
+        token_file: Path | None,
+        max_answer_bytes: int,
+    ):
+        token = read_token(token_file)
+        self._server = server
+        self._timeout_s = timeout_s
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
+        self.channel = open_async_channel(
+            address, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, max_answer_bytes=max_answer_bytes
+        )
+
+    async def call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        deadline_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            return await method(request, timeout=deadline_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_of(error, self._server, cancelled=False) from error
+
+
+class _GrpcLookup(AsyncLookupConnection):
+    """A lookup server over gRPC."""
+
+    def __init__(self, address: str, *, timeout_s: float, **options: Any):
+        self.address = address
+        self.timeout_s = timeout_s
+        self._calls = _Calls(address, self.server, timeout_s=timeout_s, **options)
+        self._stub = lookup_pb2_grpc.LookupStub(self._calls.channel)  # type: ignore[no-untyped-call]
+
+    async def lookup(
+        self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
+    ) -> LookupAnswer:
+        """As `AsyncLookupConnection`."""
+        features = [pack_ids(feature, values) for feature, values in ids.items()]
+        request = lookup_pb2.LookupRequest(version=version, features=features, request_id=request_id)
+        return read_lookup(await self._calls.call(self._stub.Lookup, request, timeout_s), self.server)
+
+    async def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
+        """What is loaded, and the limits."""
+        description: lookup_pb2.LookupDescription = await self._calls.call(
+            self._stub.Describe, lookup_pb2.LookupDescribeRequest(), timeout_s
+        )
+        return description
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._calls.channel.close()
+
+
+class AsyncLookupClient(AsyncLookupConnection):
+    """Asks a lookup server for rows, over frames where the address says ``framed:`` and over gRPC otherwise.
+
+    Make it where the event loop runs. Lists of servers are for `serving.connect_lookup`, whose clients are synchronous.
+
+    Args:
+        address: ``host:port``, ``unix:/path``, ``framed:host:port`` or ``framed:unix:/path``.
+        timeout_s: Deadline of a request that names none, in seconds.
+        tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on; gRPC only.
+        tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one; gRPC only.
+        tls_key: PEM file of that certificate's private key; gRPC only.
+        token_file: File with the token that the server asks for.
+        max_answer_bytes: Longest answer accepted, in bytes; -1 for no limit.
+
+    Raises:
+        ValueError: The address is not understood or names several servers, or frames are to travel over TLS.
+
+    Example:
+        ``async with AsyncLookupClient("framed:unix:/run/lookup.sock") as client: await client.lookup(version, {"pin": [7]})``
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 1.0,
+        tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
+        token_file: Path | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ):
+        addresses = Fleet.parse(address).addresses
+        if len(addresses) != 1:
+            raise ValueError(
+                f"{address} names {len(addresses)} servers: an asynchronous client asks one, connect_lookup a list"
+            )
+        (self.address,) = addresses
+        self.timeout_s = timeout_s
+        self._connection: AsyncLookupConnection
+        if not self.address.startswith(FRAMED):
+            self._connection = _GrpcLookup(
+                self.address,
+                timeout_s=timeout_s,
+                tls_ca=tls_ca,
+                tls_certificate=tls_certificate,
+                tls_key=tls_key,
+                token_file=token_file,
+                max_answer_bytes=max_answer_bytes,
+            )
+            return
+        if tls_ca is not None or tls_certificate is not None or tls_key is not None:
+            raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
+        self._connection = AsyncFramedLookup(
+            self.address, timeout_s=timeout_s, token=read_token(token_file), max_answer_bytes=max_answer_bytes
+        )
+
+    async def lookup(
+        self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
+    ) -> LookupAnswer:
+        """Rows of every table that the given features feed; arguments and errors as `LookupConnection.lookup`."""
+        return await self._connection.lookup(version, ids, timeout_s=timeout_s, request_id=request_id)
+
+    async def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
+        """What is loaded, and the limits."""
+        return await self._connection.describe(timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """Close the connections; requests under way are cancelled."""
+        await self._connection.close()
+
+
+class AsyncRankerClient:
+    """Asks a ranker for scores; make it where the event loop runs.
+
+    Args:
+        address: ``host:port`` or ``unix:/path``.
+        timeout_s: Deadline of a request that names none, in seconds.
+        tls_ca: As `AsyncLookupClient`.
+        tls_certificate: As `AsyncLookupClient`.
+        tls_key: As `AsyncLookupClient`.
+        token_file: File with the token that the server asks for.
+        max_answer_bytes: Longest answer accepted, in bytes.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 1.0,
+        tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
+        token_file: Path | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ):
+        self.address = address
+        self.timeout_s = timeout_s
+        self._calls = _Calls(
+            address,
+            self.server,
+            timeout_s=timeout_s,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            token_file=token_file,
+            max_answer_bytes=max_answer_bytes,
+        )
+        self._stub = ranker_pb2_grpc.RankerStub(self._calls.channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def server(self) -> str:
+        """How messages name the other end."""
+        return f"ranker {self.address}"
+
+    async def rank(
+        self,
+        request_ids: Mapping[str, int | str],
+        candidate_ids: Mapping[str, npt.ArrayLike],
+        *,
+        dense: npt.ArrayLike,
+        version: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> RankAnswer:
+        """Score the candidates of one request; arguments and errors as `RankerClient.rank`."""
+        request = pack_rank(request_ids, candidate_ids, dense, version=version, request_id=request_id)
+        answer: ranker_pb2.RankAnswer = await self._calls.call(self._stub.Rank, request, timeout_s)
+        return read_rank(answer, request.num_candidates, self.server)
+
+    async def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
+        """What is loaded, the features that a request needs, and the limits."""
+        description: ranker_pb2.RankerDescription = await self._calls.call(
+            self._stub.Describe, ranker_pb2.RankerDescribeRequest(), timeout_s
+        )
+        return description
+
+    async def close(self) -> None:
+        """Close the connection; requests under way are cancelled."""
+        await self._calls.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
