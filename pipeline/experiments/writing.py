@@ -73,24 +73,25 @@ def section(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _points(document: Mapping[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    """The arms that lie along the experiment's axis, with their positions, in order; empty where it has none."""
+    by_name = {arm["name"]: arm for arm in document["arms"]}
+    placed = [
+        (by_name[name]["pretraining_cpu_seconds"] if position is None else position, by_name[name])
+        for name, position in document["experiment"]["positions"].items()
+    ]
+    return sorted(placed, key=lambda point: point[0])
+
+
 def _line(document: Mapping[str, Any]) -> str | None:
     experiment = document["experiment"]
     if experiment["axis"] is None:
         return None
-    by_name = {arm["name"]: arm for arm in document["arms"]}
-    points = sorted(
-        (by_name[name]["pretraining_cpu_seconds"] if position is None else position, name)
-        for name, position in experiment["positions"].items()
-    )
-    curve = [
-        (position, by_name[name]["metrics"]["ctr"]["all"]["roc_auc"], by_name[name]["metrics"]["ctr"]["all"]["seed_deviation"])
-        for position, name in points
-    ]
+    areas = [(position, arm["metrics"]["ctr"]["all"]) for position, arm in _points(document)]
     levels = {
-        by_name[name]["title"]: by_name[name]["metrics"]["ctr"]["all"]["roc_auc"]
-        for name in ("none", "scratch")
-        if name in by_name
+        arm["title"]: arm["metrics"]["ctr"]["all"]["roc_auc"] for arm in document["arms"] if arm["name"] in {"none", "scratch"}
     }
+    curve = [(position, area["roc_auc"], area["seed_deviation"]) for position, area in areas]
     return plots.line(curve, levels, axis=experiment["axis"])
 
 
@@ -164,6 +165,19 @@ def _markdown(document: Mapping[str, Any]) -> Iterator[str]:
                     row["verdict"],
                 ]
                 for row in verdicts(document, task)
+            ],
+        )
+    if experiment["axis"] is not None:
+        yield ""
+        yield from _table(
+            ["arm", experiment["axis"], *(f"{TASKS[task]} ROC-AUC" for task in TASKS if document["effects"].get(task))],
+            [
+                [
+                    arm["title"],
+                    f"{position:.3g}",
+                    *(_area(arm["metrics"][task]["all"]) for task in TASKS if document["effects"].get(task)),
+                ]
+                for position, arm in _points(document)
             ],
         )
     chosen = ", ".join(f"{arm['name']} {arm['chosen']}" for arm in document["arms"] if arm.get("chosen"))
