@@ -103,7 +103,7 @@ def effects(panels: Mapping[str, Sequence[tuple[str, float, float, float]]]) -> 
     most = max((len(rows) for rows in panels.values()), default=1)
     figure = Figure(figsize=(_WIDTH_INCHES + 1.8, 0.9 + 0.34 * most), layout="constrained")
     for axes, (title, rows) in zip(_row(figure, len(panels)), panels.items(), strict=True):
-        _style(axes, x="difference in ROC-AUC (95% interval over users and seeds)")
+        _style(axes, x="difference in ROC-AUC, 95% interval")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.axvline(0, color=MUTED, linewidth=1)
         for height, (_, difference, low, high) in enumerate(reversed(rows)):
