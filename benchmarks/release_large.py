@@ -6,9 +6,9 @@ hour. publish covers drawing, writing, syncing and the checksum; own_memory is t
 more than before. Ids are uniform, 2,000 a request, and fresh in each one, so that no processor's cache holds their rows from
 the last time. One client asks without a pause, over frames on a Unix socket and over gRPC on loopback. The peer of warm
 requests is NumPy's gather of as many rows of the same file in the client's process: what remains is finding rows and carrying
-them. server_p50_ms is the time within the server. cold: every page of the table was dropped from the page cache, and comes
-from the disk when a row is asked for. warm_up: seconds that a server with `populate` (the default) takes from there until it
-is ready; and then its first requests.
+them. server_p50_ms is the time within the server. on_huge_pages is the share of the table that the server's mapping has on
+pages of 2 MiB. cold: every page of the table was dropped from the page cache, and comes from the disk when a row is asked for.
+warm_up: seconds that a server with `populate` (the default) takes from there until it is ready; and then its first requests.
 
 MULTIFACET_LARGE_RELEASE names a folder that keeps the release for another run, which then reports how it was published;
 without it nothing is left. Needs the table's size free on the disk and in memory, and refuses to start otherwise.
@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.harness import LOWER, Metric, Peer, Row
+from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.memory import PeakMemory, own_bytes
 from benchmarks.harness.releases import DIM, ROW_BYTES, drawn_chunks, write_release
 from serving import LookupConfig, LookupServer, Release, ServerProcess, connect_lookup
@@ -48,6 +48,7 @@ _OWN_MEMORY = Metric(name="own_memory", unit="bytes", better=LOWER)
 _P50 = Metric(name="p50_ms", unit="ms", better=LOWER)
 _P99 = Metric(name="p99_ms", unit="ms", better=LOWER)
 _SERVER_P50 = Metric(name="server_p50_ms", unit="ms", better=LOWER)
+_HUGE = Metric(name="on_huge_pages", unit="", better=HIGHER)
 _ROOM_BYTES = 3 << 30
 _KEPT = "MULTIFACET_LARGE_RELEASE"
 _PUBLISHED = "published.json"
@@ -60,21 +61,24 @@ def run(quick: bool) -> Iterator[Row]:
     config = {"rows": num_rows, "dim": DIM, "ids": NUM_IDS, "requests": num_requests, "codec_rows": CODEC_ROWS}
     with ExitStack() as held:
         folder = _folder(num_rows, held)
-        published = _published(folder, num_rows)
+        worker = held.enter_context(_worker())
+        published = _published(folder, num_rows, worker)
         path = folder / "release"
         case = f"{num_rows // 1_000_000}M rows"
         yield Row(case=f"{case}, publish", metric=_SECONDS, value=published["seconds"], config=config)
         yield Row(case=f"{case}, publish", metric=_OWN_MEMORY, value=published["own_memory"], config=config)
         for verify in (False, True):
             opened = f"{case}, open" + (", verified" if verify else "")
-            seconds, own = _in_child(_open, path, verify)
+            seconds, own = worker.submit(_open, path, verify).result()
             yield Row(case=opened, metric=_SECONDS, value=seconds, config=config)
             yield Row(case=opened, metric=_OWN_MEMORY, value=own, config=config)
-        bare = np.percentile(_in_child(_gather, path, num_requests), [50, 99])
+        bare = np.percentile(worker.submit(_gather, path, num_requests).result(), [50, 99])
+        worker.shutdown()  # and nothing of the table stays mapped
+        client = held.enter_context(_worker())
         sockets = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="multifacet-bench-")))
         with _serve(path, sockets, populate=True) as server:
             for transport, address in (("frames", f"framed:unix:{sockets / 'frames.sock'}"), ("grpc", server.address)):
-                latencies_ms, server_ms = _in_child(_ask, address, path, num_requests, 200, 1)
+                latencies_ms, server_ms = client.submit(_ask, address, path, num_requests, 200, 1).result()
                 for metric, quantile, peer in ((_P50, 50, bare[0]), (_P99, 99, bare[1])):
                     beside = Peer(name="numpy gather", value=float(peer))
                     value = float(np.percentile(latencies_ms, quantile))
@@ -82,15 +86,16 @@ def run(quick: bool) -> Iterator[Row]:
                 value = float(np.median(server_ms))
                 yield Row(case=f"{case}, {transport}, warm", metric=_SERVER_P50, value=value, config=config)
             yield Row(case=f"{case}, serving", metric=_OWN_MEMORY, value=own_bytes(server.pid), config=config)
-        yield from _cold(case, path, sockets, config)
+            yield Row(case=f"{case}, serving", metric=_HUGE, value=_huge_share(server.pid, path), config=config)
+        yield from _cold(case, path, sockets, client, config)
 
 
-def _cold(case: str, path: Path, sockets: Path, config: dict[str, Any]) -> Iterator[Row]:
+def _cold(case: str, path: Path, sockets: Path, client: ProcessPoolExecutor, config: dict[str, Any]) -> Iterator[Row]:
     """Requests of a table that is on the disk only, and what warming it up takes and gives."""
     address = f"framed:unix:{sockets / 'frames.sock'}"
     _drop(path)
     with _serve(path, sockets, populate=False):
-        latencies_ms, _ = _in_child(_ask, address, path, 30, 0, 2)
+        latencies_ms, _ = client.submit(_ask, address, path, 30, 0, 2).result()
     for metric, quantile in ((_P50, 50), (_P99, 99)):
         value = float(np.percentile(latencies_ms, quantile))
         yield Row(case=f"{case}, frames, cold", metric=metric, value=value, config={**config, "requests": 30})
@@ -98,7 +103,7 @@ def _cold(case: str, path: Path, sockets: Path, config: dict[str, Any]) -> Itera
     started = time.perf_counter()
     with _serve(path, sockets, populate=True):
         yield Row(case=f"{case}, warm-up and start", metric=_SECONDS, value=time.perf_counter() - started, config=config)
-        latencies_ms, _ = _in_child(_ask, address, path, 300, 0, 3)
+        latencies_ms, _ = client.submit(_ask, address, path, 300, 0, 3).result()
     for metric, quantile in ((_P50, 50), (_P99, 99)):
         value = float(np.percentile(latencies_ms, quantile))
         yield Row(case=f"{case}, frames, first after warm-up", metric=metric, value=value, config={**config, "requests": 300})
@@ -131,11 +136,11 @@ def _available_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _published(folder: Path, num_rows: int) -> dict[str, float]:
+def _published(folder: Path, num_rows: int, worker: ProcessPoolExecutor) -> dict[str, float]:
     """How the release was published, now or by an earlier run."""
     document = folder / _PUBLISHED
     if not document.exists():
-        seconds, own = _in_child(_publish, folder / "release", num_rows)
+        seconds, own = worker.submit(_publish, folder / "release", num_rows).result()
         document.write_text(json.dumps({"rows": num_rows, "seconds": seconds, "own_memory": own}))
     published: dict[str, float] = json.loads(document.read_text())
     if published["rows"] != num_rows:
@@ -143,10 +148,9 @@ def _published(folder: Path, num_rows: int) -> dict[str, float]:
     return published
 
 
-def _in_child(work: Any, *given: Any) -> Any:
-    """What `work(*given)` returns in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
+def _worker() -> ProcessPoolExecutor:
+    """A process to measure in: it holds nothing else, and starts with no memory of this one's."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _publish(path: Path, num_rows: int) -> tuple[float, float]:
@@ -186,6 +190,13 @@ def _serve(path: Path, folder: Path, *, populate: bool) -> ServerProcess:
         releases=(path,), verify=False, populate=populate, framed_listen=f"unix:{folder / 'frames.sock'}", listen="127.0.0.1:0"
     )
     return ServerProcess("lookup", config, folder, startup_timeout_s=300)
+
+
+def _huge_share(pid: int, path: Path) -> float:
+    """The share of the table that the server sees through pages of 2 MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    mapped = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("FilePmdMapped:")), 0)
+    return mapped / Release.open(path, verify=False).lookup_bytes
 
 
 def _ask(address: str, path: Path, num_requests: int, num_before: int, seed: int) -> tuple[list[float], list[float]]:

@@ -156,7 +156,8 @@ class LookupConfig(ListenConfig):
     huge_pages: bool = Field(
         default=False,
         description="Copy the tables into memory of this process that has huge pages (/sys/kernel/mm/transparent_hugepage must "
-        "not say never): faster for tables of millions of rows. Every worker and version then takes memory for its own copy.",
+        "not say never): faster for tables of millions of rows, where the file system has none for files (ext4 has, from Linux "
+        "6.16 on). Every process and version then takes memory for its own copy.",
     )
 
     @model_validator(mode="after")
