@@ -1,8 +1,8 @@
 """A table of 450M rows of 64 values in INT4, 16.2 GB: published block by block, opened, asked over the wire warm and cold.
 
 The id map is hashed. The first million rows are drawn floats that go through the codec; the others are drawn codes with a
-scale and a bias that decode to values of the same size, as drawing and encoding 450M rows of floats would take most of an
-hour. publish covers drawing, writing, syncing and the checksum; own_memory is the most anonymous memory that the process had
+scale and a bias that decode to values of the same size, as drawing 28.8 billion floats would take longer than all else does.
+publish covers drawing, writing, syncing and the checksum; own_memory is the most anonymous memory that the process had
 more than before. Ids are uniform, 2,000 a request, and fresh in each one, so that no processor's cache holds their rows from
 the last time. One client asks without a pause, over frames on a Unix socket and over gRPC on loopback. The peer of warm
 requests is NumPy's gather of as many rows of the same file in the client's process: what remains is finding rows and carrying
