@@ -145,8 +145,8 @@ class LookupConfig(ListenConfig):
     max_ids_per_request: PositiveInt = Field(default=16384, description="Most ids in one request, all features together.")
     populate: bool = Field(
         default=True,
-        description="Map the pages of the tables into memory before serving, so that no first request waits for the "
-        "disk. Turn it off for tables larger than memory.",
+        description="Read the tables and id maps into memory before serving, so that no first request waits for the disk. Turn "
+        "it off for tables larger than memory.",
     )
     memory_budget_bytes: PositiveInt | None = Field(
         default=None,

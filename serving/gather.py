@@ -190,3 +190,25 @@ def ask_disk(address: Any, row_bytes: Any, rows: Any) -> None:
         first = address + np.uintp(row) * row_bytes
         page = first & ~np.uintp(_PAGE_BYTES - 1)
         _madvise(page, first + row_bytes - page, np.int32(_WILL_NEED))
+
+
+def touch(memory: npt.NDArray[Any]) -> None:
+    """Read a byte of each page of mapped memory, without the interpreter's lock.
+
+    `MAP_POPULATE` fills the page table of this process, which on a machine is all that a first access would wait for. A virtual
+    machine has a second table, the host's, whose entries are made when the guest first reads a page, and what the guest's disk
+    wrote into the page cache has none. Without this each random row of a table that was just read from the disk takes
+    microseconds, once.
+
+    Args:
+        memory: Contiguous.
+    """
+    _touch(memory.reshape(-1).view(np.uint8), _PAGE_BYTES)
+
+
+@numba.njit(nogil=True, cache=True)
+def _touch(memory: Any, step: Any) -> Any:
+    total = np.uint8(0)
+    for place in range(0, len(memory), step):
+        total ^= memory[place]
+    return total  # or the compiler would leave the reading out

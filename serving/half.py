@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.frames import padded
-from serving.gather import MappedRows, SendBuffer
+from serving.gather import MappedRows, SendBuffer, touch
 from serving.hashed_shard import HashedShard
 from serving.packing import IdArray
 from serving.plan import LookupPlan
@@ -61,7 +61,7 @@ class LookupHalf:
 
     Args:
         release: An open release, of one in shards a shard.
-        populate: Whether to map all pages of the tables now.
+        populate: Whether to have all pages of tables and id maps in memory before the first request.
         huge_pages: Whether to copy the tables into memory of this process that has huge pages, instead.
         max_ids: Most ids in one request, for `plan`.
 
@@ -80,6 +80,10 @@ class LookupHalf:
         if release.shard is not None:
             self.shard_fields = {"shard_index": release.shard, "num_shards": release.num_shards}
         self._id_maps = {table.id_map: _load_id_map(release, table) for table in release.tables}
+        if populate:
+            for id_map in self._id_maps.values():
+                for array in id_map.index.arrays.values() if id_map.index is not None else ():
+                    touch(array)
         for table in release.tables:
             id_map, num_rows = self._id_maps[table.id_map], table.rows_of(release.shard)
             if id_map.num_rows != num_rows or id_map.num_hashes != 1:
@@ -93,7 +97,7 @@ class LookupHalf:
                 table.row_bytes,
                 table,
                 (table.feature, table.id_map),
-                MappedRows(release.map_rows(table, populate=populate and not huge_pages), huge_pages=huge_pages),
+                MappedRows(_map(release, table, populate=populate and not huge_pages), huge_pages=huge_pages),
             )
             for table in release.tables
         ]
@@ -157,3 +161,10 @@ def _load_id_map(release: Release, table: ReleaseTable) -> IdMap | HashedShard:
     if table.shard_rows and release.shard is not None and id_map.index is None:
         return HashedShard(id_map, release.shard, release.num_shards)
     return id_map
+
+
+def _map(release: Release, table: ReleaseTable, *, populate: bool) -> npt.NDArray[np.uint8]:
+    rows = release.map_rows(table, populate=populate)
+    if populate:
+        touch(rows)
+    return rows

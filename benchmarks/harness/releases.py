@@ -60,6 +60,7 @@ def write_release(
     *,
     hidden: int = 64,
     chunks: Callable[[np.random.Generator, int], Iterator[Tensor]] = drawn_chunks,
+    replace: bool = False,
 ) -> Release:
     """Write a release with an INT4 table of drawn rows for each feature.
 
@@ -68,6 +69,7 @@ def write_release(
         id_maps: The id map of each feature.
         hidden: Width of the upper model.
         chunks: Gives the encoded rows of a table from a generator and their number.
+        replace: Whether a release that is there already may be replaced.
     """
     generator = np.random.default_rng(0)
     writer = ReleaseWriter(
@@ -78,6 +80,7 @@ def write_release(
         dim=DIM,
         precision="int4",
         id_maps=id_maps,
+        replace=replace,
     )
     with writer:
         for feature, id_map in id_maps.items():
