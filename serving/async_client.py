@@ -13,12 +13,14 @@ import numpy.typing as npt
 from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
 from serving.async_framed import AsyncFramedLookup
 from serving.async_lookups import AsyncLookupConnection
+from serving.async_replicated import AsyncReplicatedLookup
 from serving.channel import open_async_channel
 from serving.client import MAX_ANSWER_BYTES
 from serving.config import read_token
 from serving.fleet import FRAMED, Fleet
 from serving.grpc_pending import error_of
 from serving.packing import pack_ids, pack_rank
+from serving.policy import ReplicaPolicy
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
 
@@ -83,21 +85,22 @@ class _GrpcLookup(AsyncLookupConnection):
 
 
 class AsyncLookupClient(AsyncLookupConnection):
-    """Asks a lookup server for rows, over frames where the address says ``framed:`` and over gRPC otherwise.
+    """Asks a lookup server, or a fleet of them, for rows; frames where an address says ``framed:``, gRPC otherwise.
 
-    Make it where the event loop runs. Lists of servers are for `serving.connect_lookup`, whose clients are synchronous.
+    Make it where the event loop runs.
 
     Args:
-        address: ``host:port``, ``unix:/path``, ``framed:host:port`` or ``framed:unix:/path``.
+        address: As `serving.connect_lookup` takes it: ``a,b`` are servers that hold the same, ``a|b`` the shards of a release.
         timeout_s: Deadline of a request that names none, in seconds.
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on; gRPC only.
         tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one; gRPC only.
         tls_key: PEM file of that certificate's private key; gRPC only.
-        token_file: File with the token that the server asks for.
-        max_answer_bytes: Longest answer accepted, in bytes; -1 for no limit.
+        token_file: File with the token that the servers ask for.
+        max_answer_bytes: Longest answer of a server accepted, in bytes; -1 for no limit.
+        policy: Retries, hedges and ejection among servers that hold the same.
 
     Raises:
-        ValueError: The address is not understood or names several servers, or frames are to travel over TLS.
+        ValueError: An address is not understood, frames are to travel over TLS, or there is nobody to hedge with.
 
     Example:
         ``async with AsyncLookupClient("framed:unix:/run/lookup.sock") as client: await client.lookup(version, {"pin": [7]})``
@@ -113,18 +116,22 @@ class AsyncLookupClient(AsyncLookupConnection):
         tls_key: Path | None = None,
         token_file: Path | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
+        policy: ReplicaPolicy | None = None,
     ):
-        addresses = Fleet.parse(address).addresses
-        if len(addresses) != 1:
-            raise ValueError(
-                f"{address} names {len(addresses)} servers: an asynchronous client asks one, connect_lookup a list"
-            )
-        (self.address,) = addresses
+        fleet = Fleet.parse(address)
+        policy = policy or ReplicaPolicy()
+        fleet.check_hedging(hedges=policy.hedges)
+        if any(server.startswith(FRAMED) for server in fleet.addresses) and (tls_ca or tls_certificate or tls_key):
+            raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
+        self.address = str(fleet)
         self.timeout_s = timeout_s
-        self._connection: AsyncLookupConnection
-        if not self.address.startswith(FRAMED):
-            self._connection = _GrpcLookup(
-                self.address,
+
+        def connect(server: str) -> AsyncLookupConnection:
+            if server.startswith(FRAMED):
+                token = read_token(token_file)
+                return AsyncFramedLookup(server, timeout_s=timeout_s, token=token, max_answer_bytes=max_answer_bytes)
+            return _GrpcLookup(
+                server,
                 timeout_s=timeout_s,
                 tls_ca=tls_ca,
                 tls_certificate=tls_certificate,
@@ -132,12 +139,28 @@ class AsyncLookupClient(AsyncLookupConnection):
                 token_file=token_file,
                 max_answer_bytes=max_answer_bytes,
             )
-            return
-        if tls_ca is not None or tls_certificate is not None or tls_key is not None:
-            raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
-        self._connection = AsyncFramedLookup(
-            self.address, timeout_s=timeout_s, token=read_token(token_file), max_answer_bytes=max_answer_bytes
-        )
+
+        shards = [
+            AsyncReplicatedLookup([connect(server) for server in shard], policy=policy, timeout_s=timeout_s)
+            if len(shard) > 1
+            else connect(shard[0])
+            for shard in fleet.shards
+        ]
+        self._connection = shards[0]
+        if len(shards) > 1:
+            # Imported here: one server, the usual case, needs no kernel to share ids out.
+            from serving.async_sharded import AsyncShardedLookup  # noqa: PLC0415
+
+            self._connection = AsyncShardedLookup(shards, timeout_s=timeout_s)
+
+    @property
+    def server(self) -> str:
+        """How messages name the other end."""
+        return self._connection.server
+
+    def counters(self) -> Mapping[str, int]:
+        """Retries, hedges, ejections: how many there were, if there are several servers."""
+        return self._connection.counters()
 
     async def lookup(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""

@@ -48,6 +48,10 @@ class AsyncLookupConnection(ABC):
     async def close(self) -> None:
         """Close the connections; requests under way are cancelled."""
 
+    def counters(self) -> Mapping[str, int]:
+        """What happened between several servers, by name, such as retries; nothing for one server."""
+        return {}
+
     async def wait_for_versions(self, versions: Sequence[str], *, timeout_s: float) -> lookup_pb2.LookupDescription:
         """Wait until the server is up and has all of these versions loaded.
 

@@ -258,7 +258,5 @@ class RankerConfig(ListenConfig):
 
     @model_validator(mode="after")
     def _refuse_a_fleet_that_cannot_be_asked(self) -> Self:
-        fleet = Fleet.parse(self.lookup)
-        if self.replica_policy.hedges and any(len(shard) < 2 for shard in fleet.shards):
-            raise ValueError(f"lookup {self.lookup} names one server of the same rows: hedging needs a second, after a comma")
+        Fleet.parse(self.lookup).check_hedging(hedges=self.replica_policy.hedges)
         return self

@@ -47,8 +47,7 @@ def connect_lookup(
     """
     fleet = Fleet.parse(address)
     policy = policy or ReplicaPolicy()
-    if policy.hedges and any(len(shard) < 2 for shard in fleet.shards):
-        raise ValueError(f"hedging needs a second server of the same rows, and {address} names one: add it with a comma")
+    fleet.check_hedging(hedges=policy.hedges)
 
     def connect(server: str) -> LookupConnection:
         if not server.startswith(FRAMED):

@@ -47,6 +47,16 @@ class Fleet:
         """Every server's address, shard by shard."""
         return tuple(address for shard in self.shards for address in shard)
 
+    def check_hedging(self, *, hedges: bool) -> None:
+        """Refuse to hedge where there is nobody to hedge with.
+
+        Raises:
+            ValueError: A shard has one server only.
+        """
+        alone = [shard[0] for shard in self.shards if len(shard) < 2]
+        if hedges and alone:
+            raise ValueError(f"hedging needs a second server of the same rows, and {alone[0]} is alone: add one after a comma")
+
     def __str__(self) -> str:
         return "|".join(",".join(shard) for shard in self.shards)
 

@@ -8,18 +8,36 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
-from serving.lookups import LookupConnection
 from serving.policy import ReplicaPolicy
 
 logger = logging.getLogger(__name__)
 
+
+class _Described(Protocol):
+    """A client of a server, synchronous or not."""
+
+    address: str
+
+    @property
+    def server(self) -> str:
+        """How messages name the server."""
+        ...
+
+    def describe(self, *, timeout_s: float | None = None) -> Any:
+        """Ask it what it holds."""
+        ...
+
+
+Client = TypeVar("Client", bound=_Described)
+
 _LACKS_S = 1.0
-_PROBE_TIMEOUT_S = 1.0
+PROBE_TIMEOUT_S = 1.0
 
 
-class Replica:
+class Replica(Generic[Client]):
     """One server, and what is known about it; `Replicas` guards its fields.
 
     Attributes:
@@ -31,7 +49,7 @@ class Replica:
 
     __slots__ = ("_lacks", "connection", "is_out", "num_in_flight", "num_late", "probe_at", "probe_wait_s")
 
-    def __init__(self, connection: LookupConnection):
+    def __init__(self, connection: Client):
         self.connection = connection
         self.num_in_flight = 0
         self.num_late = 0
@@ -53,7 +71,7 @@ class Replica:
         return f"Replica({self.connection.address}, in_flight={self.num_in_flight}, out={self.is_out})"
 
 
-class Replicas:
+class Replicas(Generic[Client]):
     """Chooses among servers by the power of two choices: of two at random, the one with fewer requests in flight.
 
     It follows the load within a round trip, without a list of all servers to be kept in order, and without all clients running
@@ -65,10 +83,19 @@ class Replicas:
         connections: Clients of the servers.
         policy: When to leave one out.
         seed: Of the choices; None takes one from the system.
+        is_well: Asks a server that is left out, on a thread of its own; None calls its client's `describe`.
     """
 
-    def __init__(self, connections: Sequence[LookupConnection], policy: ReplicaPolicy, *, seed: int | None = None):
+    def __init__(
+        self,
+        connections: Sequence[Client],
+        policy: ReplicaPolicy,
+        *,
+        seed: int | None = None,
+        is_well: Callable[[Client], bool] | None = None,
+    ):
         self.all = tuple(Replica(connection) for connection in connections)
+        self._is_well = is_well or answers
         self.counts: Counter[str] = Counter({"ejections": 0, "readmissions": 0})
         self._policy = policy
         self._random = random.Random(seed)  # noqa: S311  (a choice of servers, not a secret)
@@ -76,7 +103,7 @@ class Replicas:
         self._prober: threading.Thread | None = None
         self._closed = False
 
-    def take(self, version: str, tried: Collection[Replica] = (), *, good_only: bool = False) -> Replica | None:
+    def take(self, version: str, tried: Collection[Replica[Client]] = (), *, good_only: bool = False) -> Replica[Client] | None:
         """Choose a server for a request, and count the request.
 
         Args:
@@ -101,7 +128,7 @@ class Replicas:
             chosen.num_in_flight += 1
             return chosen
 
-    def give_back(self, replica: Replica, *, late: bool | None = None) -> None:
+    def give_back(self, replica: Replica[Client], *, late: bool | None = None) -> None:
         """Count a request as ended.
 
         Args:
@@ -118,7 +145,7 @@ class Replicas:
             elif not late and not replica.is_out:
                 replica.probe_wait_s = 0.0
 
-    def give_back_failed(self, replica: Replica, version: str, error: ServingError) -> None:
+    def give_back_failed(self, replica: Replica[Client], version: str, error: ServingError) -> None:
         """Count a request as failed, and think about the server what the error says about it."""
         if isinstance(error, DeadlineExceededError):
             self.give_back(replica, late=True)
@@ -130,7 +157,7 @@ class Replicas:
             elif isinstance(error, VersionNotLoadedError):
                 replica.note_missing(version)
 
-    def good(self) -> list[Replica]:
+    def good(self) -> list[Replica[Client]]:
         """Those that are not left out; all if all are."""
         with self._changed:
             return [replica for replica in self.all if not replica.is_out] or list(self.all)
@@ -144,7 +171,7 @@ class Replicas:
         if prober is not None:
             prober.join()
 
-    def _leave_out(self, replica: Replica, reason: str) -> None:
+    def _leave_out(self, replica: Replica[Client], reason: str) -> None:
         if replica.is_out or self._closed:
             return
         replica.is_out = True
@@ -156,7 +183,7 @@ class Replicas:
             self._prober.start()
         self._changed.notify_all()
 
-    def _put_off(self, replica: Replica) -> None:
+    def _put_off(self, replica: Replica[Client]) -> None:
         policy = self._policy
         replica.probe_wait_s = min(policy.probe_at_most_s, max(policy.probe_after_s, 2 * replica.probe_wait_s))
         replica.probe_at = time.monotonic() + replica.probe_wait_s
@@ -174,7 +201,7 @@ class Replicas:
                 if wait_s > 0:
                     self._changed.wait(wait_s)
                     continue
-            well = is_well(first.connection.describe)
+            well = self._is_well(first.connection)
             with self._changed:
                 if not well:
                     self._put_off(first)
@@ -185,14 +212,14 @@ class Replicas:
             logger.info("%s is well again", first.connection.server)
 
 
-def _probe_at(replica: Replica) -> float:
+def _probe_at(replica: Replica[Any]) -> float:
     return replica.probe_at
 
 
-def is_well(describe: Callable[..., object]) -> bool:
+def answers(connection: _Described) -> bool:
     """Whether a server answers; a refusal is an answer, unless it is one of being away or having too much to do."""
     try:
-        describe(timeout_s=_PROBE_TIMEOUT_S)
+        connection.describe(timeout_s=PROBE_TIMEOUT_S)
     except (UnavailableError, DeadlineExceededError, OverloadedError):
         return False
     except ServingError:

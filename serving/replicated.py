@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy.typing as npt
 
-from serving.budget import RetryBudget
 from serving.errors import DeadlineExceededError, ServingError, UnavailableError
-from serving.latency_window import LatencyWindow
 from serving.lookups import LookupConnection
 from serving.policy import ReplicaPolicy
 from serving.protocol import lookup_pb2
-from serving.replicas import Replicas
+from serving.replica_group import ReplicaGroup, common_description
 from serving.replicated_pending import ReplicatedPendingLookup
 
 
-class ReplicatedLookup(LookupConnection):
+class ReplicatedLookup(ReplicaGroup[LookupConnection], LookupConnection):
     """Asks whichever of several servers should answer soonest; safe to share between threads.
 
     Lookups change nothing, so that asking twice does no harm. A request goes to another server when the first is away, has too
@@ -43,15 +38,9 @@ class ReplicatedLookup(LookupConnection):
         timeout_s: float = 1.0,
         seed: int | None = None,
     ):
-        self.policy = policy or ReplicaPolicy()
+        super().__init__(connections, policy or ReplicaPolicy(), seed=seed)
         self.address = ",".join(connection.address for connection in connections)
         self.timeout_s = timeout_s
-        self.replicas = Replicas(connections, self.policy, seed=seed)
-        self.budget = RetryBudget(ratio=self.policy.retry_ratio, reserve=self.policy.retry_reserve)
-        self._counts: Counter[str] = Counter({"retries": 0, "hedges": 0, "hedges_won": 0, "retries_refused": 0})
-        self._counting = threading.Lock()
-        quantile = self.policy.hedge_quantile
-        self.window = LatencyWindow(quantile) if quantile is not None else None
 
     @property
     def server(self) -> str:
@@ -81,32 +70,7 @@ class ReplicatedLookup(LookupConnection):
                 trouble = error
         if not descriptions:
             raise trouble if trouble is not None else UnavailableError(f"{self.server}: there are none")
-        held = [{entry.version for entry in description.versions} for description in descriptions]
-        return lookup_pb2.LookupDescription(
-            versions=[entry for entry in descriptions[0].versions if all(entry.version in versions for versions in held)],
-            max_ids_per_request=min(description.max_ids_per_request for description in descriptions),
-        )
-
-    def counters(self) -> Mapping[str, int]:
-        """Retries, hedges, ejections: how many there were."""
-        with self._counting:
-            return {**self._counts, **self.replicas.counts}
-
-    def count(self, event: str) -> None:
-        """Count an event."""
-        with self._counting:
-            self._counts[event] += 1
-
-    def learn(self, latency_s: float) -> None:
-        """Take a latency into the running quantile, if there is one."""
-        if self.window is not None:
-            self.window.record(latency_s)
-
-    def hedge_after_s(self) -> float:
-        """How long to wait before a second server is asked; infinite without hedging."""
-        if self.window is not None:
-            return math.inf if self.window.value_s is None else self.window.value_s
-        return math.inf if self.policy.hedge_after_s is None else self.policy.hedge_after_s
+        return common_description(descriptions)
 
     def close(self) -> None:
         """Close the connections; requests under way are cancelled."""

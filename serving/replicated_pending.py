@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 import numpy.typing as npt
 
 from serving.answers import LookupAnswer
-from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
+from serving.errors import ServingError, UnavailableError
+from serving.replica_group import ELSEWHERE, LEAST_S
 from serving.watch import Watch, descriptor_of
 
 if TYPE_CHECKING:
-    from serving.lookups import PendingLookup
+    from serving.lookups import LookupConnection, PendingLookup
     from serving.replicas import Replica
     from serving.replicated import ReplicatedLookup
-
-ELSEWHERE = (UnavailableError, OverloadedError, DeadlineExceededError, VersionNotLoadedError)
-"""What another server may answer better. The version stays the one that was asked for."""
-_LEAST_S = 1e-3
 
 
 class _Attempt:
@@ -29,7 +26,9 @@ class _Attempt:
 
     __slots__ = ("descriptor", "is_hedge", "pending", "replica", "started")
 
-    def __init__(self, replica: Replica, pending: PendingLookup, started: float, *, is_hedge: bool, watched: bool):
+    def __init__(
+        self, replica: Replica[LookupConnection], pending: PendingLookup, started: float, *, is_hedge: bool, watched: bool
+    ):
         self.replica = replica
         self.pending = pending
         self.started = started
@@ -51,7 +50,7 @@ class ReplicatedPendingLookup:
         self._deadline = deadline
         self._request_id = request_id
         self._started = time.monotonic()
-        self._tried: list[Replica] = []
+        self._tried: list[Replica[LookupConnection]] = []
         self._attempts: list[_Attempt] = []
         self._answer: LookupAnswer | None = None
         self._failure: ServingError | None = None
@@ -155,27 +154,18 @@ class ReplicatedPendingLookup:
         self._give_up()  # another may be at work on what is refused
 
     def _hedge(self) -> None:
-        owner = self._owner
-        if len(self._tried) >= owner.policy.max_attempts:
-            return
-        replica = owner.replicas.take(self._version, self._tried, good_only=True)
-        if replica is None:
-            return
-        if not owner.budget.spend():
-            owner.replicas.give_back(replica)
-            owner.count("retries_refused")
-            return
-        owner.count("hedges")
-        self._ask(replica, is_hedge=True)  # if that fails at once, the first is still at work
+        replica = self._owner.take_hedge(self._version, self._tried)
+        if replica is not None:
+            self._ask(replica, is_hedge=True)  # if that fails at once, the first is still at work
 
-    def _ask(self, replica: Replica, *, is_hedge: bool) -> ServingError | None:
+    def _ask(self, replica: Replica[LookupConnection], *, is_hedge: bool) -> ServingError | None:
         """Send to a server; what went wrong."""
         self._tried.append(replica)
         started = time.monotonic()
         watched = self._owner.policy.hedges
         try:
             pending = replica.connection.start(
-                self._version, self._ids, timeout_s=max(_LEAST_S, self._deadline - started), request_id=self._request_id
+                self._version, self._ids, timeout_s=max(LEAST_S, self._deadline - started), request_id=self._request_id
             )
         except ServingError as error:
             self._owner.replicas.give_back_failed(replica, self._version, error)
@@ -190,18 +180,7 @@ class ReplicatedPendingLookup:
         return None
 
     def _may_retry(self, error: ServingError) -> bool:
-        owner = self._owner
-        if not isinstance(error, ELSEWHERE) or self._watch.cancelled:
-            return False
-        if len(self._tried) >= min(owner.policy.max_attempts, len(owner.replicas.all)):
-            return False
-        if time.monotonic() + _LEAST_S >= self._deadline:
-            return False
-        if not owner.budget.spend():
-            owner.count("retries_refused")
-            return False
-        owner.count("retries")
-        return True
+        return not self._watch.cancelled and self._owner.may_ask_another(error, len(self._tried), self._deadline)
 
     def _forget(self, attempt: _Attempt) -> bool:
         """Take an attempt off the list; whether it was there, so that one thread only counts its end."""

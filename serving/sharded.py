@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy.typing as npt
 
-from serving.errors import BrokenAnswerError, ServingError, VersionNotLoadedError
+from serving.errors import ServingError
 from serving.lookups import LookupConnection
 from serving.packing import as_ids
 from serving.protocol import lookup_pb2
-from serving.sharded_pending import ShardedPendingLookup, cut
+from serving.replica_group import common_description
+from serving.shard_set import ShardSet, as_whole, cut
+from serving.sharded_pending import ShardedPendingLookup
 
 
 class ShardedLookup(LookupConnection):
@@ -34,8 +35,7 @@ class ShardedLookup(LookupConnection):
         self.address = "|".join(shard.address for shard in self.shards)
         self.timeout_s = timeout_s
         self.hedges = hedges
-        self._features: dict[str, dict[str, str]] = {}
-        self._lock = threading.Lock()
+        self.set = ShardSet([shard.server for shard in self.shards])
 
     @property
     def server(self) -> str:
@@ -47,7 +47,7 @@ class ShardedLookup(LookupConnection):
     ) -> ShardedPendingLookup:
         """Send a lookup to the shards and return at once; see `lookup`. It must be waited for or cancelled."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
-        features = self.features_of(version, deadline)
+        features = self._features_of(version, deadline)
         given = {feature: as_ids(feature, values) for feature, values in ids.items()}
         return ShardedPendingLookup(self, version, cut(given, len(self.shards)), features, deadline, request_id)
 
@@ -60,19 +60,11 @@ class ShardedLookup(LookupConnection):
         descriptions = []
         for index, shard in enumerate(self.shards):
             try:
-                descriptions.append(self._fitting(index, shard.describe(timeout_s=timeout_s)))
+                descriptions.append(self.set.fitting(index, shard.describe(timeout_s=timeout_s)))
             except ServingError as error:
-                self.name(index, error)
+                self.set.name(index, error)
                 raise
-        held = [{entry.version for entry in description.versions} for description in descriptions]
-        return lookup_pb2.LookupDescription(
-            versions=[
-                lookup_pb2.LookupVersion(version=entry.version, tables=entry.tables)
-                for entry in descriptions[0].versions
-                if all(entry.version in versions for versions in held)
-            ],
-            max_ids_per_request=min(description.max_ids_per_request for description in descriptions),
-        )
+        return as_whole(common_description(descriptions))
 
     def counters(self) -> Mapping[str, int]:
         """The sums over the shards' clients."""
@@ -86,56 +78,17 @@ class ShardedLookup(LookupConnection):
         for shard in self.shards:
             shard.close()
 
-    def features_of(self, version: str, deadline: float) -> Mapping[str, str]:
-        """The feature of each table of a version; asked for at its first use.
-
-        Raises:
-            VersionNotLoadedError: The first shard does not hold it.
-        """
-        known = self._features.get(version)
+    def _features_of(self, version: str, deadline: float) -> Mapping[str, str]:
+        """The feature of each table of a version; asked for at its first use."""
+        known = self.set.known_features(version)
         if known is not None:
             return known
         try:
             description = self.shards[0].describe(timeout_s=max(1e-3, deadline - time.monotonic()))
         except ServingError as error:
-            self.name(0, error)
+            self.set.name(0, error)
             raise
-        features = {entry.version: {table.table: table.feature for table in entry.tables} for entry in description.versions}
-        with self._lock:
-            self._features = features  # versions that are gone are forgotten
-        if version not in features:
-            raise VersionNotLoadedError(
-                f"shard 0 of {len(self.shards)}: {self.shards[0].server}: version {version} is not loaded;"
-                f" loaded: {', '.join(features)}",
-                loaded=list(features),
-            )
-        return features[version]
-
-    def _fitting(self, index: int, description: lookup_pb2.LookupDescription) -> lookup_pb2.LookupDescription:
-        """The versions of which a server holds the shard that it should; others, whole or cut otherwise, may be there too."""
-        given = [(entry.shard_index, max(1, entry.num_shards)) for entry in description.versions]
-        fits = [entry for entry, shard in zip(description.versions, given, strict=True) if shard == (index, len(self.shards))]
-        if given and not fits:
-            self.check_shard(index, *given[0])
-        return lookup_pb2.LookupDescription(versions=fits, max_ids_per_request=description.max_ids_per_request)
-
-    def name(self, index: int, error: ServingError) -> None:
-        """Make an error say which shard it came from."""
-        error.args = (f"shard {index} of {len(self.shards)}: {error}",)
-
-    def check_shard(self, index: int, given_index: int, given_num: int) -> None:
-        """Refuse a server that holds another shard than its place says.
-
-        Raises:
-            BrokenAnswerError: It does: its rows would be out-of-vocabulary rows, without any other sign.
-        """
-        expected = len(self.shards)
-        if (given_index, max(1, given_num)) != (index, expected):
-            holds = f"shard {given_index} of {given_num}" if given_num > 1 else "a release that is not split"
-            raise BrokenAnswerError(
-                f"{self.shards[index].server} holds {holds}. List the servers in the order of "
-                "their shards, with a | between them"
-            )
+        return self.set.learn_features(version, description)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address}, timeout_s={self.timeout_s})"

@@ -197,6 +197,9 @@ class FromAsync(LookupConnection):
     def describe(self, *, timeout_s: float | None = None) -> Any:
         return self._run(self._client.describe(timeout_s=timeout_s)).result()
 
+    def counters(self) -> Any:
+        return self._client.counters()
+
     def close(self) -> None:
         self._run(self._client.close()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -250,8 +253,11 @@ class Transport:
 
     def connect(self, server: LookupServer, **fields: Any) -> LookupConnection:
         """A client that asks this way."""
-        connect = FromAsync if self.name.endswith("-async") else connect_lookup
-        return connect(self.address(server), **{"timeout_s": 10, **fields})
+        return self.make(self.address(server), **{"timeout_s": 10, **fields})
+
+    def make(self, address: str, **fields: Any) -> LookupConnection:
+        """A client of any list of servers that asks this way."""
+        return (FromAsync if self.name.endswith("-async") else connect_lookup)(address, **fields)
 
 
 @pytest.fixture(scope="session")

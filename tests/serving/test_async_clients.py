@@ -18,6 +18,7 @@ from serving import (
     LookupServer,
     RankerConfig,
     RankerServer,
+    ReplicaPolicy,
     UnauthenticatedError,
     UnavailableError,
     VersionNotLoadedError,
@@ -112,10 +113,10 @@ def test_a_token_is_brought_over_every_connection(release, kind, tmp_path):
         asyncio.run(main())
 
 
-def test_a_list_of_servers_and_frames_over_tls_are_refused(tmp_path):
+def test_hedging_alone_and_frames_over_tls_are_refused(tmp_path):
     async def main():
-        with pytest.raises(ValueError, match="names 2 servers"):
-            AsyncLookupClient("a:1,b:1")
+        with pytest.raises(ValueError, match="hedging needs a second"):
+            AsyncLookupClient("a:1", policy=ReplicaPolicy(hedge_after_s=0.1))
         with pytest.raises(ValueError, match="plain text"):
             AsyncLookupClient("framed:a:1", tls_ca=tmp_path / "ca.pem")
 

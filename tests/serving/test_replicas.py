@@ -30,15 +30,19 @@ from serving.budget import RetryBudget
 from serving.framed_client import FramedLookupClient
 from serving.latency_window import LatencyWindow
 from serving.replicas import Replicas
-from serving.replicated import ReplicatedLookup
 
 USERS = {"user": [1000, 1003], "pin": np.array([-500, 7])}
 NOWHERE = ("framed:127.0.0.1:9", "127.0.0.1:9")
 
 
-@pytest.fixture(params=["grpc", "framed"])
-def kind(request):
+@pytest.fixture(params=["grpc-threads", "framed-threads", "framed-asyncio"])
+def way(request):
     return request.param
+
+
+@pytest.fixture
+def kind(way):
+    return way.split("-")[0]
 
 
 @pytest.fixture
@@ -85,11 +89,24 @@ class Held:
         return self._fetch(request, send)
 
 
-def connect(addresses, policy=None, timeout_s=10):
-    return connect_lookup(",".join(addresses), timeout_s=timeout_s, policy=policy)
+@pytest.fixture
+def connect(way, make_transport):
+    """Connects to a list of servers."""
+    make = make_transport("grpc-async").make if way.endswith("asyncio") else connect_lookup
+
+    def open_client(addresses, policy=None, timeout_s=10):
+        return make(",".join(addresses), timeout_s=timeout_s, policy=policy)
+
+    return open_client
 
 
-def test_requests_are_spread_and_both_servers_answer_the_same(release, start):
+def group_of(client):
+    """The replicated client itself, within whatever asks it."""
+    asynchronous = getattr(client, "_client", None)
+    return client if asynchronous is None else asynchronous._connection
+
+
+def test_requests_are_spread_and_both_servers_answer_the_same(release, start, connect):
     servers, addresses = zip(*(start() for _ in range(2)), strict=True)
     with connect(addresses) as client, connect_lookup(addresses[0], timeout_s=10) as one:
         expected = one.lookup(release.version, USERS).tables
@@ -113,7 +130,7 @@ def test_the_one_of_two_with_fewer_requests_in_flight_is_chosen():
         replicas.close()
 
 
-def test_a_server_that_is_away_is_left_out_and_no_request_fails(release, start, kind):
+def test_a_server_that_is_away_is_left_out_and_no_request_fails(release, start, kind, connect):
     server, address = start()
     with connect([NOWHERE[kind == "grpc"], address], ReplicaPolicy(probe_after_s=5)) as client:
         for _ in range(30):
@@ -124,7 +141,7 @@ def test_a_server_that_is_away_is_left_out_and_no_request_fails(release, start, 
     assert counters["retries"] <= 1  # whoever finds out
 
 
-def test_a_server_that_comes_back_is_asked_again(release, start, kind, tmp_path):
+def test_a_server_that_comes_back_is_asked_again(release, start, kind, tmp_path, connect):
     _, address = start()
     listen, framed = f"unix:{tmp_path}/late.sock", f"unix:{tmp_path}/frames.sock"
     config = LookupConfig(releases=(release.path,), listen=listen, framed_listen=framed)
@@ -140,7 +157,8 @@ def test_a_server_that_comes_back_is_asked_again(release, start, kind, tmp_path)
         assert client.counters()["readmissions"] == 1
 
 
-def test_a_server_killed_under_load_fails_no_request(release, tmp_path):
+@pytest.mark.parametrize("way", ["framed-threads", "framed-asyncio"], indirect=True)
+def test_a_server_killed_under_load_fails_no_request(release, tmp_path, connect):
     framed = [f"unix:{tmp_path}/frames-{name}.sock" for name in "ab"]
     configs = [LookupConfig(releases=(release.path,), framed_listen=path, verify=False) for path in framed]
     with (
@@ -172,21 +190,22 @@ def test_a_server_killed_under_load_fails_no_request(release, tmp_path):
         assert all(after > 5 and num > after for num, after in counts)
         for client in (frames, hedged):
             assert client.counters()["ejections"] == 1
-            assert all(not replica.num_in_flight for replica in client.replicas.all)
+            assert all(not replica.num_in_flight for replica in group_of(client).replicas.all)
 
 
-def test_the_hedge_wins_over_a_slow_server_whose_request_is_given_up(release, start, monkeypatch):
+def test_the_hedge_wins_over_a_slow_server_whose_request_is_given_up(release, start, monkeypatch, connect):
     (slow, slow_address), (fast, fast_address) = start(), start()
     held = Held(slow, monkeypatch)
     with connect([slow_address, fast_address], ReplicaPolicy(hedge_after_s=0.03, eject_after=10**6)) as client:
-        assert isinstance(client, ReplicatedLookup)
         took = []
         for _ in range(12):
             started = time.monotonic()
             pending = client.start(release.version, USERS)
             assert pending.result().version == release.version
             took.append(time.monotonic() - started)
-            assert all(not replica.num_in_flight for replica in client.replicas.all)  # the loser was given up, and counted
+            assert all(
+                not replica.num_in_flight for replica in group_of(client).replicas.all
+            )  # the loser was given up, and counted
         counters = client.counters()
         held.let_go()
     assert max(took) < 1
@@ -195,7 +214,7 @@ def test_the_hedge_wins_over_a_slow_server_whose_request_is_given_up(release, st
     wait_until(lambda: answered(fast) == len(took))
 
 
-def test_hedges_stop_when_the_budget_is_spent(release, start, monkeypatch):
+def test_hedges_stop_when_the_budget_is_spent(release, start, monkeypatch, connect):
     (slow, slow_address), (_, fast_address) = start(), start()
     held = Held(slow, monkeypatch)
     policy = ReplicaPolicy(hedge_after_s=0.05, retry_ratio=0.0, retry_reserve=1, eject_after=10**6)
@@ -212,30 +231,30 @@ def test_hedges_stop_when_the_budget_is_spent(release, start, monkeypatch):
     assert counters["retries_refused"] >= 1
 
 
-def test_a_slow_server_that_always_loses_is_left_out(release, start, monkeypatch):
+def test_a_slow_server_that_always_loses_is_left_out(release, start, monkeypatch, connect):
     (slow, slow_address), (_, fast_address) = start(), start()
     held = Held(slow, monkeypatch)
     policy = ReplicaPolicy(hedge_after_s=0.05, eject_after=2, probe_after_s=5)
     with connect([slow_address, fast_address], policy) as client:
         for _ in range(40):
             client.lookup(release.version, USERS)
-        out = [replica.connection.address for replica in client.replicas.all if replica.is_out]
+        out = [replica.connection.address for replica in group_of(client).replicas.all if replica.is_out]
         assert client.counters()["hedges_won"] >= 2
         held.let_go()
     assert out == [slow_address]
 
 
-def test_the_hedge_waits_for_the_quantile_of_what_was_measured(release, start):
+def test_the_hedge_waits_for_the_quantile_of_what_was_measured(release, start, connect):
     addresses = [start()[1] for _ in range(2)]
     with connect(addresses, ReplicaPolicy(hedge_quantile=0.9)) as client:
-        assert client.hedge_after_s() == float("inf")
+        assert group_of(client).hedge_after_s() == float("inf")
         for _ in range(64):
             client.lookup(release.version, USERS)
-        assert 0 < client.hedge_after_s() < 1
+        assert 0 < group_of(client).hedge_after_s() < 1
         assert client.counters()["hedges"] <= 32
 
 
-def test_a_version_that_one_server_lacks_is_asked_of_the_other_and_never_replaced(release, other_release, start):
+def test_a_version_that_one_server_lacks_is_asked_of_the_other_and_never_replaced(release, other_release, start, connect):
     (_, with_it), (_, without) = start(), start(other_release.path)
     with connect([without, with_it]) as client:
         for _ in range(20):
@@ -247,7 +266,7 @@ def test_a_version_that_one_server_lacks_is_asked_of_the_other_and_never_replace
         assert not client.describe().versions  # none that both have
 
 
-def test_what_is_wrong_is_refused_once(release, start):
+def test_what_is_wrong_is_refused_once(release, start, connect):
     addresses = [start()[1] for _ in range(2)]
     with connect(addresses) as client:
         with pytest.raises(InvalidRequestError, match="unknown"):
@@ -255,7 +274,7 @@ def test_what_is_wrong_is_refused_once(release, start):
         assert client.counters()["retries"] == 0
 
 
-def test_nobody_there_is_said_after_each_was_tried_once(release, kind):
+def test_nobody_there_is_said_after_each_was_tried_once(release, kind, connect):
     addresses = [f"framed:127.0.0.1:{port}" if kind == "framed" else f"127.0.0.1:{port}" for port in (9, 13, 17)]
     with connect(addresses, timeout_s=5) as client:
         started = time.monotonic()
@@ -268,7 +287,7 @@ def test_nobody_there_is_said_after_each_was_tried_once(release, kind):
 
 
 @pytest.mark.parametrize("hedge_after_s", [None, 0.02])
-def test_a_deadline_is_kept_when_every_server_is_slow(release, start, monkeypatch, hedge_after_s):
+def test_a_deadline_is_kept_when_every_server_is_slow(release, start, monkeypatch, hedge_after_s, connect):
     servers, addresses = zip(*(start() for _ in range(2)), strict=True)
     held = [Held(server, monkeypatch) for server in servers]
     with connect(addresses, ReplicaPolicy(hedge_after_s=hedge_after_s)) as client:
@@ -276,13 +295,13 @@ def test_a_deadline_is_kept_when_every_server_is_slow(release, start, monkeypatc
         with pytest.raises(DeadlineExceededError):
             client.lookup(release.version, USERS, timeout_s=0.1)
         assert 0.09 < time.monotonic() - started < 0.6
-        assert all(not replica.num_in_flight for replica in client.replicas.all)
+        assert all(not replica.num_in_flight for replica in group_of(client).replicas.all)
         for event in held:
             event.let_go()
 
 
 @pytest.mark.parametrize("hedge_after_s", [None, 0.01, 5])
-def test_a_lookup_that_is_given_up_from_another_thread_ends_at_once(release, start, monkeypatch, hedge_after_s):
+def test_a_lookup_that_is_given_up_from_another_thread_ends_at_once(release, start, monkeypatch, hedge_after_s, connect):
     servers, addresses = zip(*(start() for _ in range(2)), strict=True)
     held = [Held(server, monkeypatch) for server in servers]
     with connect(addresses, ReplicaPolicy(hedge_after_s=hedge_after_s)) as client:
@@ -294,14 +313,14 @@ def test_a_lookup_that_is_given_up_from_another_thread_ends_at_once(release, sta
             pending.result()
         assert time.monotonic() - started < 2
         timer.join()
-        assert all(not replica.num_in_flight for replica in client.replicas.all)
+        wait_until(lambda: all(not replica.num_in_flight for replica in group_of(client).replicas.all))
         for event in held:
             event.let_go()
         assert client.lookup(release.version, USERS).version == release.version
 
 
-@pytest.mark.parametrize("kind", ["grpc"], indirect=True)  # frames queue by connection; see test_framed_server
-def test_a_server_with_too_much_to_do_sends_its_callers_to_the_other(release, start, kind, monkeypatch):
+@pytest.mark.parametrize("way", ["grpc-threads"], indirect=True)  # frames queue by connection; see test_framed_server
+def test_a_server_with_too_much_to_do_sends_its_callers_to_the_other(release, start, kind, monkeypatch, connect):
     (busy, busy_address), (_, free_address) = start(workers=1, max_queued_requests=0), start()
     held = Held(busy, monkeypatch)
     with connect_lookup(busy_address, timeout_s=10) as one:
