@@ -228,7 +228,7 @@ class TestIdContainers:
             [1, "a"],
             [2**63],
         ],
-        ids=repr,
+        ids=lambda ids: repr(ids) if isinstance(ids, list) else f"{type(ids).__name__} {getattr(ids, 'dtype', '') or ids.type}",
     )
     def test_other_types_are_refused(self, ids):
         with pytest.raises(TypeError, match="int64 or string"):
