@@ -12,7 +12,8 @@ from serving.client import RankerClient
 from serving.lookups import LookupConnection
 
 if TYPE_CHECKING:
-    from serving.release import Release
+    from serving.packing import IdArray
+    from serving.release import Release, ReleaseTable
     from tables.idmap import IdMap
 
 Request = Callable[[], object]
@@ -28,6 +29,7 @@ class SkewedIds:
 
     Args:
         id_map: The map; of a hashed one, whose ids nobody knows, integers from 0 on are drawn.
+        *others: The maps of the other shards, if this is an exact one of a shard.
         exponent: 0 draws uniformly; web and ads traffic is near 1.
 
     Raises:
@@ -40,20 +42,33 @@ class SkewedIds:
         True
     """
 
-    def __init__(self, id_map: IdMap, *, exponent: float):
+    def __init__(self, id_map: IdMap, *others: IdMap, exponent: float):
         if exponent < 0:
             raise ValueError(f"the exponent is {exponent}: expected 0 (uniform) or more")
         if id_map.oov_row is None and id_map.id_type == "string":
             raise ValueError("a hashed map of strings does not say which strings there are: no ids can be drawn")
-        self._id_map = id_map
-        self._num_ids = id_map.num_rows if id_map.oov_row is None else id_map.num_rows - 1
+        self._id_maps = (id_map, *others)
+        self._is_hashed = id_map.oov_row is None
+        # Where each map's ids begin among those of all.
+        self._starts = np.cumsum([0] + [part.num_rows - (part.oov_row is not None) for part in self._id_maps])
+        self._num_ids = int(self._starts[-1])
         self._exponent = exponent
         self._stride = _coprime(self._num_ids)
 
     def draw(self, generator: np.random.Generator, num: int) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
         """Ids [num], which may repeat."""
         places = ((self._ranks(generator.random(num)) * self._stride) % self._num_ids).astype(np.int64)
-        return places if self._id_map.oov_row is None else self._id_map.known_ids(places)
+        if self._is_hashed:
+            return places
+        if len(self._id_maps) == 1:
+            return self._id_maps[0].known_ids(places)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        is_int64 = self._id_maps[0].id_type == "int64"
+        ids: IdArray = np.empty(num, np.int64) if is_int64 else np.empty(num, np.object_)
+        for owner, part in enumerate(self._id_maps):
+            chosen = owners == owner
+            ids[chosen] = part.known_ids(places[chosen] - self._starts[owner])
+        return ids
 
     def _ranks(self, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
         """Ranks from 0, by the inverse of the law's integral: exact enough from the second rank on, for any number of ids."""
@@ -112,8 +127,20 @@ def _sources(release: Release, exponent: float) -> dict[str, SkewedIds]:
     sources: dict[str, SkewedIds] = {}
     for table in release.tables:
         if table.feature not in sources:
-            sources[table.feature] = SkewedIds(release.id_map(table.id_map), exponent=exponent)
+            sources[table.feature] = SkewedIds(*_id_maps(release, table), exponent=exponent)
     return sources
+
+
+def _id_maps(release: Release, table: ReleaseTable) -> list[IdMap]:
+    """A table's id map, or those of all of its shards; a hashed one is the same in each."""
+    if release.shard is not None or not table.shard_rows:
+        return [release.id_map(table.id_map)]
+    maps = []
+    for shard in range(release.num_shards):
+        maps.append(type(release).open(release.path, verify=False, half="lookup", shard=shard).id_map(table.id_map))
+        if maps[0].oov_row is None:
+            break
+    return maps
 
 
 def _coprime(size: int) -> np.uint64:

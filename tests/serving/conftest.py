@@ -217,13 +217,17 @@ class FromAsync(LookupConnection):
 class _Pending:
     def __init__(self, future: concurrent.futures.Future[Any]):
         self._future = future
+        self._given_up = False
         self.elapsed_us = 0
         self._started = time.monotonic()
 
     def cancel(self) -> None:
+        self._given_up = True  # the answer may have been there
         self._future.cancel()
 
     def result(self) -> Any:
+        if self._given_up:
+            raise ServingError("CANCELLED")
         try:
             answer = self._future.result()
         except concurrent.futures.CancelledError as error:

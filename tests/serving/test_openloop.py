@@ -104,3 +104,11 @@ def test_a_drawn_lookup_knows_all_of_its_ids(release, served, lookup_client):
     answer = draw()()
     assert set(answer.tables) == {table.name for table in release.tables}
     assert {table.num_unknown_ids for table in answer.tables.values()} == {0}
+
+
+def test_ids_of_all_shards_are_drawn():
+    shards = [IdMap.exact(part) for part in ([5, 6, 7], [1], [8, 9])]
+    drawn = SkewedIds(*shards, exponent=0.3).draw(np.random.default_rng(0), 2000)
+    assert set(drawn.tolist()) == {1, 5, 6, 7, 8, 9}
+    names = [IdMap.exact(["a", "b"]), IdMap.exact(["c"])]
+    assert set(SkewedIds(*names, exponent=0.0).draw(np.random.default_rng(0), 100)) == {"a", "b", "c"}

@@ -26,6 +26,7 @@ from serving import (
     publish,
 )
 from serving.shards import shard_of
+from serving.workload import lookup_request
 
 SHARDS = 3
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -162,9 +163,9 @@ def test_two_shards_of_different_versions_are_never_put_together(split, other_sp
 def test_servers_in_the_wrong_order_are_refused_instead_of_answering_with_unknown_ids(split, servers, transport):
     addresses = [transport.address(server) for server in servers]
     with transport.make("|".join((addresses[1], addresses[0], addresses[2])), timeout_s=5) as client:
-        with pytest.raises(BrokenAnswerError, match=r"shard 0 of 3: .*holds shard 1 of 3"):
+        with pytest.raises(BrokenAnswerError, match=r"shard [01] of 3: .*holds shard [01] of 3"):
             client.lookup(split.version, PINS)
-        with pytest.raises(BrokenAnswerError, match=r"shard 0 of 3: .*holds shard 1 of 3"):
+        with pytest.raises(BrokenAnswerError, match=r"shard [01] of 3: .*holds shard [01] of 3"):
             client.describe()
     with (
         transport.make("|".join(addresses[:2]), timeout_s=5) as client,
@@ -240,3 +241,12 @@ def test_a_ranker_scores_with_shards_as_with_one_server(model, split, servers, t
         offline = model.score(all_ids(request_ids, candidate_ids, 50), dense)
         np.testing.assert_allclose(np.stack([answer.ctr, answer.cvr], axis=1), offline, rtol=2e-6, atol=2e-7)
         assert answer.version == split.version
+
+
+def test_the_load_generator_draws_known_ids_of_every_shard(split, servers, client):
+    draw = lookup_request(split, client, num_ids=200, exponent=0.5, seed=0)
+    for _ in range(3):
+        answer = draw()()
+        assert answer.version == split.version
+        assert answer.tables["pin_kge"].num_unknown_ids == 0
+        assert len(answer.tables["pin_kge"].rows) > 40
