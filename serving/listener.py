@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -19,6 +20,7 @@ from serving.config import read_token
 from serving.errors import (
     LOADED_VERSIONS_TRAILER,
     DeadlineExceededError,
+    InvalidRequestError,
     ServingError,
     UnauthenticatedError,
     VersionNotLoadedError,
@@ -72,7 +74,7 @@ class Listener:
             ),
             maximum_concurrent_rpcs=config.workers + config.max_queued_requests,
         )
-        register(self._server)
+        register(cast("grpc.Server", _ParsingServer(self._server, metrics)))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(serving=False)
@@ -211,6 +213,47 @@ class Listener:
 def _check_active(context: grpc.ServicerContext) -> None:
     if not context.is_active():  # it waited for a worker longer than its caller waits
         raise DeadlineExceededError("the request ended before a worker was free")
+
+
+class _ParsingServer:
+    """Takes a service's methods as a gRPC server does, and has their messages parsed within the handler.
+
+    gRPC parses them before: one that is no protobuf is answered INTERNAL, is not counted, logs a traceback, and costs the
+    process 20 KB that it never gets back, whether its sender has a token or not. Here it is an error of the request as any
+    other.
+
+    Args:
+        server: Where the methods go.
+        metrics: Where refusals are counted.
+    """
+
+    def __init__(self, server: grpc.Server, metrics: ServerMetrics):
+        self._server = server
+        self._metrics = metrics
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """What generated code calls first, with handlers that parse too early; see `add_registered_method_handlers`."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """What it calls then, with the same handlers by name."""
+        parsing = {name: self._parsing(handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, parsing),))
+        self._server.add_registered_method_handlers(service, parsing)
+
+    def _parsing(self, handler: Any) -> Any:
+        parse, answer = handler.request_deserializer, handler.unary_unary
+
+        def parse_and_answer(content: bytes, context: grpc.ServicerContext) -> Any:
+            try:
+                request = parse(content)
+            except DecodeError as error:
+                refusal = InvalidRequestError(f"the message cannot be read: {error}")
+                self._metrics.count_request(refusal.code.name)
+                context.abort(refusal.code, str(refusal))
+                raise refusal from error  # abort has raised already
+            return answer(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(parse_and_answer, response_serializer=handler.response_serializer)
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]  # grpc_reflection is untyped

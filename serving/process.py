@@ -64,9 +64,6 @@ def serve_ranker(config: RankerConfig) -> None:
 @contextmanager
 def _until_signalled() -> Iterator[threading.Event]:
     stop = threading.Event()
-    # gRPC logs a traceback before it refuses a message that is no protobuf, and before a token is asked for: who can connect
-    # could fill the log.
-    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         stop.set()

@@ -124,7 +124,7 @@ def test_bytes_that_are_no_message_are_an_error_of_that_request(channel):
     for size in (1, 7, 300, 5000):
         with pytest.raises(grpc.RpcError) as refused:
             call(b"\xff" + generator.bytes(size), timeout=5)
-        assert refused.value.code() is grpc.StatusCode.INTERNAL
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_garbage_on_the_port_only_costs_its_own_connection(ranker_server):
