@@ -252,7 +252,8 @@ class RankerConfig(ListenConfig):
             ("fallback_reserve_s", "lookup_fallback=without_tables", self.lookup_fallback == "without_tables"),
             ("batch_wait_us", "batch_max_candidates", self.batch_max_candidates > 0),
         ):
-            if field in self.model_fields_set and not is_there:
+            # By value: a configuration that was printed whole names every field.
+            if getattr(self, field) != type(self).model_fields[field].default and not is_there:
                 raise ValueError(f"{field} does nothing without {needs}: give both, or neither")
         return self
 

@@ -1,6 +1,7 @@
 """What every room's tests share: limits on threads, hypothesis' profiles, and where the data is."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ _NUM_THREADS = str(min(4, os.cpu_count() or 1))
 for _variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, _NUM_THREADS)
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["COLUMNS"] = "120"  # tables as wide whatever terminal the tests run in, and none as in CI
+
+# What a script starts in the background ignores Ctrl-C, and would pass that on to all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # PyKEEN registers every optimiser class that is loaded when it is imported, and refuses two of one name, as TorchRec's
 # are: it has to come before any test's imports.

@@ -89,7 +89,7 @@ def test_vectors_are_mapped_and_not_copied(tmp_path):
     before = anonymous_bytes()
     mapped = snapshot.vectors("user")
     assert float(mapped[::1000].sum()) == 400 * 16
-    assert float(mapped.sum(dtype=torch.float64)) == 6_400_000
+    assert float(mapped.sum()) == 6_400_000  # exact in float32, and without a copy in float64
     assert anonymous_bytes() - before < 5_000_000
 
 
