@@ -121,8 +121,7 @@ class AsyncLookupClient(AsyncLookupConnection):
         fleet = Fleet.parse(address)
         policy = policy or ReplicaPolicy()
         fleet.check_hedging(hedges=policy.hedges)
-        if any(server.startswith(FRAMED) for server in fleet.addresses) and (tls_ca or tls_certificate or tls_key):
-            raise ValueError(f"{address}: frames travel in plain text; for TLS give the server's gRPC address")
+        fleet.check_tls(wanted=any(file is not None for file in (tls_ca, tls_certificate, tls_key)))
         self.address = str(fleet)
         self.timeout_s = timeout_s
 

@@ -48,6 +48,7 @@ def connect_lookup(
     fleet = Fleet.parse(address)
     policy = policy or ReplicaPolicy()
     fleet.check_hedging(hedges=policy.hedges)
+    fleet.check_tls(wanted=any(file is not None for file in (tls_ca, tls_certificate, tls_key)))
 
     def connect(server: str) -> LookupConnection:
         if not server.startswith(FRAMED):
@@ -61,8 +62,6 @@ def connect_lookup(
                 max_answer_bytes=max_answer_bytes,
                 watched=policy.hedges,
             )
-        if tls_ca is not None or tls_certificate is not None or tls_key is not None:
-            raise ValueError(f"{server}: frames travel in plain text; for TLS give the server's gRPC address")
         return FramedLookupClient(server, timeout_s=timeout_s, token_file=token_file, max_answer_bytes=max_answer_bytes)
 
     shards = [

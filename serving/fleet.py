@@ -57,6 +57,16 @@ class Fleet:
         if hedges and alone:
             raise ValueError(f"hedging needs a second server of the same rows, and {alone[0]} is alone: add one after a comma")
 
+    def check_tls(self, *, wanted: bool) -> None:
+        """Refuse to speak TLS where frames travel.
+
+        Raises:
+            ValueError: TLS is wanted, and a server is asked over frames.
+        """
+        framed = [address for address in self.addresses if address.startswith(FRAMED)]
+        if wanted and framed:
+            raise ValueError(f"{framed[0]}: frames travel in plain text; for TLS give the server's gRPC address")
+
     def __str__(self) -> str:
         return "|".join(",".join(shard) for shard in self.shards)
 

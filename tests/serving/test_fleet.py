@@ -49,3 +49,10 @@ def test_hedging_without_a_second_server_is_refused_where_it_is_configured():
         connect_lookup("a:1", policy=ReplicaPolicy(hedge_quantile=0.9))
     with pytest.raises(ValidationError, match="two ways to say the same"):
         ReplicaPolicy(hedge_after_s=0.1, hedge_quantile=0.9)
+
+
+def test_tls_is_refused_where_one_server_of_many_is_asked_over_frames():
+    fleet = Fleet.parse("10.0.0.1:7401,framed:10.0.0.2:7401")
+    fleet.check_tls(wanted=False)
+    with pytest.raises(ValueError, match=r"framed:10\.0\.0\.2:7401: frames travel in plain text"):
+        fleet.check_tls(wanted=True)
