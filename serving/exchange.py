@@ -196,6 +196,10 @@ class Exchange:
         except BlockingIOError as error:
             self._stream.socket.close()
             raise DeadlineExceededError(f"{self._client.server}: it did not read the request in time") from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            if self._may_be_stale:
+                self._send_again(error)
+            # A server that refuses a new connection says why before it closes it: what it said is still to be read.
         except OSError as error:
             self._send_again(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -431,3 +432,24 @@ def test_connections_over_the_limit_do_not_use_up_descriptors(release, tmp_path)
             with FramedLookupClient(server.framed_address) as client, pytest.raises(OverloadedError, match="as many as"):
                 client.lookup(release.version, {"pin": [1]})
             assert len(kept) == 2
+
+
+class _SlowToAsk(FramedLookupClient):
+    """Asks once the server has closed the connection, as it happens when the two run at the same time."""
+
+    def connect(self, deadline):
+        stream = super().connect(deadline)
+        closed = select.poll()
+        closed.register(stream.socket, select.POLLRDHUP)
+        assert closed.poll(5000)
+        return stream
+
+
+@pytest.mark.parametrize("listen", ["unix", "tcp"])
+def test_a_client_that_asks_after_the_refusal_still_learns_of_it(release, tmp_path, listen):
+    address = f"unix:{tmp_path / 's.sock'}" if listen == "unix" else "127.0.0.1:0"
+    config = LookupConfig(releases=(release.path,), framed_listen=address, max_connections=1)
+    with LookupServer(config) as server, FramedLookupClient(server.framed_address) as first:
+        first.lookup(release.version, {"pin": [1]})
+        with _SlowToAsk(server.framed_address) as client, pytest.raises(OverloadedError, match="as many as"):
+            client.lookup(release.version, {"pin": [1]})
