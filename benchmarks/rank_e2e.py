@@ -29,7 +29,8 @@ from serving.gather import SendBuffer
 from serving.half import LookupHalf
 from serving.lookups import LookupConnection
 from serving.protocol import lookup_pb2
-from serving.scorer import Positions, Scorer
+from serving.request_ids import RequestIds
+from serving.scorer import Scorer
 from tables import IdMap, decode
 
 Tables = Literal["remote", "in_process", "in_process_fp32"]
@@ -188,15 +189,15 @@ class _Float32Tables(_InProcess):
         return LookupAnswer(version=version, tables=tables, server_us=0)
 
 
-def _concatenate(scorer: Scorer, answer: LookupAnswer, positions: Positions, num_ids: Mapping[str, int]) -> torch.Tensor:
+def _concatenate(scorer: Scorer, answer: LookupAnswer, ids: RequestIds) -> tuple[torch.Tensor, int]:
     """As `Scorer.embeddings`, of float32 rows: no decoding."""
     offsets, blocks, start = [], [], 0
-    for table in scorer.tables:
+    for table in scorer.manifest.tables:
         blocks.append(torch.from_numpy(answer.tables[table.name].rows).view(torch.float32))
-        offsets.append(positions[table.feature] + start)
-        start += num_ids[table.feature]
+        offsets.append(ids.positions[table.feature] + start)
+        start += len(ids.distinct[table.feature])
     slots = torch.from_numpy(np.stack(offsets, axis=1).ravel())
-    return torch.cat(blocks).index_select(0, slots).view(-1, len(scorer.tables), scorer.dim)
+    return torch.cat(blocks).index_select(0, slots).view(-1, len(blocks), scorer.dim), 0
 
 
 def _serve(config: RankerConfig, tables: Tables, repeats: int, ready: Connection) -> None:

@@ -24,6 +24,7 @@ _PHASES = {
     "assemble_us": "feature assembly, while the lookup runs",
     "lookup_wait_us": "waiting for the lookup after that",
     "decode_us": "dequantisation",
+    "pooling_us": "recent pins, read once and pooled for each candidate",
     "upper_us": "upper model",
     "total_us": "whole request inside the ranker",
 }

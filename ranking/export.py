@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ranking.heads import TASKS
 from ranking.layout import RowLayout, TableSpec
-from ranking.slots import make_slots
+from ranking.programs import export_pooling, export_upper
+from ranking.slots import RECENT_PINS, make_slots
 from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ranking.examples import Examples
-    from ranking.sequence import SequencePooling
     from ranking.training import RankingResult
-    from ranking.upper import UpperModel
     from tables import Precision
 
 logger = getLogger(__name__)
@@ -32,6 +31,7 @@ logger = getLogger(__name__)
 KIND = "ranking-model"
 _UPPER = "upper.pt2"
 _POOLING = "pooling.pt2"
+_REQUEST_POOLING = "request_pooling.pt2"
 _ID_MAPS = "id_maps"
 _SCORING_BATCH = 8192
 
@@ -166,6 +166,7 @@ def export_model(
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
         pooling.pt2                 with a sequence: (rows [B, L, facets, dim], num_recent [B], candidate [B, facets, dim])
                                     -> the slots "recent_pins" [B, facets, dim]
+        request_pooling.pt2         the same of one user: (rows [1, L, facets, dim], num_recent [1], candidate [B, ...])
 
     Args:
         path: Directory to write.
@@ -190,6 +191,7 @@ def export_model(
             result.id_maps[name].save(writer.directory / _ID_MAPS, name)
         if model.pooling is not None:
             torch.export.save(export_pooling(model.pooling), writer.directory / _POOLING)
+            torch.export.save(export_pooling(model.pooling, one_user=True), writer.directory / _REQUEST_POOLING)
         torch.export.save(export_upper(model.upper), writer.directory / _UPPER)
         writer.manifest |= {
             "name": result.config.name,
@@ -210,45 +212,22 @@ def export_model(
             ],
             "upper": _UPPER,
             "slots": [{"feature": slot.feature, "facet": slot.facet} for slot in model.upper.slots],
-            "sequence": None if model.pooling is None else {"length": model.pooling.length, "pooling": _POOLING},
+            "sequence": None
+            if model.pooling is None
+            else {
+                "feature": RECENT_PINS,
+                "candidate_feature": "pin",
+                "length": model.pooling.length,
+                "facets": list(model.pooling.facets),
+                "pooling": _POOLING,
+                "request_pooling": _REQUEST_POOLING,
+            },
             "tasks": list(TASKS),
             "parents": list(result.parents),
             "config": result.config.model_dump(mode="json"),
             "metrics": result.metrics | dict(metrics or {}),
         }
     return Artifact.open(path, kind=KIND, verify=False)
-
-
-def export_upper(upper: UpperModel) -> torch.export.ExportedProgram:
-    """Export an upper model, in evaluation mode, for any number of examples.
-
-    Args:
-        upper: The upper model; left in evaluation mode.
-
-    Returns:
-        Program with the call (dense [B, F], embeddings [B, T, D]) -> logits [B, 2].
-    """
-    upper.eval()
-    batch = torch.export.Dim("batch", min=1)
-    # Two examples: with one, the exporter would take the batch for a constant.
-    sample = (torch.zeros(2, upper.num_dense), torch.zeros(2, upper.num_slots, upper.dim))
-    return torch.export.export(upper, sample, dynamic_shapes=({0: batch}, {0: batch}), strict=False)
-
-
-def export_pooling(pooling: SequencePooling) -> torch.export.ExportedProgram:
-    """Export the pooling of recent pins, in evaluation mode, for any number of examples.
-
-    Args:
-        pooling: The pooling; left in evaluation mode.
-
-    Returns:
-        Program with the call (rows [B, L, S, D], num_recent int32 [B], candidate [B, S, D]) -> [B, S, D].
-    """
-    pooling.eval()
-    batch = torch.export.Dim("batch", min=1)
-    shape = (len(pooling.facets), pooling.dim)
-    sample = (torch.zeros(2, pooling.length, *shape), torch.zeros(2, dtype=torch.int32), torch.zeros(2, *shape))
-    return torch.export.export(pooling, sample, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}), strict=False)
 
 
 def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:

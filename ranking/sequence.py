@@ -125,7 +125,7 @@ class SequencePooling(nn.Module):
             candidate: The candidate pin's rows, [B, S, D].
 
         Returns:
-            [B, S, D].
+            [B, S, D]. If all candidates are one user's, rows and num_recent may come once, [1, L, S, D] and [1].
         """
         mask = torch.arange(self.length, device=rows.device) < num_recent.unsqueeze(1)
         pooled: list[Any] = [

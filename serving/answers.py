@@ -55,8 +55,8 @@ class RankAnswer(NamedTuple):
         request_id: As in the request.
         ctr: float32 [num_candidates], probability of a response.
         cvr: float32 [num_candidates], probability of a conversion.
-        phases: Microseconds by phase: prepare_us, assemble_us, lookup_wait_us, decode_us, upper_us, total_us, and of the
-            lookup beside them lookup_us and lookup_server_us; see ``serving/protocol/ranker.proto``.
+        phases: Microseconds by phase: prepare_us, assemble_us, lookup_wait_us, decode_us, pooling_us, upper_us, total_us, and
+            of the lookup beside them lookup_us and lookup_server_us; see ``serving/protocol/ranker.proto``.
         num_unknown_ids: Distinct (table, id) pairs that got an out-of-vocabulary row.
         without_tables: Whether no row came in time, and every candidate was scored with zeros for its embeddings.
     """

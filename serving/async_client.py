@@ -225,12 +225,13 @@ class AsyncRankerClient:
         candidate_ids: Mapping[str, npt.ArrayLike],
         *,
         dense: npt.ArrayLike,
+        sequences: Mapping[str, npt.ArrayLike] | None = None,
         version: str = "",
         request_id: str = "",
         timeout_s: float | None = None,
     ) -> RankAnswer:
         """Score the candidates of one request; arguments and errors as `RankerClient.rank`."""
-        request = pack_rank(request_ids, candidate_ids, dense, version=version, request_id=request_id)
+        request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
         answer: ranker_pb2.RankAnswer = await self._calls.call(self._stub.Rank, request, timeout_s)
         return read_rank(answer, request.num_candidates, self.server)
 

@@ -157,6 +157,7 @@ class RankerClient(_Client):
         candidate_ids: Mapping[str, npt.ArrayLike],
         *,
         dense: npt.ArrayLike,
+        sequences: Mapping[str, npt.ArrayLike] | None = None,
         version: str = "",
         request_id: str = "",
         timeout_s: float | None = None,
@@ -167,6 +168,8 @@ class RankerClient(_Client):
             request_ids: One external id a feature, the same for every candidate: the user.
             candidate_ids: External ids [num_candidates] a feature: pin, advertiser.
             dense: float32 [num_candidates, num_dense], raw, in the order that `describe` gives.
+            sequences: External ids [n] of the user's sequences by name ({"recent_pins": [...]}), the latest first, if the model
+                reads one; [] is an empty history. A version that reads none passes them by.
             version: Wanted version; empty for whatever the ranker serves.
             request_id: Comes back in the answer, and goes into logs.
             timeout_s: Deadline in seconds.
@@ -178,7 +181,7 @@ class RankerClient(_Client):
             DeadlineExceededError: The deadline passed.
             OverloadedError: Too many requests in hand, or the message is too large.
         """
-        request = pack_rank(request_ids, candidate_ids, dense, version=version, request_id=request_id)
+        request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
         answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
         return read_rank(answer, request.num_candidates, self.server)
 

@@ -228,6 +228,10 @@ class RankerConfig(ListenConfig):
         description="Longest wait, in seconds, for the lookup server to come up with the same versions.",
     )
     max_candidates: PositiveInt = Field(default=4096, description="Most candidates in one request.")
+    max_sequence_ids: PositiveInt = Field(
+        default=1024,
+        description="Most ids of one sequence (recent pins) in a request. A model reads as many of them as in training.",
+    )
     intra_op_threads: PositiveInt = Field(
         default=1,
         description="torch's threads within one operator. More than one makes concurrent requests wait for each other.",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from serving.release import Precision
+    from serving.manifest import Precision
 
 _LEAST_BYTES: Final = 1 << 20
 

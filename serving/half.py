@@ -16,7 +16,8 @@ from serving.plan import LookupPlan
 from serving.protocol import lookup_pb2
 
 if TYPE_CHECKING:
-    from serving.release import Release, ReleaseTable
+    from serving.manifest import ReleaseTable
+    from serving.release import Release
     from tables.idmap import IdMap
 
 _NO_ROWS = np.empty(0, np.int32)

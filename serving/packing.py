@@ -102,6 +102,7 @@ def pack_rank(
     candidate_ids: Mapping[str, npt.ArrayLike],
     dense: npt.ArrayLike,
     *,
+    sequences: Mapping[str, npt.ArrayLike] | None = None,
     version: str,
     request_id: str,
 ) -> ranker_pb2.RankRequest:
@@ -120,6 +121,7 @@ def pack_rank(
         request_features=[pack_ids(feature, [value]) for feature, value in request_ids.items()],
         candidate_features=[pack_ids(feature, values) for feature, values in candidate_ids.items()],
         dense=features.tobytes(),
+        sequences=[pack_ids(feature, values) for feature, values in (sequences or {}).items()],
     )
 
 
@@ -182,8 +184,10 @@ def check_id_type(feature: str, ids: IdArray, id_type: str, where: str) -> None:
         raise InvalidRequestError(f"ids of feature {feature!r} are {given}, but {where} has {id_type} ids")
 
 
-def check_features(given: Sequence[str], expected: Collection[str], where: str, *, every: bool) -> None:
-    """Refuse unknown, repeated and (with ``every``) missing features.
+def check_features(
+    given: Sequence[str], expected: Collection[str], where: str, *, every: bool, what: str = "id features"
+) -> None:
+    """Refuse unknown, repeated and (with ``every``) missing features; ``what`` is what messages call them.
 
     Raises:
         InvalidRequestError: With both lists in its message.
@@ -199,4 +203,4 @@ def check_features(given: Sequence[str], expected: Collection[str], where: str, 
         *([f"missing {missing}"] if missing else []),
     ]
     if faults:
-        raise InvalidRequestError(f"id features: {'; '.join(faults)}; {where} has {sorted(expected)}")
+        raise InvalidRequestError(f"{what}: {'; '.join(faults)}; {where} has {sorted(expected)}")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from serving.connection import Buffer
     from serving.gather import MappedRows, SendBuffer
-    from serving.release import Release, ReleaseTable
+    from serving.manifest import ReleaseTable
+    from serving.release import Release
     from tables.idmap import IdMap
 
 VERSION_HEAD = b"\x0a\x40"

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 
-from serving.release import Name, Precision, Release
+from serving.manifest import Name, Precision, ReleaseSequence
+from serving.pooling import Pooling
+from serving.release import Release
 from serving.upper import UpperModel, load_program
 from serving.writer import ReleaseWriter
 from tables.artifact import Artifact, ArtifactError
@@ -19,6 +21,7 @@ from tables.idmap import IdMap
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.export import ExportedProgram
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,27 @@ class ModelTable(BaseModel):
     id_map: Name = Field(description="Name of the id map under `id_maps/`.")
 
 
+class ModelSlot(BaseModel):
+    """One of the rows that the upper model sees of a candidate."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    feature: str = Field(description="Id feature, or the sequence's name.")
+    facet: str | None = Field(default=None, description="Facet of the row.")
+
+
+class ModelSequence(BaseModel):
+    """The sequence that a model reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    feature: str = Field(description="Its name, and the feature of its own tables, if it has any.")
+    candidate_feature: str = Field(description="Id feature that it is pooled for; the feature of its tables otherwise.")
+    length: PositiveInt = Field(description="Most ids that are read.")
+    facets: tuple[str, ...] = Field(min_length=1, description="Facets, in the order of the pooling's rows.")
+    request_pooling: str = Field(description="The exported pooling of one user's sequence.")
+
+
 class ModelManifest(BaseModel):
     """What serving reads of a trained model's manifest."""
 
@@ -49,7 +73,9 @@ class ModelManifest(BaseModel):
     name: str = Field(description="Name of the arm.")
     dense_features: tuple[str, ...] = Field(description="Dense features, in the order of the columns.")
     dim: PositiveInt = Field(description="Dimension of every table.")
-    tables: tuple[ModelTable, ...] = Field(min_length=1, description="Tables in the order of the upper's slots.")
+    tables: tuple[ModelTable, ...] = Field(min_length=1, description="Tables; those of ids in the order of the upper's slots.")
+    slots: tuple[ModelSlot, ...] = Field(default=(), description="The upper's slots; empty if they are the tables.")
+    sequence: ModelSequence | None = Field(default=None, description="The sequence that it reads, if any.")
     upper: str = Field(description="The exported upper model.")
     tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks in the order of the logits' columns.")
 
@@ -60,6 +86,39 @@ class ModelManifest(BaseModel):
         if repeated:
             raise ValueError(f"table names repeat: {repeated}")
         return self
+
+    @model_validator(mode="after")
+    def _match_slots(self) -> Self:
+        pooled = self.sequence.feature if self.sequence is not None else None
+        tables = [(table.feature, table.facet) for table in self.tables if table.feature != pooled]
+        slots = [(slot.feature, slot.facet) for slot in self.slots if slot.feature != pooled]
+        if self.slots and tables != slots:
+            raise ValueError(f"tables are of {tables}, the upper's slots of {slots}: expected the same, in this order")
+        if self.sequence is not None:
+            facets = tuple(slot.facet for slot in self.slots if slot.feature == pooled)
+            if facets != self.sequence.facets:
+                raise ValueError(f"the sequence has the facets {self.sequence.facets}, its slots in the upper {facets}")
+        return self
+
+    def reads(self, table: ModelTable) -> Literal["id", "sequence", "both"]:
+        """What a table's rows are of."""
+        if self.sequence is None:
+            return "id"
+        if table.feature == self.sequence.feature:
+            return "sequence"
+        has_own = any(other.feature == self.sequence.feature for other in self.tables)
+        return "both" if table.feature == self.sequence.candidate_feature and not has_own else "id"
+
+    def release_sequence(self) -> ReleaseSequence | None:
+        """The sequence as a release describes it."""
+        if self.sequence is None:
+            return None
+        return ReleaseSequence(
+            feature=self.sequence.feature,
+            candidate_feature=self.sequence.candidate_feature,
+            length=self.sequence.length,
+            slots=tuple(place for place, slot in enumerate(self.slots) if slot.feature == self.sequence.feature),
+        )
 
 
 def publish(
@@ -91,18 +150,22 @@ def publish(
     """
     artifact = Artifact.open(model_path, kind=MODEL_KIND)
     try:
+        if "request_pooling" not in (artifact.manifest.get("sequence") or {"request_pooling": ""}):
+            raise ArtifactError(
+                f"{artifact.path}: the model reads a sequence, and an older version exported it without what serving needs: "
+                "train it again"
+            )
         model = ModelManifest.model_validate(artifact.manifest)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
-    if artifact.manifest.get("sequence") is not None:
-        raise ArtifactError(
-            f"{artifact.path}: model {model.name!r} reads a sequence of recent pins, which lookup servers do not hold yet; "
-            "train with sequence='none'"
-        )
-
     program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
-    # Before the tables, which take long to write: it is written behind them.
-    UpperModel(program, num_dense=len(model.dense_features), num_tables=len(model.tables), dim=model.dim)
+    num_slots = len(model.slots) or len(model.tables)
+    # Before the tables, which take long to write: they are written behind them.
+    UpperModel(program, num_dense=len(model.dense_features), num_slots=num_slots, dim=model.dim)
+    pooling: ExportedProgram | None = None
+    if model.sequence is not None:
+        pooling = load_program(artifact.file(model.sequence.request_pooling), allow_sample_inputs=True)
+        Pooling(pooling, length=model.sequence.length, num_facets=len(model.sequence.facets), dim=model.dim)
     writer = ReleaseWriter(
         release_path,
         name=model.name,
@@ -112,6 +175,7 @@ def publish(
         precision=precision,
         id_maps=_load_id_maps(artifact, model),
         num_shards=shards,
+        sequence=model.release_sequence(),
         replace=replace,
     )
     with writer:
@@ -123,8 +187,11 @@ def publish(
                 node_type=table.node_type,
                 facet=table.facet,
                 id_map=table.id_map,
+                reads=model.reads(table),
             )
         writer.add_upper(program)
+        if pooling is not None:
+            writer.add_pooling(pooling)
     release = writer.open()
     logger.info("published %s at %s", release, release.path)
     return release

@@ -191,7 +191,8 @@ class RankerServer:
                     f"{entry.version}: list all of its shards, with a | between their addresses"
                 )
         for version, scorer in self._loaded.items():
-            most_ids = self.config.max_candidates * len(scorer.id_types)
+            sequence = scorer.manifest.sequence
+            most_ids = self.config.max_candidates * len(scorer.manifest.id_features) + (sequence.length if sequence else 0)
             if most_ids > description.max_ids_per_request:
                 raise ValueError(
                     f"max_candidates {self.config.max_candidates} needs lookups of up to {most_ids} ids for version "
@@ -258,19 +259,10 @@ class RankerServer:
 
     def _describe(self) -> ranker_pb2.RankerDescription:
         return ranker_pb2.RankerDescription(
-            versions=[
-                ranker_pb2.RankerVersion(
-                    version=version,
-                    id_features=[
-                        ranker_pb2.FeatureDescription(feature=feature, id_type=id_type)
-                        for feature, id_type in scorer.id_types.items()
-                    ],
-                    dense_features=scorer.dense_features,
-                )
-                for version, scorer in self._loaded.items()
-            ],
+            versions=[scorer.describe() for _, scorer in self._loaded.items()],
             current_version=self.current_version,
             max_candidates=self.config.max_candidates,
+            max_sequence_ids=self.config.max_sequence_ids,
         )
 
 

@@ -6,6 +6,7 @@ On disk::
     lookup/<table>.rows        quantised rows back to back, row i at byte i x row_bytes: made to be mapped
     lookup/id_maps/...         external id -> row
     ranker/upper.pt2           torch.export program: dense, embeddings -> logits
+    ranker/pooling.pt2         of a model that reads a sequence: its rows, their number, candidates' rows -> pooled rows
 
 A table that is split over N lookup hosts has its rows and its id map in ``lookup/shard-<s>-of-<N>/`` instead, once for each
 shard s. A host needs the manifest and its own part of the files: see `serving.parts`.
@@ -19,87 +20,26 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import ValidationError
 
-from serving.parts import Half, choose_shard, files_of, shard_folder
+from serving.manifest import ReleaseManifest
+from serving.parts import choose_shard, files_of
 from tables.artifact import Artifact, ArtifactError
 from tables.idmap import IdMap
 
+if TYPE_CHECKING:
+    from serving.manifest import Precision, ReleaseTable
+    from serving.parts import Half
+
 KIND = "release"
 UPPER = "ranker/upper.pt2"
+POOLING = "ranker/pooling.pt2"
 ID_MAPS = "id_maps"
 """Folder of id maps, beside the rows that they are for."""
-
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-"""A name that may become a file's name."""
-
-
-class ReleaseTable(BaseModel):
-    """One quantised embedding table of a release; its position is its slot in the upper model's input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Name = Field(description="Unique name of the table.")
-    feature: str = Field(description="Id feature whose ids choose the rows: user, pin, advertiser.")
-    node_type: str = Field(description="Node type of the graph that the ids belong to.")
-    facet: str | None = Field(description="Pretraining that the table started from, if any.")
-    rows: PositiveInt = Field(description="Number of rows, the out-of-vocabulary row included.")
-    dim: PositiveInt = Field(description="Dimension of a decoded row.")
-    precision: Precision = Field(description="Format of the rows.")
-    row_bytes: PositiveInt = Field(description="Bytes of one row.")
-    id_map: Name = Field(description="Id map that finds the row of an id.")
-    shard_rows: tuple[PositiveInt, ...] = Field(
-        default=(),
-        description="Number of rows in each shard, an out-of-vocabulary row included; empty if every lookup host has all rows.",
-    )
-
-    def folder(self, shard: int | None) -> str:
-        """Folder of its rows within the release, and of its id map's folder; a shard matters to a split table only."""
-        return shard_folder(shard, len(self.shard_rows)) if self.shard_rows and shard is not None else "lookup"
-
-    def file(self, shard: int | None = None) -> str:
-        """Name of the file of its rows within the release, or within one shard of it."""
-        return f"{self.folder(shard)}/{self.name}.rows"
-
-    def rows_of(self, shard: int | None) -> int:
-        """Number of rows in that file."""
-        return self.shard_rows[shard] if self.shard_rows and shard is not None else self.rows
-
-
-class ReleaseManifest(BaseModel):
-    """What a release's manifest says beside its list of files."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str = Field(description="Name of the trained model (the arm).")
-    parents: tuple[str, ...] = Field(min_length=1, description="Fingerprint of the trained model.")
-    precision: Precision = Field(description="Precision asked for at publishing.")
-    dim: PositiveInt = Field(description="Dimension of every embedding.")
-    dense_features: tuple[str, ...] = Field(description="Names of the dense features, in the order of the columns.")
-    tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks, in the order of the logits' columns.")
-    tables: tuple[ReleaseTable, ...] = Field(min_length=1, description="Tables, in the order of the upper's slots.")
-    id_types: dict[str, Literal["int64", "string"]] = Field(description="Type of the ids of each feature.")
-    num_shards: PositiveInt = Field(default=1, description="How many lookup hosts the split tables are split over.")
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        names = [table.name for table in self.tables]
-        if len(set(names)) != len(names):
-            raise ValueError(f"table names repeat: {names}")
-        if {table.feature for table in self.tables} != set(self.id_types):
-            raise ValueError(f"id_types {sorted(self.id_types)} are not the features of the tables")
-        odd = [table.name for table in self.tables if table.dim != self.dim]
-        if odd:
-            raise ValueError(f"tables {odd} have another dim than {self.dim}")
-        odd = [table.name for table in self.tables if table.shard_rows and len(table.shard_rows) != self.num_shards]
-        if odd or (self.num_shards > 1) != any(table.shard_rows for table in self.tables):
-            raise ValueError(f"num_shards is {self.num_shards}, but other numbers of shards have rows of tables {odd or 'all'}")
-        return self
 
 
 class Release:
@@ -162,7 +102,7 @@ class Release:
 
     @property
     def tables(self) -> tuple[ReleaseTable, ...]:
-        """The tables, in the order of the upper model's embedding slots."""
+        """The tables; see `ReleaseManifest` for the upper model's slots."""
         return self.manifest.tables
 
     @property
@@ -180,6 +120,15 @@ class Release:
     def upper_path(self) -> Path:
         """The exported upper model."""
         return self._artifact.file(UPPER)
+
+    @property
+    def pooling_path(self) -> Path:
+        """The exported pooling of the sequence.
+
+        Raises:
+            ArtifactError: The model reads none.
+        """
+        return self._artifact.file(POOLING)
 
     def map_rows(self, table: ReleaseTable, *, populate: bool = False) -> npt.NDArray[np.uint8]:
         """Map a table's rows into memory, read-only; of a split table those of the shard that was opened.
@@ -228,8 +177,10 @@ class Release:
         num_rows = sum(table.rows_of(self.shard) for table in self.tables)
         shards = "" if self.num_shards == 1 else f", shards={self.num_shards}"
         shards = shards if self.shard is None else f", shard={self.shard} of {self.num_shards}"
+        sequence = self.manifest.sequence
+        reads = "" if sequence is None else f", {sequence.feature}={sequence.length}"
         return (
-            f"Release({self.manifest.name}, tables={len(self.tables)}, rows={num_rows}, dim={self.manifest.dim}, "
+            f"Release({self.manifest.name}, tables={len(self.tables)}, rows={num_rows}, dim={self.manifest.dim}{reads}, "
             f"precision={self.precision}{shards}, version={self.version[:12]})"
         )
 
@@ -250,6 +201,7 @@ def _read(artifact: Artifact) -> ReleaseManifest:
                     f"{artifact.path}: {name} has {given} bytes: {rows} rows of {table.row_bytes} bytes "
                     f"take {rows * table.row_bytes}. Publish the model again."
                 )
-    if UPPER not in files:
-        raise ArtifactError(f"{artifact.path}: there is no {UPPER}. Publish the model again.")
+    for program in (UPPER, POOLING) if manifest.sequence is not None else (UPPER,):
+        if program not in files:
+            raise ArtifactError(f"{artifact.path}: there is no {program}. Publish the model again.")
     return manifest

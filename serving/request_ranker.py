@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceededError, InvalidRequestError, OverloadedError, UnavailableError
-from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
-from serving.protocol import ids_pb2, ranker_pb2
+from serving.errors import DeadlineExceededError, OverloadedError, UnavailableError
+from serving.protocol import ranker_pb2
+from serving.request_ids import distinct_ids, read_ids
 
 if TYPE_CHECKING:
     import grpc
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serving.config import RankerConfig
     from serving.lookups import LookupConnection, PendingLookup
     from serving.metrics import ServerMetrics
+    from serving.request_ids import GivenIds, RequestIds
     from serving.scorer import Scorer
 
 _LATE = (DeadlineExceededError, UnavailableError, OverloadedError)
@@ -40,18 +41,6 @@ class Scored(NamedTuple):
 
     answer: ranker_pb2.RankAnswer
     scores: npt.NDArray[np.float32]
-
-
-class _Ids(NamedTuple):
-    """The ids of a request.
-
-    Attributes:
-        distinct: By feature, its ids, each once: an id has one row, whatever the number of candidates that have it.
-        positions: By feature, where each candidate's id is among them.
-    """
-
-    distinct: dict[str, IdArray]
-    positions: dict[str, npt.NDArray[np.intp]]
 
 
 class RequestRanker:
@@ -97,13 +86,13 @@ class RequestRanker:
         score: Score,
     ) -> Scored:
         started_ns = time.perf_counter_ns()
-        given = self._read_ids(request, scorer)
+        given = self._read_ids(request, scorer, context)
         answer = ranker_pb2.RankAnswer(version=version, request_id=request.request_id)
         if not request.num_candidates:
             scorer.read_dense(request.dense, 0)
             answer.phases.total_us = _since_us(started_ns)
             return Scored(answer, np.empty((0, 2), np.float32))
-        ids = _distinct(given, request.num_candidates)
+        ids = distinct_ids(given, request.num_candidates)
         falls_back = self._config.lookup_fallback == "without_tables" and context is not None
         pending: PendingLookup | None = None
         try:
@@ -130,8 +119,8 @@ class RequestRanker:
             if not falls_back:
                 raise
         fetched_ns = time.perf_counter_ns()
-        embeddings = self._embeddings(scorer, ids, rows, request.num_candidates)
-        decoded_ns = time.perf_counter_ns()
+        embeddings, pooling_us = _embeddings(scorer, ids, rows, request.num_candidates)
+        decode_us = _since_us(fetched_ns) - pooling_us
         scores, upper_us = score(dense, embeddings)
         answer.ctr.extend(scores[:, 0].tolist())
         answer.cvr.extend(scores[:, 1].tolist())
@@ -140,7 +129,8 @@ class RequestRanker:
             "prepare_us": (sent_ns - started_ns) // 1000,
             "assemble_us": (assembled_ns - sent_ns) // 1000,
             "lookup_wait_us": (fetched_ns - assembled_ns) // 1000,
-            "decode_us": (decoded_ns - fetched_ns) // 1000,
+            "decode_us": decode_us,
+            "pooling_us": pooling_us,
             "upper_us": upper_us,
             "total_us": _since_us(started_ns),
             "lookup_us": pending.elapsed_us if pending is not None else 0,
@@ -151,6 +141,18 @@ class RequestRanker:
         answer.phases.CopyFrom(ranker_pb2.Phases(**phases))
         return Scored(answer, scores)
 
+    def _read_ids(self, request: ranker_pb2.RankRequest, scorer: Scorer, context: grpc.ServicerContext | None) -> GivenIds:
+        given = read_ids(
+            request,
+            scorer.manifest,
+            f"version {scorer.version}",
+            max_candidates=self._config.max_candidates,
+            max_sequence_ids=self._config.max_sequence_ids,
+        )
+        if request.sequences and scorer.manifest.sequence is None and context is not None:
+            self._metrics.count_event("unread_sequences")
+        return given
+
     def _lookup_timeout_s(self, context: grpc.ServicerContext | None) -> float:
         """How long the lookup may take: what the caller leaves, less what scoring without rows would need."""
         config = self._config
@@ -159,11 +161,6 @@ class RequestRanker:
             return config.lookup_timeout_s
         kept_s = config.fallback_reserve_s if config.lookup_fallback == "without_tables" else 0.0
         return max(1e-3, min(config.lookup_timeout_s, remaining_s - kept_s))
-
-    def _embeddings(self, scorer: Scorer, ids: _Ids, rows: LookupAnswer | None, num_candidates: int) -> torch.Tensor:
-        if rows is None:
-            return scorer.no_embeddings(num_candidates)
-        return scorer.embeddings(rows, ids.positions, {feature: len(values) for feature, values in ids.distinct.items()})
 
     def _count(self, answer: ranker_pb2.RankAnswer, rows: LookupAnswer | None, *, counted: bool) -> None:
         if rows is None:
@@ -175,41 +172,9 @@ class RequestRanker:
             if counted:
                 self._metrics.count_rows(name, len(table.rows), table.num_unknown_ids)
 
-    def _read_ids(self, request: ranker_pb2.RankRequest, scorer: Scorer) -> Mapping[str, IdArray]:
-        if request.num_candidates > self._config.max_candidates:
-            raise InvalidRequestError(
-                f"{request.num_candidates} candidates in one request: at most {self._config.max_candidates} are "
-                "accepted; split it"
-            )
-        messages = [*request.request_features, *request.candidate_features]
-        where = f"version {scorer.version}"
-        check_features([message.feature for message in messages], list(scorer.id_types), where, every=True)
-        lengths = [1] * len(request.request_features) + [request.num_candidates] * len(request.candidate_features)
-        return {
-            message.feature: _read_feature(message, scorer, length, where)
-            for message, length in zip(messages, lengths, strict=True)
-        }
 
-
-def _distinct(given: Mapping[str, IdArray], num_candidates: int) -> _Ids:
-    distinct: dict[str, IdArray] = {}
-    positions: dict[str, npt.NDArray[np.intp]] = {}
-    for feature, ids in given.items():
-        values, inverse = np.unique(ids, return_inverse=True)
-        distinct[feature] = cast("IdArray", values)
-        positions[feature] = np.broadcast_to(inverse.astype(np.intp, copy=False), num_candidates)
-    return _Ids(distinct, positions)
-
-
-def _read_feature(message: ids_pb2.FeatureIds, scorer: Scorer, length: int, where: str) -> IdArray:
-    ids = unpack_ids(message)
-    if len(ids) != length:
-        raise InvalidRequestError(
-            f"feature {message.feature!r} has {count_ids(message)} ids: expected {length}, "
-            "one of a request feature and num_candidates of a candidate feature"
-        )
-    check_id_type(message.feature, ids, scorer.id_types[message.feature], where)
-    return ids
+def _embeddings(scorer: Scorer, ids: RequestIds, rows: LookupAnswer | None, num_candidates: int) -> tuple[torch.Tensor, int]:
+    return scorer.embeddings(rows, ids) if rows is not None else (scorer.no_embeddings(num_candidates), 0)
 
 
 def _since_us(started_ns: int) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,15 @@ from serving.answers import LookupAnswer
 from serving.batcher import Batcher
 from serving.device_rows import PinnedRows, decode_rows
 from serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
-from serving.release import Precision, Release, ReleaseTable
+from serving.manifest import Precision, ReleaseTable
+from serving.pooling import Pooling
+from serving.protocol import ranker_pb2
+from serving.release import Release
 from serving.upper import UpperModel, load_program
 from tables.codec import decode
 
-Positions = Mapping[str, npt.NDArray[np.intp]]
-"""By feature, the position [num_candidates] of each candidate's id among the ids that were looked up."""
+if TYPE_CHECKING:
+    from serving.request_ids import RequestIds
 
 
 class Scorer:
@@ -32,6 +35,7 @@ class Scorer:
         batch_wait_us: How long a batch may wait for requests that are on their way.
 
     Attributes:
+        manifest: The release's description.
         batcher: Scores requests together; None scores each by itself.
 
     Raises:
@@ -51,21 +55,51 @@ class Scorer:
         self.device = torch.device(device)
         self._pinned = PinnedRows(self.device) if self.device.type == "cuda" else None
         self.version = release.version
-        self.id_types: dict[str, Literal["int64", "string"]] = release.manifest.id_types
-        self.dense_features = release.manifest.dense_features
-        self.tables: tuple[ReleaseTable, ...] = release.tables
-        self.dim = release.manifest.dim
+        self.manifest = manifest = release.manifest
+        self.dense_features = manifest.dense_features
+        self.dim = manifest.dim
+        self._slot_tables, self._history_tables = manifest.slot_tables, manifest.history_tables
         # Tables of one precision are decoded together: one operator call instead of one a table.
-        self._precisions = sorted({table.precision for table in self.tables})
+        self._precisions = sorted({table.precision for table in manifest.tables})
         self._upper = UpperModel(
             load_program(release.upper_path),
             num_dense=len(self.dense_features),
-            num_tables=len(self.tables),
+            num_slots=manifest.num_slots,
             dim=self.dim,
             device=device,
         )
+        self._pooling: Pooling | None = None
+        if manifest.sequence is not None:
+            self._pooling = Pooling(
+                load_program(release.pooling_path),
+                length=manifest.sequence.length,
+                num_facets=len(self._history_tables),
+                dim=self.dim,
+                device=device,
+            )
+            self._asking = [self._slot_tables.index(table) for table in manifest.asking_tables]
+            # Where each slot of the upper model is among the tables' slots with the pooled ones behind them.
+            own = [place for place in range(manifest.num_slots) if place not in manifest.sequence.slots]
+            self._slot_order = torch.tensor(np.argsort([*own, *manifest.sequence.slots]), device=self.device)
         self.batcher = (
             Batcher(self, max_candidates=batch_max_candidates, wait_us=batch_wait_us) if batch_max_candidates else None
+        )
+
+    def describe(self) -> ranker_pb2.RankerVersion:
+        """What a request of this version needs."""
+        manifest, sequences = self.manifest, []
+        if manifest.sequence is not None:
+            id_type = manifest.id_types[self._history_tables[0].feature]
+            sequence = manifest.sequence
+            sequences = [ranker_pb2.SequenceDescription(feature=sequence.feature, id_type=id_type, length=sequence.length)]
+        return ranker_pb2.RankerVersion(
+            version=self.version,
+            id_features=[
+                ranker_pb2.FeatureDescription(feature=feature, id_type=id_type)
+                for feature, id_type in manifest.id_features.items()
+            ],
+            dense_features=self.dense_features,
+            sequences=sequences,
         )
 
     def read_dense(self, packed: bytes, num_candidates: int) -> torch.Tensor:
@@ -96,16 +130,15 @@ class Scorer:
             )
         return torch.from_numpy(dense)
 
-    def embeddings(self, answer: LookupAnswer, positions: Positions, num_ids: Mapping[str, int]) -> torch.Tensor:
+    def embeddings(self, answer: LookupAnswer, ids: RequestIds) -> tuple[torch.Tensor, int]:
         """The upper model's input from fetched rows.
 
         Args:
             answer: What the lookup server sent.
-            positions: By feature, where each candidate's id is among those looked up.
-            num_ids: By feature, how many ids were looked up.
+            ids: What it was asked for, and where each id's rows go.
 
         Returns:
-            float32 [num_candidates, num_tables, dim].
+            float32 [num_candidates, num_slots, dim], and the microseconds that pooling the sequence took.
 
         Raises:
             VersionNotLoadedError: The rows are of another version than this scorer: a mixture is never scored.
@@ -126,28 +159,36 @@ class Scorer:
         decoded = []
         num_decoded = 0
         for precision in self._precisions:
-            group = [table for table in self.tables if table.precision == precision]
             blocks = []
-            for table in group:
-                blocks.append(self._checked_rows(answer, table, num_ids[table.feature]))
-                offsets[table.name] = num_decoded
-                num_decoded += len(blocks[-1])
-            decoded.append(self._decode(blocks, precision))
+            for table in self.manifest.tables:
+                if table.precision == precision and table.feature in ids.distinct:
+                    blocks.append(self._checked_rows(answer, table, len(ids.distinct[table.feature])))
+                    offsets[table.name] = num_decoded
+                    num_decoded += len(blocks[-1])
+            if blocks:
+                decoded.append(self._decode(blocks, precision))
         vectors = torch.cat(decoded) if len(decoded) > 1 else decoded[0]
-        slots = np.stack([positions[table.feature] + offsets[table.name] for table in self.tables], axis=1)
-        chosen = torch.from_numpy(slots.ravel()).to(self.device, non_blocking=True)
-        return vectors.index_select(0, chosen).view(len(slots), len(self.tables), self.dim)
+        rows = self._choose(vectors, [ids.positions[table.feature] + offsets[table.name] for table in self._slot_tables])
+        if self._pooling is None:
+            return rows, 0
+        started_ns = time.perf_counter_ns()
+        history = vectors.new_zeros(0, len(self._history_tables), self.dim)
+        if len(ids.sequence):
+            history = self._choose(vectors, [ids.sequence + offsets[table.name] for table in self._history_tables])
+        pooled = self._pooling.pool(history, rows[:, self._asking])
+        slots = torch.cat([rows, pooled], dim=1).index_select(1, self._slot_order)
+        return slots, (time.perf_counter_ns() - started_ns) // 1000
 
     def no_embeddings(self, num_candidates: int) -> torch.Tensor:
-        """The upper model's input where no row is there: zeros [num_candidates, num_tables, dim]."""
-        return torch.zeros(num_candidates, len(self.tables), self.dim, device=self.device)
+        """The upper model's input where no row is there: zeros [num_candidates, num_slots, dim]."""
+        return torch.zeros(num_candidates, self.manifest.num_slots, self.dim, device=self.device)
 
     def score(self, dense: torch.Tensor, embeddings: torch.Tensor) -> tuple[npt.NDArray[np.float32], int]:
         """Probabilities of ctr and cvr, finite all of them.
 
         Args:
             dense: float32 [num_candidates, num_dense].
-            embeddings: float32 [num_candidates, num_tables, dim].
+            embeddings: float32 [num_candidates, num_slots, dim].
 
         Returns:
             float32 [num_candidates, 2], and the microseconds that it took.
@@ -177,6 +218,12 @@ class Scorer:
                 "its dense features are beyond what the model can take, or its training diverged"
             )
         return scores
+
+    def _choose(self, vectors: torch.Tensor, places: Sequence[npt.NDArray[np.intp]]) -> torch.Tensor:
+        """Rows [n, len(places), dim] from where they stand among the decoded ones."""
+        chosen = np.stack(places, axis=1)
+        flat = torch.from_numpy(chosen.ravel()).to(self.device, non_blocking=True)
+        return vectors.index_select(0, flat).view(*chosen.shape, self.dim)
 
     def _decode(self, blocks: Sequence[npt.NDArray[np.uint8]], precision: Precision) -> torch.Tensor:
         """Rows of several tables, back to back; on a device the bytes go there, and become numbers there."""

@@ -28,6 +28,7 @@ from tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
 _PICKLE_FREE_PREFIXES = ("weight_", "tensor_")
 
@@ -99,13 +100,27 @@ def load_program(path: Path, *, allow_sample_inputs: bool = False) -> ExportedPr
         raise ArtifactError(f"{path} cannot be loaded by torch {torch.__version__}: {error}") from error
 
 
+def run_graph(program: ExportedProgram, device: torch.device) -> GraphModule:
+    """A program ready to be called by position, on a device.
+
+    An exported module takes its arguments apart and checks their shapes with sympy at every call, which costs more than a small
+    model itself. Shapes are checked by its caller: only the graph is run.
+    """
+    if device.type != "cpu":
+        program = move_to_device_pass(program, device)
+    module = program.module(check_guards=False)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    return module
+
+
 class UpperModel:
     """Scores from dense features and embeddings.
 
     Args:
-        program: Call ``(dense f32 [B, num_dense], embeddings f32 [B, num_tables, dim]) -> logits f32 [B, 2]``.
+        program: Call ``(dense f32 [B, num_dense], embeddings f32 [B, num_slots, dim]) -> logits f32 [B, 2]``.
         num_dense: Columns of ``dense``.
-        num_tables: Slots of ``embeddings``.
+        num_slots: Slots of ``embeddings``.
         dim: Dimension of each slot.
         device: ``cpu`` or ``cuda``.
 
@@ -113,25 +128,18 @@ class UpperModel:
         ArtifactError: The program does not take these shapes, or any batch size, or answers in another shape.
     """
 
-    def __init__(self, program: ExportedProgram, *, num_dense: int, num_tables: int, dim: int, device: str = "cpu"):
+    def __init__(self, program: ExportedProgram, *, num_dense: int, num_slots: int, dim: int, device: str = "cpu"):
         self.device = torch.device(device)
-        if self.device.type != "cpu":
-            program = move_to_device_pass(program, self.device)
         signature = program.graph_signature
         if len(signature.user_inputs) != 2 or len(signature.user_outputs) != 1:
             raise ArtifactError(
                 f"the upper model takes {list(signature.user_inputs)} and answers {list(signature.user_outputs)}: "
                 "expected two tensors, dense and embeddings, and one of logits"
             )
-        # An exported module takes its arguments apart and checks their shapes with sympy at every call, which costs
-        # more than a small model itself. Shapes are checked here and by the server: only the graph is run.
-        module = program.module(check_guards=False)
-        module.graph.set_codegen(CodeGen())
-        module.recompile()
-        self._module = module
+        self._module = run_graph(program, self.device)
         for num_candidates in (1, 2, 50):  # also warms up the allocator and the kernels
             dense = torch.zeros(num_candidates, num_dense)
-            embeddings = torch.zeros(num_candidates, num_tables, dim)
+            embeddings = torch.zeros(num_candidates, num_slots, dim)
             try:
                 shape = tuple(self.logits(dense, embeddings).shape)
             except Exception as error:  # whatever the program's operators raise
@@ -150,7 +158,7 @@ class UpperModel:
 
         Args:
             dense: float32 [B, num_dense], raw.
-            embeddings: float32 [B, num_tables, dim].
+            embeddings: float32 [B, num_slots, dim].
 
         Returns:
             float32 [B, 2] on the CPU.

@@ -12,8 +12,9 @@ from serving.client import RankerClient
 from serving.lookups import LookupConnection
 
 if TYPE_CHECKING:
+    from serving.manifest import ReleaseTable
     from serving.packing import IdArray
-    from serving.release import Release, ReleaseTable
+    from serving.release import Release
     from tables.idmap import IdMap
 
 Request = Callable[[], object]
@@ -108,17 +109,25 @@ def lookup_request(
 def rank_request(
     release: Release, client: RankerClient, *, num_candidates: int, exponent: float, seed: int
 ) -> Callable[[], Request]:
-    """Draws ranking requests: one id of the first feature (the user), candidates of the others, normal dense features."""
+    """Draws ranking requests: one id of the first feature (the user), candidates of the others, normal dense features.
+
+    Where the model reads a sequence, one of full length.
+    """
     generator = np.random.default_rng(seed)
+    manifest = release.manifest
     sources = _sources(release, exponent)
-    (user, *others) = sources
-    num_dense = len(release.manifest.dense_features)
+    (user, *others) = manifest.id_features
+    num_dense = len(manifest.dense_features)
 
     def draw() -> Request:
         request_ids = {user: sources[user].draw(generator, 1).tolist()[0]}
         candidates = {feature: sources[feature].draw(generator, num_candidates) for feature in others}
         dense = generator.standard_normal((num_candidates, num_dense), np.float32)
-        return lambda: client.rank(request_ids, candidates, dense=dense)
+        sequences = {}
+        if manifest.sequence is not None:
+            source = sources[manifest.history_tables[0].feature]
+            sequences[manifest.sequence.feature] = source.draw(generator, manifest.sequence.length)
+        return lambda: client.rank(request_ids, candidates, dense=dense, sequences=sequences)
 
     return draw
 

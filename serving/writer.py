@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from serving.manifest import Precision, ReleaseManifest, ReleaseSequence, ReleaseTable
 from serving.parts import shard_folder
-from serving.release import ID_MAPS, KIND, UPPER, Precision, Release, ReleaseManifest, ReleaseTable
+from serving.pooling import Pooling
+from serving.release import ID_MAPS, KIND, POOLING, UPPER, Release
 from serving.shards import MAX_SHARDS, SHARD_SEED
 from serving.split import TableSplit, split_of
 from serving.upper import UpperModel
@@ -40,6 +42,7 @@ class ReleaseWriter:
         precision: Format of the rows.
         id_maps: The id maps by name.
         num_shards: How many lookup hosts to split the tables over; 1 for a release that each holds whole.
+        sequence: The sequence that the model reads, if any; `add_pooling` then too.
         replace: Whether a release that is there already may be replaced.
 
     Raises:
@@ -60,6 +63,7 @@ class ReleaseWriter:
         precision: Precision,
         id_maps: dict[str, IdMap],
         num_shards: int = 1,
+        sequence: ReleaseSequence | None = None,
         replace: bool = False,
     ):
         if not 1 <= num_shards <= MAX_SHARDS:
@@ -72,6 +76,7 @@ class ReleaseWriter:
         self._precision = precision
         self._id_maps = id_maps
         self._num_shards = num_shards
+        self._sequence = sequence
         self._splits: dict[str, TableSplit | None] = {}
         self._tables: list[ReleaseTable] = []
 
@@ -91,9 +96,17 @@ class ReleaseWriter:
         self._writer.__exit__(kind, error, trace)
 
     def add_table(
-        self, name: str, chunks: Iterable[Tensor], *, feature: str, node_type: str, facet: str | None, id_map: str
+        self,
+        name: str,
+        chunks: Iterable[Tensor],
+        *,
+        feature: str,
+        node_type: str,
+        facet: str | None,
+        id_map: str,
+        reads: Literal["id", "sequence", "both"] = "id",
     ) -> None:
-        """Write a table; its position among the tables is its slot in the upper model's input.
+        """Write a table; those that read an id have their slots in the upper model's input in the order of the tables.
 
         Args:
             name: Unique name of the table.
@@ -102,6 +115,7 @@ class ReleaseWriter:
             node_type: Node type of the graph that the ids belong to.
             facet: Pretraining that the table started from, if any.
             id_map: Name of the id map that finds the row of an id.
+            reads: Whether its rows are of the feature's id, of the ids of the sequence, or of both.
 
         Raises:
             ArtifactError: The rows are not as many or as long as they must be.
@@ -117,6 +131,7 @@ class ReleaseWriter:
             precision=self._precision,
             row_bytes=row_bytes(self._dim, self._precision),
             id_map=id_map,
+            reads=reads,
             shard_rows=() if split is None else split.shard_rows,
         )
         with ExitStack() as opened:
@@ -160,15 +175,30 @@ class ReleaseWriter:
         return self._splits[id_map]
 
     def add_upper(self, program: ExportedProgram) -> None:
-        """Write the upper model, which must take the tables that were added.
+        """Write the upper model, which must take the tables that were added, and the sequence.
 
         Raises:
             ArtifactError: It does not.
         """
         # Sample inputs are the one pickle in a plain program: see serving.upper. Without them, saving is deterministic.
         program.example_inputs = None
-        UpperModel(program, num_dense=len(self._dense_features), num_tables=len(self._tables), dim=self._dim)
+        num_slots = sum(table.reads != "sequence" for table in self._tables)
+        num_slots += len(self._sequence.slots) if self._sequence is not None else 0
+        UpperModel(program, num_dense=len(self._dense_features), num_slots=num_slots, dim=self._dim)
         torch.export.save(program, self._writer.directory / UPPER)
+
+    def add_pooling(self, program: ExportedProgram) -> None:
+        """Write the pooling of the sequence.
+
+        Raises:
+            ArtifactError: It does not take the sequence's rows.
+            ValueError: The release has no sequence.
+        """
+        if self._sequence is None:
+            raise ValueError(f"{self._writer.path}: a pooling was added, but the release has no sequence")
+        program.example_inputs = None
+        Pooling(program, length=self._sequence.length, num_facets=len(self._sequence.slots), dim=self._dim)
+        torch.export.save(program, self._writer.directory / POOLING)
 
     def _finish(self) -> None:
         for name, id_map in self._id_maps.items():
@@ -180,6 +210,8 @@ class ReleaseWriter:
                 (id_map if split is None or shard is None else split.id_map(shard)).save(directory, name)
         if not (self._writer.directory / UPPER).exists():
             raise ArtifactError(f"{self._writer.path}: no upper model was added")
+        if self._sequence is not None and not (self._writer.directory / POOLING).exists():
+            raise ArtifactError(f"{self._writer.path}: no pooling of the sequence was added")
         if self._num_shards > 1 and not any(table.shard_rows for table in self._tables):
             raise ArtifactError(
                 f"{self._writer.path}: none of its tables can be split into {self._num_shards} shards; publish it whole"
@@ -194,9 +226,10 @@ class ReleaseWriter:
             tasks=tasks,
             tables=tuple(self._tables),
             num_shards=self._num_shards,
+            sequence=self._sequence,
             id_types={table.feature: self._id_maps[table.id_map].id_type for table in self._tables},
         )
-        # Without what a whole release does not have: its version then is the same as before there were shards.
+        # Without what a release does not have: its version then is the same as before there were shards and sequences.
         self._writer.manifest.update(manifest.model_dump(mode="json", exclude_defaults=True))
 
     def open(self) -> Release:

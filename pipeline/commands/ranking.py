@@ -186,6 +186,8 @@ def verify(
         raise typer.BadParameter(msg)
     opened = serving.Release.open(release, verify=True, half=half, shard=shard)
     if as_json:
-        emit_json({"release": str(release), "version": opened.version, "precision": opened.precision})
+        sequence = opened.manifest.sequence
+        fields = {"release": str(release), "version": opened.version, "precision": opened.precision}
+        emit_json({**fields, "sequence": None if sequence is None else sequence.model_dump(mode="json")})
     else:
         stdout.print(f"{release}: version {opened.version}, whole and unchanged", soft_wrap=True)

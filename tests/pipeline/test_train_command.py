@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from graphdb import GraphStore
 from pipeline.training import TrainingDisplay
+from ranking import FeatureConfig, build_examples, quantized_scores
+from serving import LocalDeployment, RankerClient
 from tables import Checkpoint, StepProgress
 from tests.ranking.conftest import random_world
 
@@ -72,3 +75,30 @@ def test_recent_pins_that_no_model_reads_are_wrong_usage(run: Any, store: Path, 
     assert code == 2
     assert "sequence=attention" in err
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_with_a_sequence_is_published_and_served_with_its_offline_scores(run: Any, store: Path, tmp_path: Path) -> None:
+    fields = ("--recent-pins", 3, "--set", "sequence=transformer", "--set", "sequence_table=separate", "--set", "dropout=0.0")
+    code, _, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, *fields)
+    assert code == 0, err
+    code, _, err = run("publish", tmp_path / "model", tmp_path / "release", "--json")
+    assert code == 0, err
+    code, out, err = run("verify", tmp_path / "release", "--json")
+    assert code == 0, err
+    sequence = json.loads(out)["sequence"]
+    assert (sequence["feature"], sequence["length"]) == ("recent_pins", 3)
+    with GraphStore.open(store, read_only=True) as graph:
+        examples = build_examples(graph, [9, 10], features=FeatureConfig(recent_pins=3))
+    offline, _ = quantized_scores(tmp_path / "model", "int4", examples)
+    recent = examples.recent
+    assert recent is not None
+    counts = recent.num_recent.tolist()
+    with LocalDeployment(tmp_path / "release") as served, RankerClient(served.ranker_address, timeout_s=10) as client:
+        for number in (counts.index(min(counts)), counts.index(max(counts)), len(counts) - 1):
+            answer = client.rank(
+                {"user": int(examples.user_id[number])},
+                {"pin": examples.pin_id[[number]], "advertiser": examples.advertiser_id[[number]]},
+                dense=examples.dense[[number]],
+                sequences={"recent_pins": recent.pin_ids[number, : counts[number]]},
+            )
+            assert [*answer.ctr, *answer.cvr] == pytest.approx(offline[number].tolist(), abs=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ranking import RankingModel, TableSpec, UpperModel
-from ranking.export import export_pooling, export_upper
+from ranking.programs import export_pooling, export_upper
 from ranking.sequence import SequencePooling
 
 NUM_DENSE, DIM = 3, 4

@@ -14,10 +14,10 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from ranking import UpperModel
 from ranking.combination import AttendFacets, Combination, GateFacets, SumFacets, make_combination
 from ranking.crossing import CrossInteraction
-from ranking.export import export_upper
 from ranking.heads import Heads, make_heads
 from ranking.masknet import MaskBlock
 from ranking.objective import product_losses, training_loss
+from ranking.programs import export_upper
 from ranking.slots import Slot, facing_pairs
 from ranking.tokens import DotInteraction
 from ranking.upper import Interaction

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from serving.answers import LookupAnswer, TableRows
 from serving.device_rows import PinnedRows, decode_rows
+from serving.request_ids import RequestIds
 from serving.scorer import Scorer
 from tables import decode, encode
 
@@ -55,6 +56,7 @@ def test_a_scorer_on_a_device_scores_as_one_on_the_cpu(release):
         tables[table.name] = TableRows(rows, table.dim, table.precision, 0)
     answer = LookupAnswer(release.version, tables, 0)
     positions = {feature: generator.integers(0, 20, 50) for feature in num_ids}
+    ids = RequestIds({feature: np.arange(20) for feature in num_ids}, positions)
     dense = torch.randn(50, 3)
-    scores = [scorer.score(dense, scorer.embeddings(answer, positions, num_ids))[0] for scorer in scorers]
+    scores = [scorer.score(dense, scorer.embeddings(answer, ids)[0])[0] for scorer in scorers]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
