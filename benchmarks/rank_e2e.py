@@ -3,7 +3,9 @@
 A client asks a ranker over gRPC for the scores of 500 candidates (one user, 500 pins, 500 advertisers). The ranker does 2 ms of
 other work in each request, a matrix product as a dense tower would: remote does it while the lookup is under way, over frames
 on a Unix socket. in_process fetches the same INT4 rows from its own memory; in_process_fp32 has them decoded to float32, as a
-ranker without quantisation would. The three rankers run one at a time, in turns, and share the machine's cores with the client.
+ranker without quantisation would. sequence_attention and sequence_transformer are remote with a model that also reads the
+user's 20 recent pins, from the table of the pins; their peer is the model that reads none. The rankers run one at a time, in
+turns, and share the machine's cores with the client.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, NUM_DENSE, write_release
+from ranking.sequence import Pooling, SequencePooling
 from serving import LookupConfig, RankerClient, RankerConfig, RankerServer, Release, ServerProcess
 from serving.answers import LookupAnswer, TableRows
 from serving.gather import SendBuffer
@@ -33,68 +36,83 @@ from serving.request_ids import RequestIds
 from serving.scorer import Scorer
 from tables import IdMap, decode
 
-Tables = Literal["remote", "in_process", "in_process_fp32"]
+Tables = Literal["remote", "in_process", "in_process_fp32", "sequence_attention", "sequence_transformer"]
 CANDIDATES = 500
+RECENT_PINS = 20
 OTHER_WORK_MS = 2.0
 P50 = Metric(name="p50_ms", unit="ms", better=LOWER)
 P99 = Metric(name="p99_ms", unit="ms", better=LOWER)
 _TURNS = 10
+_SEQUENCES: dict[Pooling, Tables] = {"attention": "sequence_attention", "transformer": "sequence_transformer"}
 _WIDTH = 128
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """200,000 pins and 300 requests when quick, else 2M and 3,000."""
-    num_pins, num_requests = (200_000, 300) if quick else (2_000_000, 3_000)
+    """200,000 pins and 300 requests a ranker when quick, else 2M and 2,000."""
+    num_pins, num_requests = (200_000, 300) if quick else (2_000_000, 2_000)
     repeats = _count_repeats()
     sizes = {"user": num_pins // 4, "pin": num_pins, "advertiser": num_pins // 40}
     with tempfile.TemporaryDirectory(prefix="multifacet-bench-") as name, ExitStack() as running:
         folder = Path(name)
         id_maps = {feature: IdMap.exact(np.arange(size, dtype=np.int64) * 3) for feature, size in sizes.items()}
         release = write_release(folder / "release", id_maps)
+        releases: dict[Tables, Release] = dict.fromkeys(("remote", "in_process", "in_process_fp32"), release)
+        for kind in get_args(Pooling):
+            torch.manual_seed(0)
+            pooling = SequencePooling(["kge"], dim=DIM, length=RECENT_PINS, kind=kind, num_heads=2)
+            releases[_SEQUENCES[kind]] = write_release(folder / kind, id_maps, pooling=pooling)
         frames = f"unix:{folder / 'frames.sock'}"
-        lookup = LookupConfig(releases=(release.path,), framed_listen=frames)
+        paths = tuple({version.path for version in releases.values()})
+        lookup = LookupConfig(releases=paths, framed_listen=frames)
         running.enter_context(ServerProcess("lookup", lookup, folder))
         clients: dict[Tables, RankerClient] = {}
-        kinds: tuple[Tables, ...] = ("remote", "in_process", "in_process_fp32")
-        for tables in kinds:
+        rankers = []
+        for tables, version in releases.items():
             config = RankerConfig(
-                releases=(release.path,), lookup=f"framed:{frames}", listen=f"unix:{folder / tables}.sock", lookup_timeout_s=5
+                releases=(version.path,), lookup=f"framed:{frames}", listen=f"unix:{folder / tables}.sock", lookup_timeout_s=5
             )
-            running.enter_context(_RankerProcess(config, tables, repeats))
+            rankers.append(_RankerProcess(config, tables, repeats))
             clients[tables] = running.enter_context(RankerClient(config.listen, timeout_s=30))
-        _check_alike(clients, sizes)
-        latencies_ms: dict[Tables, list[float]] = {tables: [] for tables in kinds}
+        for ranker in rankers:  # they start at once
+            running.enter_context(ranker)
+        reading = set(_SEQUENCES.values())
+        _check_alike({tables: client for tables, client in clients.items() if tables not in reading}, sizes)
+        latencies_ms: dict[Tables, list[float]] = {tables: [] for tables in clients}
         for turn in range(_TURNS):
             for tables, client in clients.items():
-                latencies_ms[tables] += _ask(client, sizes, num_requests // _TURNS, turn)
+                latencies_ms[tables] += _ask(client, sizes, num_requests // _TURNS, turn, reads_sequence=tables in reading)
     config_row = {"candidates": CANDIDATES, "other_work_ms": OTHER_WORK_MS, "requests": num_requests, "rows": sizes, "dim": DIM}
     for metric, percentile in ((P50, 50), (P99, 99)):
         values = {tables: float(np.percentile(measured, percentile)) for tables, measured in latencies_ms.items()}
         for peer in ("in_process", "in_process_fp32"):
             beside = Peer(name=peer, value=values[peer])
             yield Row(case="remote", metric=metric, value=values["remote"], peer=beside, config=config_row)
+        without = Peer(name="remote", value=values["remote"])
+        for case in _SEQUENCES.values():
+            yield Row(case=case, metric=metric, value=values[case], peer=without, config={**config_row, "recent": RECENT_PINS})
 
 
-def _request(sizes: Mapping[str, int], generator: np.random.Generator) -> tuple[Any, Any, Any]:
+def _request(sizes: Mapping[str, int], generator: np.random.Generator) -> tuple[Any, Any, Any, Any]:
     candidates = {name: generator.integers(0, sizes[name], CANDIDATES) * 3 for name in ("pin", "advertiser")}
     dense = generator.normal(size=(CANDIDATES, NUM_DENSE)).astype(np.float32)
-    return {"user": int(generator.integers(0, sizes["user"])) * 3}, candidates, dense
+    recent = generator.integers(0, sizes["pin"], RECENT_PINS) * 3
+    return {"user": int(generator.integers(0, sizes["user"])) * 3}, candidates, dense, {"recent_pins": recent}
 
 
-def _ask(client: RankerClient, sizes: Mapping[str, int], num: int, seed: int) -> list[float]:
+def _ask(client: RankerClient, sizes: Mapping[str, int], num: int, seed: int, *, reads_sequence: bool) -> list[float]:
     generator = np.random.default_rng(seed)
     latencies_ms = []
     for number in range(num + 20):
-        user, candidates, dense = _request(sizes, generator)
+        user, candidates, dense, sequences = _request(sizes, generator)
         started = time.perf_counter()
-        client.rank(user, candidates, dense=dense)
+        client.rank(user, candidates, dense=dense, sequences=sequences if reads_sequence else None)
         if number >= 20:  # what came before warms this ranker's turn up
             latencies_ms.append((time.perf_counter() - started) * 1e3)
     return latencies_ms
 
 
 def _check_alike(clients: Mapping[Tables, RankerClient], sizes: Mapping[str, int]) -> None:
-    user, candidates, dense = _request(sizes, np.random.default_rng(99))
+    user, candidates, dense, _ = _request(sizes, np.random.default_rng(99))
     scores = [client.rank(user, candidates, dense=dense).ctr for client in clients.values()]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], rtol=1e-5)
@@ -245,9 +263,9 @@ class _RankerProcess:
         self._process = context.Process(target=_serve, args=(config, tables, repeats, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.address: str = self._end.recv()
 
     def __enter__(self) -> _RankerProcess:
+        self._end.recv()  # it is ready
         return self
 
     def __exit__(self, *unused: object) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ranking.programs import export_pooling
+from serving.manifest import ReleaseSequence
 from serving.writer import ReleaseWriter
 from tables import IdMap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from ranking.sequence import SequencePooling
     from serving.release import Release
 
 DIM = 64
@@ -60,6 +63,7 @@ def write_release(
     *,
     hidden: int = 64,
     chunks: Callable[[np.random.Generator, int], Iterator[Tensor]] = drawn_chunks,
+    pooling: SequencePooling | None = None,
     replace: bool = False,
 ) -> Release:
     """Write a release with an INT4 table of drawn rows for each feature.
@@ -69,8 +73,13 @@ def write_release(
         id_maps: The id map of each feature.
         hidden: Width of the upper model.
         chunks: Gives the encoded rows of a table from a generator and their number.
+        pooling: How recent pins are pooled, of one facet; they read the table of the feature pin. None: the model reads none.
         replace: Whether a release that is there already may be replaced.
     """
+    sequence = None
+    if pooling is not None:
+        slots = (len(id_maps),)
+        sequence = ReleaseSequence(feature="recent_pins", candidate_feature="pin", length=pooling.length, slots=slots)
     generator = np.random.default_rng(0)
     writer = ReleaseWriter(
         path,
@@ -80,13 +89,17 @@ def write_release(
         dim=DIM,
         precision="int4",
         id_maps=id_maps,
+        sequence=sequence,
         replace=replace,
     )
     with writer:
         for feature, id_map in id_maps.items():
             rows = chunks(generator, id_map.num_rows)
-            writer.add_table(feature, rows, feature=feature, node_type=feature, facet=None, id_map=feature)
-        writer.add_upper(_export(len(id_maps), hidden))
+            reads: Literal["id", "both"] = "both" if pooling is not None and feature == "pin" else "id"
+            writer.add_table(feature, rows, feature=feature, node_type=feature, facet=None, id_map=feature, reads=reads)
+        writer.add_upper(_export(len(id_maps) + (pooling is not None), hidden))
+        if pooling is not None:
+            writer.add_pooling(export_pooling(pooling, one_user=True))
     return writer.open()
 
 
