@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Lanes", "Preparation"]
+__all__ = ["Lanes", "Preparation", "PreparingThread"]
 
 _Result = TypeVar("_Result")
 
@@ -152,6 +152,26 @@ class Lanes:
         with self._preparing:
             while self._to_prepare:
                 self._to_prepare.popleft().run()
+
+
+class PreparingThread:
+    """One thread that prepares, for the length of a `with` block: for steps that are not programs of `Lanes`.
+
+    So it does where torch has a single thread, as under torchrun, and the step waits for a GPU or for other processes.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="multifacet-prepare")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def prepare(self, program: Callable[[], _Result]) -> Future[_Result]:
+        """Have what a later step needs made beside this one; programs run one after the other, in order."""
+        return self._executor.submit(program)
 
 
 class _Worker:

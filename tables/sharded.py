@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
@@ -20,18 +17,17 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from tables.assembly import Pieces, assemble
+from tables.normal import fill_normal
 from tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
 __all__ = ["ShardedTables"]
-
-# Rows that one random stream initialises: the first values then do not depend on the number of processes.
-_INIT_ROWS: Final = 1 << 16
 
 
 class ShardedTables:
@@ -101,7 +97,7 @@ class ShardedTables:
         self._optimizer: Any = self._model.fused_optimizer
         for number, name in enumerate(self.node_types):
             for first, rows in self.local_rows(name):
-                _initialise(rows, first, scale=init_scale, seed=(seed, number))
+                fill_normal(rows, first, scale=init_scale, seed=(seed, number))
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={count}" for name, count in self.num_rows.items())
@@ -220,39 +216,14 @@ class ShardedTables:
         local: Callable[[str], Iterator[tuple[int, Tensor]]],
         finish: Callable[[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
-        first = dist.get_rank() == 0
-        names: list[str] = [""]
-        if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            names = [tempfile.mkdtemp(prefix=".shards-", dir=folder)]
-        dist.broadcast_object_list(names, src=0)
-        files = {name: Path(names[0]) / str(number) for number, name in enumerate(self.node_types)}
-        try:
-            if first:
-                for name, file in files.items():
-                    with file.open("wb") as created:
-                        created.truncate(4 * self.num_rows[name] * width)
-            dist.barrier()
-            tables = {}
-            for name, file in files.items():
-                # A mapping has no place for no bytes.
-                size = self.num_rows[name] * width
-                mapped = torch.from_file(str(file), shared=True, size=size) if size else torch.empty(0)
-                tables[name] = mapped.view(-1, width)
-                for begin, rows in local(name):
-                    tables[name][begin : begin + len(rows)] = (finish(rows) if finish else rows).cpu().view(-1, width)
-            dist.barrier()  # all have mapped and written
-        finally:
-            if first:
-                shutil.rmtree(names[0], ignore_errors=True)
-        return tables
+        def finished(name: str) -> Iterator[tuple[int, Tensor]]:
+            for first, rows in local(name):
+                yield first, finish(rows) if finish else rows
 
-
-def _initialise(rows: Tensor, first: int, *, scale: float, seed: Sequence[int]) -> None:
-    """Fills rows that begin at `first` of their table, from one stream for each block of the table."""
-    last = first + len(rows)
-    for block in range(first // _INIT_ROWS, -(-last // _INIT_ROWS)):
-        drawn = np.random.default_rng((*seed, block)).standard_normal((_INIT_ROWS, rows.shape[1]), dtype=np.float32)
-        begin, end = max(first, block * _INIT_ROWS), min(last, (block + 1) * _INIT_ROWS)
-        part = drawn[begin - block * _INIT_ROWS : end - block * _INIT_ROWS] * np.float32(scale)
-        rows[begin - first : end - first] = torch.from_numpy(part).to(rows.device)
+        return assemble(
+            folder,
+            {
+                name: Pieces(shape=(count, width), dtype=torch.float32, held=finished(name))
+                for name, count in self.num_rows.items()
+            },
+        )

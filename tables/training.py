@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Mapping
 
-    from tables.lanes import Lanes
+    from tables.lanes import Lanes, PreparingThread
 
 __all__ = ["Lifecycle", "Position", "StepProgress", "TrainerState", "TrainingRun"]
 
@@ -240,7 +240,9 @@ class TrainingRun:
         logger.info("resumed at epoch %d, step %d", state.position.epoch, state.position.step)
         return True
 
-    def steps(self, batches: Iterator[_Batch], lanes: Lanes | None, state: TrainerState, *, num_steps: int) -> Iterator[_Batch]:
+    def steps(
+        self, batches: Iterator[_Batch], lanes: Lanes | PreparingThread | None, state: TrainerState, *, num_steps: int
+    ) -> Iterator[_Batch]:
         """Yields an epoch's remaining batches, each prepared beside the step before it.
 
         The loop's body learns from the batch and calls `state.position.add`; a checkpoint may be written after it.
@@ -255,7 +257,7 @@ class TrainingRun:
             KeyboardInterrupt: A stop was asked for; the state is saved.
         """
         self._began_at = time.perf_counter()
-        prepare = lanes.prepare if lanes is not None else _at_once
+        prepare: Callable[[Callable[[], _Batch | None]], Any] = lanes.prepare if lanes is not None else _at_once
         following = prepare(lambda: next(batches, None))
         while (batch := following.result()) is not None:
             pause = self._is_due() or self._stops()
