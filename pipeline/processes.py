@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,7 +33,8 @@ def join_processes() -> Iterator[bool]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Others wait while the first one draws examples or writes a model; a process that dies ends them at once all the same.
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=dt.timedelta(days=1))
     try:
         yield dist.get_rank() == 0
         dist.barrier()  # what the first one writes is there when the last one ends

@@ -19,7 +19,7 @@ from ranking.model import RankingModel
 from ranking.negatives import WEIGHTINGS, Weighting
 from ranking.recent import RecentPins, recent_pins
 from ranking.segments import evaluate_segments, standard_segments
-from ranking.sharded import ShardedTrainer
+from ranking.shared_examples import share_examples
 from ranking.sources import TableSource
 from ranking.training import RankingResult, train
 from ranking.upper import UpperModel
@@ -41,7 +41,6 @@ __all__ = [
     "RankingModel",
     "RankingResult",
     "RecentPins",
-    "ShardedTrainer",
     "TableCoverage",
     "TableSource",
     "TableSpec",
@@ -68,6 +67,7 @@ __all__ = [
     "read_examples",
     "recent_pins",
     "roc_auc",
+    "share_examples",
     "standard_segments",
     "train",
 ]

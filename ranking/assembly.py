@@ -46,7 +46,14 @@ def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: Rank
     return maps
 
 
-def make_model(config: RankingConfig, id_maps: Mapping[str, IdMap], *, num_dense: int, num_recent: int = 0) -> RankingModel:
+def make_model(
+    config: RankingConfig,
+    id_maps: Mapping[str, IdMap],
+    *,
+    num_dense: int,
+    num_recent: int = 0,
+    table_device: str = "cpu",
+) -> RankingModel:
     """Build an untrained ranker.
 
     Args:
@@ -54,6 +61,7 @@ def make_model(config: RankingConfig, id_maps: Mapping[str, IdMap], *, num_dense
         id_maps: Id map of each feature.
         num_dense: Dense features.
         num_recent: Recent pins of an example, for a ranker with a sequence.
+        table_device: As in `RankingModel`.
 
     Raises:
         ValueError: If the configuration asks for a sequence and there are no recent pins.
@@ -98,11 +106,11 @@ def make_model(config: RankingConfig, id_maps: Mapping[str, IdMap], *, num_dense
         dropout=config.dropout,
     )
     if config.sequence == "none":
-        return RankingModel(specs, upper)
+        return RankingModel(specs, upper, table_device=table_device)
     pooling = SequencePooling(
         config.facets, dim=config.dim, length=num_recent, kind=config.sequence, num_heads=config.num_attention_heads
     )
-    return RankingModel(specs, upper, pooling)
+    return RankingModel(specs, upper, pooling, table_device=table_device)
 
 
 def choose_snapshots(snapshots: Sequence[Snapshot], config: RankingConfig) -> list[Snapshot]:

@@ -68,3 +68,9 @@ class Columns:
     def take(self, chosen: Tensor | slice) -> Columns:
         """Return chosen rows of every column."""
         return Columns(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
+    def to(self, device: torch.device) -> Columns:
+        """Return the columns on a device; themselves, if they are there."""
+        if self.ctr.device == device:
+            return self
+        return Columns(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

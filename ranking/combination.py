@@ -152,7 +152,7 @@ class AttendFacets(nn.Module):
         return torch.cat([embeddings, attended.flatten(2)], dim=1)
 
     def _by_head(self, rows: Tensor) -> Tensor:
-        return rows.view(*rows.shape[:-1], self.num_heads, -1)
+        return rows.view(*rows.shape[:-1], self.num_heads, rows.shape[-1] // self.num_heads)
 
 
 class _Measured(nn.Module):
@@ -210,4 +210,4 @@ def _grid(slots: Sequence[Slot]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _by_facet(embeddings: Tensor, num_features: int) -> Tensor:
     """View [B, F N, D] as [B, F, N, D]."""
-    return embeddings.view(embeddings.shape[0], -1, num_features, embeddings.shape[2])
+    return embeddings.view(embeddings.shape[0], embeddings.shape[1] // num_features, num_features, embeddings.shape[2])

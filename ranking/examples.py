@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _METADATA_KEY = b"multifacet.examples"
 _RECENT = "recent_pin_ids"
-_COLUMNS: dict[str, np.dtype[Any]] = {
+COLUMNS: dict[str, np.dtype[Any]] = {
     "user_id": np.dtype(np.int64),
     "pin_id": np.dtype(np.int64),
     "advertiser_id": np.dtype(np.int64),
@@ -73,7 +73,7 @@ class Examples:
 
     def __post_init__(self) -> None:
         num_rows = len(self.user_id)
-        for name, dtype in _COLUMNS.items():
+        for name, dtype in COLUMNS.items():
             column = getattr(self, name)
             if column.shape != (num_rows,) or column.dtype != dtype:
                 raise ValueError(f"Examples.{name} is {column.dtype}{list(column.shape)}; expected {dtype}[{num_rows}]")
@@ -112,7 +112,7 @@ class Examples:
         """SHA-256 (hex) of all columns, in order."""
         digest = hashlib.sha256(json.dumps([self.dense_names, len(self)]).encode())
         recent = () if self.recent is None else (self.recent.pin_ids, self.recent.num_recent)
-        for column in (*(getattr(self, name) for name in _COLUMNS), self.dense, *recent):
+        for column in (*(getattr(self, name) for name in COLUMNS), self.dense, *recent):
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
@@ -125,7 +125,7 @@ class Examples:
         Returns:
             The examples of those rows, in that order.
         """
-        columns = {name: getattr(self, name)[rows] for name in (*_COLUMNS, "dense")}
+        columns = {name: getattr(self, name)[rows] for name in (*COLUMNS, "dense")}
         recent = None if self.recent is None else self.recent.take(rows)
         return Examples(**columns, dense_names=self.dense_names, metadata=self.metadata, recent=recent)
 
@@ -138,10 +138,10 @@ class Examples:
         Raises:
             ValueError: If a dense feature's name is that of another column.
         """
-        clashes = set(self.dense_names) & {*_COLUMNS, _RECENT}
+        clashes = set(self.dense_names) & {*COLUMNS, _RECENT}
         if clashes:
             raise ValueError(f"dense features {sorted(clashes)} have the names of other columns; rename them")
-        columns = {name: pa.array(getattr(self, name)) for name in _COLUMNS}
+        columns = {name: pa.array(getattr(self, name)) for name in COLUMNS}
         columns |= {
             name: pa.array(np.ascontiguousarray(self.dense[:, position])) for position, name in enumerate(self.dense_names)
         }
@@ -171,7 +171,7 @@ class Examples:
             raise ValueError(f"{path} holds no ranking examples; write it with Examples.save")
         description = json.loads(metadata[_METADATA_KEY])
         names = tuple(description["dense_names"])
-        columns = {name: column(table, name) for name in _COLUMNS}
+        columns = {name: column(table, name) for name in COLUMNS}
         dense = np.empty((table.num_rows, len(names)), dtype=np.float32)
         for position, name in enumerate(names):
             dense[:, position] = column(table, name)

@@ -10,13 +10,14 @@ import torch
 from ranking.coverage import InitReport
 from ranking.filler import TableFiller
 from ranking.shards import choose_tables, find_tables
+from tables.normal import fill_normal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-    from ranking.model import RankingModel
+    from ranking.layout import TableSpec
     from ranking.sources import TableSource
 
 logger = getLogger(__name__)
@@ -70,13 +71,17 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
     return InitReport(coverages)
 
 
-def init_random(model: RankingModel, norm: float, generator: torch.Generator) -> None:
-    """Fill every table with normal noise.
+def init_random(model: nn.Module, specs: Sequence[TableSpec], norm: float, seed: int) -> None:
+    """Fill tables with normal noise, the same whole or sharded by rows.
 
     Args:
-        model: Model whose tables are overwritten.
+        model: Module that holds the tables, or its DistributedModelParallel.
+        specs: The tables, which are overwritten.
         norm: Root mean square norm of a slot: of a row, or of the sum of an id's rows in a table of several hashes.
-        generator: Source of the noise.
+        seed: Seed of the noise.
     """
-    for spec in model.specs:
-        model.table(spec.name).normal_(0, norm / (spec.dim * spec.num_hashes) ** 0.5, generator=generator)
+    tables = choose_tables(find_tables(model), [spec.name for spec in specs])
+    for number, spec in enumerate(specs):
+        scale = norm / (spec.dim * spec.num_hashes) ** 0.5
+        for shard in tables[spec.name].shards:
+            fill_normal(shard.weights, shard.row, scale=scale, seed=(seed, number))

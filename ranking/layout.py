@@ -150,7 +150,7 @@ class RowLayout:
         for group in self.groups:
             own, rest = looked_up[group.feature].tensor_split([group.columns.stop - group.columns.start - group.num_recent], 1)
             if group.num_recent:
-                recent = rest.view(rest.shape[0], self.num_recent, -1, *rest.shape[2:]).sum(2)
+                recent = rest.view(rest.shape[0], self.num_recent, group.specs[0].num_hashes, *rest.shape[2:]).sum(2)
             if group.feature != RECENT_PINS:
                 rows = own.sum(1) if group.specs[0].num_hashes > 1 else own.squeeze(1)
                 by_slot |= {Slot(group.feature, spec.facet): row for spec, row in zip(group.specs, rows.unbind(1), strict=True)}

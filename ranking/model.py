@@ -32,12 +32,20 @@ class RankingModel(nn.Module):
         specs: The tables; all of one dimension. Empty: a ranker without ids.
         upper: Upper model; its slots are the tables', and one "recent_pins" a facet with a sequence.
         pooling: How recent pins become one row a facet; None for a ranker without a sequence.
+        table_device: Where the tables are: "meta" for tables that get their memory when they are sharded, or from a file.
 
     Raises:
         ValueError: If the parts do not fit.
     """
 
-    def __init__(self, specs: Sequence[TableSpec], upper: UpperModel, pooling: SequencePooling | None = None) -> None:
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        upper: UpperModel,
+        pooling: SequencePooling | None = None,
+        *,
+        table_device: str = "cpu",
+    ) -> None:
         super().__init__()
         wrong = [spec.name for spec in specs if spec.dim != upper.dim]
         if wrong:
@@ -54,7 +62,8 @@ class RankingModel(nn.Module):
                         name=spec.name, embedding_dim=spec.dim, num_embeddings=spec.num_rows, feature_names=[spec.feature]
                     )
                     for spec in specs
-                ]
+                ],
+                device=torch.device(table_device),
             )
             if specs
             else None
@@ -97,15 +106,16 @@ class RankingModel(nn.Module):
         if self.tables is None:
             return {}
         parts = [rows[:, group.columns] for group in self.layout.groups]
-        lengths = [torch.full((len(part),), part.shape[1], dtype=torch.int32, device=rows.device) for part in parts]
+        # A feature's rows as one bag: TorchRec takes a batch of no examples for one without features.
+        lengths = torch.tensor([part.numel() for part in parts], dtype=torch.int32, device=rows.device)
         values = torch.cat([part.reshape(-1) for part in parts])
-        jagged = KeyedJaggedTensor(keys=list(self.layout.features), values=values, lengths=torch.cat(lengths))
+        jagged = KeyedJaggedTensor(keys=list(self.layout.features), values=values, lengths=lengths)
         # A sharded collection gives what is not there yet: asking for its items waits.
         found = dict(self.tables(jagged).items())
         looked_up = {}
         for group, part in zip(self.layout.groups, parts, strict=True):
             names = [f"{group.feature}@{spec.name}" if len(group.specs) > 1 else group.feature for spec in group.specs]
-            by_facet = [found[name].values().view(*part.shape, -1) for name in names]
+            by_facet = [found[name].values().view(*part.shape, self.upper.dim) for name in names]
             looked_up[group.feature] = torch.stack(by_facet, dim=2)
         return looked_up
 
@@ -130,15 +140,18 @@ class RankingModel(nn.Module):
         logits: Tensor = self.upper(dense, embeddings)
         return logits
 
-    def forward(self, dense: Tensor, rows: Tensor, num_recent: Tensor | None = None) -> Tensor:
+    def forward(self, dense: Tensor, rows: Tensor, num_recent: Tensor | None = None, *, learns_tables: bool = True) -> Tensor:
         """Score examples, looking their rows up through TorchRec.
 
         Args:
             dense: Raw dense features, float32 [B, F].
             rows: int32 [B, columns]; [B, 0] for a model without tables.
             num_recent: How many recent pins there are, int [B]; for a model with a sequence only.
+            learns_tables: Whether a backward pass reaches the tables.
 
         Returns:
             Logits of (ctr, cvr), float32 [B, 2].
         """
-        return self.score(dense, self.look_up(rows), num_recent)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns_tables):
+            looked_up = self.look_up(rows)
+        return self.score(dense, looked_up, num_recent)

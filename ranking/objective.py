@@ -21,7 +21,8 @@ def training_loss(
     *,
     heads: Heads,
     cvr_weight: float,
-    num_counted: Tensor | None = None,
+    num_examples: float | None = None,
+    num_counted: float | None = None,
 ) -> Tensor:
     """The loss of a batch.
 
@@ -36,18 +37,28 @@ def training_loss(
         cvr_known: 1 where a click's conversion is known, else 0, [B].
         heads: The heads that gave the logits.
         cvr_weight: Weight of CVR's loss beside CTR's of 1.
-        num_counted: What to divide the sum of CVR's losses by, where this is a part of a batch; None: its known labels.
+        num_examples: What to divide the sum of CTR's losses by, where this is a part of a batch; None: its examples.
+        num_counted: What to divide the sum of CVR's losses by, likewise; None: its labels that count (`counted_labels`).
 
     Returns:
         A scalar.
     """
-    loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr)
-    if heads == "esmm":
-        losses, counted = product_losses(logits, cvr), torch.maximum(cvr_known, 1 - ctr)
+    if num_examples is None:
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr)
     else:
-        losses, counted = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none"), cvr_known
-    divisor = counted.sum().clamp(min=1) if num_counted is None else num_counted.clamp(min=1e-6)
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr, reduction="sum") / num_examples
+    if heads == "esmm":
+        losses = product_losses(logits, cvr)
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none")
+    counted = counted_labels(ctr, cvr_known, heads)
+    divisor = counted.sum().clamp(min=1) if num_counted is None else num_counted
     return loss + cvr_weight * (losses * counted).sum() / divisor
+
+
+def counted_labels(ctr: Tensor, cvr_known: Tensor, heads: Heads) -> Tensor:
+    """Give 1 for each example whose CVR loss counts, else 0; arguments as in `training_loss`."""
+    return torch.maximum(cvr_known, 1 - ctr) if heads == "esmm" else cvr_known
 
 
 def product_losses(logits: Tensor, converted: Tensor) -> Tensor:

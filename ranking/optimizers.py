@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ranking.config import RankingConfig
     from ranking.model import RankingModel
 
-_ADAMW = "adamw"
-_ADAGRAD = "adagrad"
+ADAMW: Final = "adamw"
+ADAGRAD: Final = "adagrad"
 
 
 class Optimizers:
@@ -44,8 +44,7 @@ class Optimizers:
         """
         power = self.config.row_lr_power
         for group in self.model.layout.groups if power else ():
-            counts = torch.bincount(rows[:, group.columns].reshape(-1), minlength=group.specs[0].num_rows).float()
-            self._row_rates[group.feature] = (counts / counts[counts > 0].mean()).pow(power).clamp(max=1.0)
+            self._row_rates[group.feature] = row_rates(rows[:, group.columns], group.specs[0].num_rows, power)
 
     def forget_rows(self) -> None:
         """Start the tables' optimisers anew."""
@@ -79,19 +78,45 @@ class Optimizers:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Give all state as named tensors, which may be the living ones."""
-        state = {f"{_ADAGRAD}.{name}": optimizer.state for name, optimizer in self.tables.items()}
-        for position, fields in self.upper.state_dict()["state"].items():
-            state |= {f"{_ADAMW}.{position}.{name}": value for name, value in fields.items()}
-        return state
+        return {f"{ADAGRAD}.{name}": optimizer.state for name, optimizer in self.tables.items()} | adamw_tensors(self.upper)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `to_tensors` gave, among other tensors."""
-        adamw: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == _ADAGRAD:
-                self.tables[rest].state.copy_(value)
-            elif kind == _ADAMW:
-                position, _, field = rest.partition(".")
-                adamw.setdefault(int(position), {})[field] = value.clone()
-        self.upper.load_state_dict(self.upper.state_dict() | {"state": adamw})
+        for name, optimizer in self.tables.items():
+            optimizer.state.copy_(tensors[f"{ADAGRAD}.{name}"])
+        restore_adamw(self.upper, tensors)
+
+
+def adamw_tensors(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Give an AdamW's state as named tensors, which may be the living ones."""
+    return {
+        f"{ADAMW}.{position}.{name}": value.cpu()
+        for position, fields in optimizer.state_dict()["state"].items()
+        for name, value in fields.items()
+    }
+
+
+def restore_adamw(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `adamw_tensors` gave, among other tensors."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == ADAMW:
+            position, _, entry = rest.partition(".")
+            state.setdefault(int(position), {})[entry] = value.clone()
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def row_rates(rows: Tensor, num_rows: int, power: float) -> Tensor:
+    """Give each row's share of its table's rate, by how often it occurs.
+
+    Args:
+        rows: int32 [n, columns] of all training examples.
+        num_rows: Rows of the table.
+        power: As in the configuration, `row_lr_power`.
+
+    Returns:
+        float32 [num_rows], from 0 to 1.
+    """
+    counts = torch.bincount(rows.reshape(-1), minlength=num_rows).float()
+    return (counts / counts[counts > 0].mean()).pow(power).clamp(max=1.0)

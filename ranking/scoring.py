@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ranking.columns import Columns
     from ranking.model import RankingModel
 
-_BATCH: Final = 8192
+SCORING_BATCH: Final = 8192
 
 
 def score_columns(model: RankingModel, columns: Columns) -> NDArray[np.float32]:
@@ -32,8 +32,8 @@ def score_columns(model: RankingModel, columns: Columns) -> NDArray[np.float32]:
     model.eval()
     scores: list[Any] = []
     with torch.inference_mode():
-        for start in range(0, len(columns), _BATCH):
-            batch = columns.take(slice(start, start + _BATCH))
+        for start in range(0, len(columns), SCORING_BATCH):
+            batch = columns.take(slice(start, start + SCORING_BATCH))
             scores.append(torch.sigmoid(model.score(batch.dense, model.gather(batch.rows), batch.num_recent)).numpy())
     return np.concatenate(scores) if scores else np.zeros((0, len(TASKS)), dtype=np.float32)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
 from ranking.assembly import choose_snapshots, make_id_maps, make_model, table_sources
 from ranking.columns import Columns
@@ -14,20 +17,24 @@ from ranking.fit import Fit
 from ranking.initialise import init_random, init_tables
 from ranking.runlog import RunLog
 from ranking.scoring import score_columns
-from tables import Lifecycle, TrainingRun
+from ranking.sharded import ShardedTrainer
+from ranking.trainer import Trainer
+from tables import Lifecycle
+from tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     from ranking.config import RankingConfig
     from ranking.coverage import InitReport
     from ranking.examples import Examples
+    from ranking.fit import StepTaker
     from ranking.model import RankingModel
-    from tables import IdMap, Snapshot
+    from tables import IdMap, Snapshot, TrainingRun
 
 logger = getLogger(__name__)
 
@@ -88,6 +95,10 @@ def train(
 ) -> RankingResult:
     """Train a ranker; keep the weights of the validation with the lowest CTR log loss.
 
+    Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
+    are then sharded over them (see `ShardedTrainer`), each reads its part of every batch, and each gets the whole result, with
+    tables that are mapped from files beside the checkpoint. The first one writes the log.
+
     With a checkpoint, a run that was killed and resumed ends with the bits of one that was not (with the same number of
     threads and the same versions).
 
@@ -120,31 +131,46 @@ def train(
         raise ValueError("a ranker's tables start from `snapshots`; lifecycle.warm_start is for the pretrainers")
     chosen = choose_snapshots(snapshots, config)
     maps = dict(id_maps) if id_maps is not None else make_id_maps(snapshots, examples_train, config)
-    run = TrainingRun(
+    window = ""
+    if lifecycle.checkpoint or are_several():
+        window = f"{examples_train.fingerprint()} {examples_valid.fingerprint()}"
+    if are_several():
+        _compare_ranks(window)
+    run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json") | {"snapshots": [snapshot.fingerprint for snapshot in chosen]},
-        window=f"{examples_train.fingerprint()} {examples_valid.fingerprint()}" if lifecycle.checkpoint else "",
+        window=window,
         num_epochs=config.max_epochs,
+    )
+    recent = examples_train.recent
+    build = partial(
+        make_model, config, maps, num_dense=len(examples_train.dense_names), num_recent=recent.length if recent else 0
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        recent = examples_train.recent
-        model = make_model(config, maps, num_dense=len(examples_train.dense_names), num_recent=recent.length if recent else 0)
-        generator = torch.Generator().manual_seed(config.seed)
-        start = generator.get_state()
-
-        def start_tables() -> InitReport:
-            init_random(model, config.scratch_norm, torch.Generator().set_state(start))
-            return init_tables(model, table_sources(model, chosen, maps, config.pretrained_norm))
-
-        init_random(model, config.scratch_norm, generator)
-        coverage = init_tables(model, table_sources(model, chosen, maps, config.pretrained_norm))
+        model = build(table_device="meta" if are_several() else "cpu")
         train_columns = Columns.of(examples_train, model, maps)
         valid_columns = Columns.of(examples_valid, model, maps)
         model.upper.fit_normalisation(train_columns.dense)
-        fit = Fit(model, config, generator, start_tables)
+        sources = table_sources(model, chosen, maps, config.pretrained_norm)
+
+        def first_rows(module: nn.Module) -> InitReport:
+            init_random(module, model.specs, config.scratch_norm, config.seed)
+            return init_tables(module, sources)
+
+        trainer: StepTaker
+        if are_several():
+            # A model is the same on each rank, what dropout draws for its examples is not.
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, dist.get_rank())).generate_state(1)[0]))
+            folder = lifecycle.checkpoint.absolute().parent if lifecycle.checkpoint else None
+            trainer = ShardedTrainer(model, config, first_rows, partial(build, table_device="meta"), folder=folder)
+        else:
+            trainer = Trainer(model, config, first_rows)
+        coverage = trainer.start_tables()
+        fit = Fit(trainer, config, torch.Generator().manual_seed(config.seed))
         run.resume(fit)
         history = _fit_logged(fit, train_columns, valid_columns, run, progress, log_folder)
+        model = trainer.finish()
     best = min(history, key=lambda row: row["valid_ctr_log_loss"])
     return RankingResult(
         model=model,
@@ -166,7 +192,7 @@ def _fit_logged(
     progress: Callable[[Mapping[str, float]], None] | None,
     folder: Path | None,
 ) -> list[dict[str, float]]:
-    if folder is None:
+    if folder is None or (are_several() and dist.get_rank() > 0):
         return fit.run(train_columns, valid_columns, run, progress)
     log = RunLog(folder, num_rows=len(fit.position.history))
 
@@ -179,3 +205,15 @@ def _fit_logged(
         return fit.run(train_columns, valid_columns, run, report)
     finally:
         log.close()
+
+
+def _compare_ranks(fingerprint: str) -> None:
+    """Refuse ranks with examples of their own: each takes its part of what all of them have."""
+    fingerprints: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(fingerprints, fingerprint)
+    other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"ranks 0 and {other} were given different examples; give all ranks the same ones (`share_examples`): each reads "
+            "its part of every batch by itself"
+        )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pipeline.console import stderr
 from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+
+if TYPE_CHECKING:
+    import ranking
 
 Store = Annotated[Path, typer.Argument(help="Graph store with the ranking tables (periods, placements, responses, ...).")]
 Model = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
@@ -54,14 +57,22 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     checkpoint_every: CheckpointEvery = 600.0,
     resume: Resume = False,
     logs: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.jsonl, a line a validation, and TensorBoard's files if it is there.")
+        Path | None,
+        typer.Option(
+            # torchrun takes --logs for an abbreviation of an option of its own.
+            "--logs",
+            "--log-folder",
+            help="Folder for metrics.jsonl, a line a validation, and TensorBoard's files if it is there.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trains a CTR/CVR model whose tables start from snapshots."""
+    """Trains a CTR/CVR model whose tables start from snapshots.
+
+    Started by torchrun, its processes shard the tables and train them together.
+    """
     import ranking
-    from graphdb import GraphStore
-    from pipeline.stages import period_start
+    from pipeline.processes import join_processes
     from pipeline.training import StopOnSignal, TrainingDisplay
     from tables import Lifecycle, Snapshot
     from tables.allocator import keep_freed_memory
@@ -76,46 +87,80 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     if recent_pins and fields.get("sequence", "none") == "none":
         msg = "--recent-pins is for a model that reads them: give --set sequence=attention or --set sequence=transformer too"
         raise typer.BadParameter(msg)
-    with GraphStore.open(store, read_only=True) as graph, stderr.status("drawing examples") as status:
-        known = period_start(graph, labels_known_before) if labels_known_before is not None else None
-        examples = [
-            ranking.build_examples(
-                graph,
-                range(first, last + 1),
-                weighting=weighting,
-                seed=seed + number,
-                labels_known_before=before,
-                features=ranking.FeatureConfig(recent_pins=recent_pins),
-            )
-            for number, ((first, last), before) in enumerate(((training, known), (validation, None)))
-        ]
-        status.update("reading snapshots")
-        snapshots = [Snapshot.load(path) for path in snapshot or []]
-        facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
-        if arm == "pretrained":
-            facets["pretrained_facets"] = facets["facets"]
-        config = ranking.arm_config(arm, **{**facets, **fields})
+    snapshots = [Snapshot.load(path) for path in snapshot or []]
+    facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
+    if arm == "pretrained":
+        facets["pretrained_facets"] = facets["facets"]
+    config = ranking.arm_config(arm, **{**facets, **fields})
     kept = checkpoint or checkpoint_beside(output)
     keep_freed_memory()
-    with TrainingDisplay("examples") as display, StopOnSignal() as stop:
-        result = ranking.train(
-            examples[0],
-            examples[1],
-            config,
-            snapshots=snapshots if arm == "pretrained" else [],
-            progress=display.on_epoch,
-            lifecycle=Lifecycle(
-                checkpoint=kept, every_seconds=checkpoint_every, resume=resume, on_step=display.on_step, stop=stop.event
-            ),
-            log_folder=logs,
+    with join_processes() as speaks:
+        examples_train, examples_valid = _draw_examples(
+            store,
+            (training, validation),
+            labels_known_before,
+            weighting,
+            seed,
+            ranking.FeatureConfig(recent_pins=recent_pins),
+            folder=kept.absolute().parent,
+            draws=speaks,
         )
-    ranking.export_model(output, result)
+        with TrainingDisplay("examples", shown=speaks) as display, StopOnSignal() as stop:
+            result = ranking.train(
+                examples_train,
+                examples_valid,
+                config,
+                snapshots=snapshots if arm == "pretrained" else [],
+                progress=display.on_epoch,
+                lifecycle=Lifecycle(
+                    checkpoint=kept, every_seconds=checkpoint_every, resume=resume, on_step=display.on_step, stop=stop.event
+                ),
+                log_folder=logs,
+            )
+        if not speaks:
+            return
+        ranking.export_model(output, result)
     # The model stands for good: there is nothing left to go on with.
     shutil.rmtree(kept, ignore_errors=True)
     if as_json:
         emit_json({"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")})
     else:
         emit_rows([result.metrics], title="validation")
+
+
+def _draw_examples(
+    store: Path,
+    spans: tuple[tuple[int, int], tuple[int, int]],
+    labels_known_before: int | None,
+    weighting: ranking.Weighting,
+    seed: int,
+    features: ranking.FeatureConfig,
+    *,
+    folder: Path,
+    draws: bool,
+) -> list[ranking.Examples]:
+    """Draws training's and validation's examples; of several processes, one does, for all."""
+    import ranking
+    from graphdb import GraphStore
+    from pipeline.processes import count_processes
+    from pipeline.stages import period_start
+
+    drawn: list[Any] = [None, None]
+    if draws:
+        with GraphStore.open(store, read_only=True) as graph, stderr.status("drawing examples"):
+            known = period_start(graph, labels_known_before) if labels_known_before is not None else None
+            drawn = [
+                ranking.build_examples(
+                    graph,
+                    range(first, last + 1),
+                    weighting=weighting,
+                    seed=seed + number,
+                    labels_known_before=before,
+                    features=features,
+                )
+                for number, ((first, last), before) in enumerate(zip(spans, (known, None), strict=True))
+            ]
+    return [ranking.share_examples(part, folder) for part in drawn] if count_processes() > 1 else drawn
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""`multifacet pretrain` under torchrun."""
+"""`multifacet pretrain` and `train` under torchrun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 
 from graphdb import GraphSchema, GraphStore, NodeType, Relation
 from tables import Snapshot
+from tests.ranking.conftest import random_world
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli")
 SETTINGS = ("dim=8", "epochs=2", "batch_size=64", "num_uniform=8", "num_degree=0", "seed=3")
 
 
@@ -47,8 +49,7 @@ def test_torchrun_gives_one_snapshot_of_all_processes(
 ) -> None:
     settings = [part for setting in (*SETTINGS, *own_settings) for part in ("--set", setting)]
     command = ["pretrain", facet, str(store), str(tmp_path / "shared"), *settings, "--json"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli"]
-    ran = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=170, check=False)
+    ran = subprocess.run([*TORCHRUN, *command], capture_output=True, text=True, timeout=170, check=False)
 
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)  # one process speaks
@@ -69,3 +70,35 @@ def test_a_search_says_that_it_runs_in_one_process(
     code, _, err = run("pretrain", "kge", store, tmp_path / "out", "--search")
     assert code == 2
     assert "--search runs in one process" in " ".join(err.replace("│", " ").split())
+
+
+def test_torchrun_trains_one_model_that_evaluates_and_publishes(run: Any, tmp_path: Path) -> None:
+    random_world(0).write(tmp_path / "store.duckdb").close()
+    command = ["train", str(tmp_path / "store.duckdb")]
+    options = (
+        "--training 3 6 --validation 7 8 --labels-known-before 9 --arm scratch --set dim=4 --set hidden=[8] --set dropout=0"
+    )
+    options += " --set batch_size=64 --set max_epochs=2 --json"
+    logs = ["--log-folder", str(tmp_path / "logs")]
+    ran = subprocess.run(
+        [*TORCHRUN, *command, str(tmp_path / "shared"), *options.split(), *logs],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)  # one process speaks
+    code, out, err = run(*command, tmp_path / "alone", *options.split())
+    assert code == 0, err
+    assert document["validation"] == pytest.approx(json.loads(out)["validation"], rel=1e-3)
+    rows = [json.loads(line) for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5, 2.0][: len(rows)]
+    assert not [path.name for path in tmp_path.iterdir() if "checkpoint" in path.name or path.name.startswith(".")]
+    files = [{path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")} for name in ("shared", "alone")]
+    assert files[0] == files[1]
+    code, out, err = run("evaluate", tmp_path / "store.duckdb", tmp_path / "shared", "--periods", 9, 10, "--json")
+    assert code == 0, err
+    assert 0 <= json.loads(out)["metrics"]["ctr"]["roc_auc"] <= 1
+    code, _, err = run("publish", tmp_path / "shared", tmp_path / "release")
+    assert code == 0, err

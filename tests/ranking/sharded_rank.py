@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -13,20 +19,54 @@ from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
 
-from ranking import TableSource, arm_config, init_tables
-from ranking.assembly import make_model
-from ranking.columns import Columns
-from ranking.fit import Fit
-from ranking.initialise import init_random
-from ranking.sharded import ShardedTrainer
+from ranking import (
+    Examples,
+    RankingResult,
+    RecentPins,
+    TableSource,
+    arm_config,
+    export_model,
+    init_tables,
+    train,
+)
+from ranking.config import Arm
 from ranking.shards import find_tables
-from tables import IdMap, Snapshot
-from tables.lanes import Lanes
+from tables import IdMap, Lifecycle, Snapshot, StepProgress
 
-SMALL: dict[str, Any] = {"dim": 8, "hidden": (8, 4), "projected": 4, "cross_rank": 4, "dropout": 0.0, "upper_lr": 1e-3}
-TRAINED: dict[str, dict[str, Any]] = {
-    "default": {"facet_lrs": {"kge": 0.1}},
-    "sequence": {"sequence": "attention", "combination": "gating", "heads": "esmm"},
+SMALL: dict[str, Any] = {
+    "dim": 8,
+    "hidden": (8, 4),
+    "projected": 4,
+    "cross_rank": 4,
+    "dropout": 0.0,
+    "upper_lr": 1e-3,
+    "batch_size": 128,
+}
+# All that a run does beside plain steps, in few runs.
+TRAINED: dict[str, tuple[Arm, dict[str, Any]]] = {
+    "default": (
+        "pretrained",
+        {
+            "facets": ("kge", "other"),
+            "pretrained_facets": ("kge",),
+            "facet_lrs": {"other": 0.1},
+            "row_lr_power": 0.5,
+            "thaw_after_steps": 3,
+            "reinit_tables": True,
+            "max_epochs": 2,
+            "patience": 9,
+        },
+    ),
+    "sequence": (
+        "scratch",
+        {"facets": ("a", "b"), "sequence": "attention", "combination": "gating", "heads": "esmm", "max_epochs": 1},
+    ),
+    "stopped": ("pretrained", {"facets": ("kge",), "pretrained_facets": ("kge",), "table_lr": 2.0, "patience": 1}),
+    "frozen": (
+        "scratch",
+        {"facets": ("a", "b"), "combination": "attention", "heads": "mmoe", "freeze_tables": True, "max_epochs": 1},
+    ),
+    "no_ids": ("no_ids", {"max_epochs": 1}),
 }
 
 
@@ -63,58 +103,62 @@ def fill_cases(folder: Path, *, sharded: bool) -> dict[str, Any]:
     return saved
 
 
-def train_cases(*, rank: int = 0, num_ranks: int = 1) -> dict[str, Any]:
-    """Train two steps a case, sharded if there are ranks, and return the rows that this process holds and the rest."""
-    saved: dict[str, Any] = {}
-    for case, fields in TRAINED.items():
-        config = arm_config("scratch", **SMALL, **fields)
-        torch.manual_seed(0)
-        id_maps = {name: IdMap.exact(range(40)) for name in config.features}
-        model = make_model(config, id_maps, num_dense=3, num_recent=2)
-        init_random(model, 1.0, torch.Generator().manual_seed(1))
-        batches = _batches(model.layout.num_columns)
-        if num_ranks == 1:
-            fit = Fit(model, config, torch.Generator(), lambda: None)
-            with Lanes() as lanes:
-                losses = [fit._step(batch, lanes) for batch in batches]
-            trained: nn.Module = model
-        else:
-            trainer = ShardedTrainer(model, config, torch.device("cpu"))
-            losses = [trainer.step(batch.take(slice(rank, None, num_ranks))) for batch in batches]
-            trained = trainer.model
-        saved[f"{case}_losses"] = losses
-        for table in find_tables(trained):
-            saved[f"{case}_{table.name}"] = torch.cat([shard.weights.clone() for shard in table.shards])
-        saved |= {
-            f"{case}_{name}": value.detach().clone()
-            for name, value in trained.named_parameters()
-            if name.startswith(("upper.", "pooling."))
-        }
+def train_case(
+    folder: Path, case: str, on_step: Callable[[StepProgress], None] | None = None, **life: Any
+) -> tuple[dict[str, Any], RankingResult]:
+    """Train a whole model, and return its weights, its history and itself."""
+    arm, fields = TRAINED[case]
+    examples = [with_recent(Examples.load(folder / f"{part}.parquet")) for part in ("train", "valid")]
+    snapshots = [Snapshot.load(folder / "planted", verify=False)]
+    lifecycle = Lifecycle(checkpoint=folder / f"{case}.checkpoint", on_step=on_step, **life)
+    result = train(*examples, arm_config(arm, **SMALL, **fields), snapshots=snapshots, lifecycle=lifecycle)
+    rows = [{name: row[name] for name in row if name not in ("seconds", "examples_per_s")} for row in result.history]
+    return {"history": rows, "weights": {n: w.clone() for n, w in result.model.state_dict().items()}}, result
+
+
+def with_recent(examples: Examples) -> Examples:
+    """Add recent pins, of which some users have none."""
+    generator = np.random.default_rng(len(examples))
+    pins = 1000 + generator.integers(0, 600, (len(examples), 2))
+    return replace(examples, recent=RecentPins(pin_ids=pins, num_recent=(examples.user_id % 3).astype(np.int32)))
+
+
+def run_killed(rank: int, folder: Path) -> None:
+    """Train until one rank is killed in its second epoch; there is a checkpoint from before each step."""
+
+    def kill(progress: StepProgress) -> None:
+        if rank == 1 and (progress.epoch, progress.step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_case(folder, "default", kill, every_seconds=0.0)
+
+
+def run_rest(rank: int, folder: Path) -> dict[str, Any]:
+    """Go on with what was killed, fill tables, and train whole models, whose export the first rank writes."""
+    saved = fill_cases(folder, sharded=True)
+    saved["resumed"], _ = train_case(folder, "default", resume=True)
+    shutil.rmtree(folder / "default.checkpoint", ignore_errors=True)
+    dist.barrier()
+    for case in TRAINED:
+        saved[case], result = train_case(folder, case)
+        if rank == 0:
+            export_model(folder / f"{case}.model", result)
+    other = Examples.load(folder / "train.parquet").take(np.arange(100 + rank))
+    try:
+        train(other, other, arm_config("no_ids", **SMALL))
+    except ValueError as error:
+        saved["refused"] = str(error)
     return saved
 
 
-def _batches(num_columns: int) -> list[Columns]:
-    generator = torch.Generator().manual_seed(2)
-    return [
-        Columns(
-            dense=torch.randn(64, 3, generator=generator),
-            rows=torch.randint(0, 41, (64, num_columns), generator=generator, dtype=torch.int32),
-            num_recent=torch.randint(0, 3, (64,), generator=generator, dtype=torch.int32),
-            ctr=torch.randint(0, 2, (64,), generator=generator).float(),
-            cvr=torch.randint(0, 2, (64,), generator=generator).float(),
-            cvr_known=torch.randint(0, 2, (64,), generator=generator).float(),
-        )
-        for _ in range(3)
-    ]
-
-
-def main(rank: int, num_ranks: int, rendezvous: str, folder: Path) -> None:
+def main(rank: int, num_ranks: int, rendezvous: str, folder: Path, *, is_killed: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=num_ranks, init_method=f"file://{rendezvous}")
-    saved = {**fill_cases(folder, sharded=True), **train_cases(rank=rank, num_ranks=num_ranks)}
-    torch.save(saved, folder / f"rank{rank}.pt")
+    if is_killed:
+        run_killed(rank, folder)
+    torch.save(run_rest(rank, folder), folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), is_killed=sys.argv[5] == "killed")

@@ -205,6 +205,6 @@ def test_misfits_are_refused_and_nothing_is_written(write: WriteSnapshot, caplog
 def test_random_rows_have_the_wanted_norm() -> None:
     spec = TableSpec(feature="user", facet="kge", node_type="user", num_rows=5000, dim=DIM)
     model = RankingModel([spec], UpperModel(num_dense=1, slots=[("user", "kge")], dim=DIM))
-    init_random(model, 0.25, torch.Generator().manual_seed(2))
+    init_random(model, [spec], 0.25, seed=2)
     norm = model.table("user_kge").square().sum(1).mean().sqrt()
     assert float(norm) == pytest.approx(0.25, rel=0.02)

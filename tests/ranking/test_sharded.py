@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from tables import Snapshot, SnapshotTable
+from ranking import Columns, Examples, arm_config, load_model, make_model
+from ranking.batchnorm import GlobalBatchNorm
+from ranking.objective import training_loss
+from tables import Checkpoint, IdMap, Snapshot, SnapshotTable
 
-from .sharded_rank import TRAINED, fill_cases, train_cases
+from .conftest import Planted
+from .sharded_rank import SMALL, TRAINED, fill_cases, train_case, with_recent
 
 RANK = Path(__file__).with_name("sharded_rank.py")
 NUM_RANKS = 2
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, planted: Planted) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     vectors = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
     table = SnapshotTable(ids=pa.array(range(0, 1000, 2)), vectors=vectors)
     Snapshot.write(folder / "snapshot", facet="kge", tables={"pin": table})
+    generator = torch.Generator().manual_seed(2)
+    tables = {
+        name: SnapshotTable(ids=pa.array(range(first, first + count)), vectors=torch.randn(count, 8, generator=generator))
+        for name, first, count in (("user", 0, 400), ("pin", 1000, 600), ("advertiser", 0, 5))
+    }
+    Snapshot.write(folder / "planted", facet="kge", tables=tables)
+    # Odd numbers, so that ranks read unequal parts.
+    planted.train.take(np.arange(1001)).save(folder / "train.parquet")
+    planted.valid.take(np.arange(301)).save(folder / "valid.parquet")
     return folder
 
 
-@pytest.fixture(scope="module")
-def parts(folder: Path) -> list[dict[str, Any]]:
+def start_ranks(folder: Path, what: str) -> list[tuple[int, str]]:
+    """Run both ranks; return their exit codes and output."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(RANK), str(rank), str(NUM_RANKS), str(folder / "rendezvous"), str(folder)],
+            [sys.executable, "-W", "ignore", str(RANK), str(rank), str(NUM_RANKS), str(folder / what), str(folder), what],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -40,7 +56,18 @@ def parts(folder: Path) -> list[dict[str, Any]]:
         for rank in range(NUM_RANKS)
     ]
     outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * NUM_RANKS, "\n".join(outputs)
+    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> list[dict[str, Any]]:
+    killed = start_ranks(folder, "killed")
+    assert killed[1][0] == -signal.SIGKILL
+    assert killed[0][0] > 0, killed[0][1]  # its peer is gone: it fails, and does not wait
+    position = Checkpoint.load(folder / "default.checkpoint").fields["position"]
+    assert (position["epoch"], position["step"]) == (1, 1)
+    ended = start_ranks(folder, "rest")
+    assert [code for code, _ in ended] == [0] * NUM_RANKS, "\n".join(output for _, output in ended)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(NUM_RANKS)]
 
 
@@ -65,17 +92,57 @@ def test_two_ranks_fill_the_rows_that_one_process_fills(whole: dict[str, Any], p
 
 
 @pytest.mark.parametrize("case", list(TRAINED))
-def test_two_ranks_take_the_steps_that_one_process_takes(parts: list[dict[str, Any]], case: str) -> None:
-    whole = {name: value for name, value in train_cases().items() if name.startswith(case)}
-    assert {name for name in parts[0] if name.startswith(case)} == set(whole)
-    assert len(whole) > 10
-    for name, expected in whole.items():
-        if name.endswith("_losses"):
-            for part in parts:
-                assert part[name] == pytest.approx(expected, rel=1e-5), name
-            continue
-        found = [part[name] for part in parts]
-        if found[0].shape != expected.shape:
-            found = [torch.cat(found)]  # a table's rows are divided among the ranks
-        for values in found:
-            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+def test_two_ranks_train_the_model_that_one_process_trains(
+    parts: list[dict[str, Any]], folder: Path, tmp_path: Path, case: str
+) -> None:
+    for name in ("train.parquet", "valid.parquet", "planted"):
+        (tmp_path / name).symlink_to(folder / name)
+    whole, result = train_case(tmp_path, case)
+    first, second = (part[case] for part in parts)
+    assert first["history"] == second["history"]
+    assert len(whole["history"]) == len(first["history"])
+    for expected, row in zip(whole["history"], first["history"], strict=True):
+        # Sums in another order, each step scaled by the root of a row's squares.
+        assert row == pytest.approx(expected, rel=1e-4), case
+    assert set(first["weights"]) == set(whole["weights"])
+    for name, expected in whole["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(
+            first["weights"][name], expected, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    examples = with_recent(Examples.load(folder / "valid.parquet"))
+    exported = load_model(folder / f"{case}.model").score(examples)
+    np.testing.assert_allclose(exported, result.score(examples), atol=1e-3)
+
+
+def test_a_run_whose_rank_was_killed_goes_on_to_the_same_bits(parts: list[dict[str, Any]]) -> None:
+    for part in parts:
+        assert part["resumed"]["history"] == part["default"]["history"]
+        for name, value in part["default"]["weights"].items():
+            assert torch.equal(part["resumed"]["weights"][name], value), name
+
+
+def test_ranks_with_examples_of_their_own_are_refused(parts: list[dict[str, Any]]) -> None:
+    for part in parts:
+        assert "ranks 0 and 1 were given different examples" in part["refused"]
+
+
+@pytest.mark.parametrize("case", [case for case in TRAINED if case != "no_ids"])
+def test_a_rank_without_examples_takes_part(case: str, planted: Planted) -> None:
+    """The last step of an epoch may have fewer examples than there are ranks."""
+    arm, fields = TRAINED[case]
+    config = arm_config(arm, **SMALL, **fields)
+    maps = {name: IdMap.exact(range(40)) for name in config.features}
+    model = make_model(config, maps, num_dense=3, num_recent=2).train()
+    GlobalBatchNorm.convert(model)
+    none = Columns.of(with_recent(planted.train).take(np.arange(2)), model, maps).take(slice(0))
+    with mock.patch("ranking.batchnorm.all_reduce", lambda part: part + 4.0):
+        logits = model(none.dense, none.rows, none.num_recent)
+        loss = training_loss(
+            logits, none.ctr, none.cvr, none.cvr_known, heads=config.heads, cvr_weight=0.5, num_examples=2.0, num_counted=1.0
+        )
+        loss.backward()
+    assert float(loss.detach()) == 0.0
+    for name, weights in model.upper.named_parameters():
+        assert weights.grad is not None, name
+        assert float(weights.grad.abs().sum()) == 0.0, name

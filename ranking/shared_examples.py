@@ -1,0 +1,55 @@
+"""Examples that the processes of one run have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from ranking.examples import COLUMNS, Examples
+from ranking.recent import RecentPins
+from tables.assembly import Pieces, assemble
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def share_examples(examples: Examples | None, folder: Path) -> Examples:
+    """Give every process of the default group the examples that the first one has drawn.
+
+    They are mapped from files whose names are gone: a host holds them once, however many processes it runs.
+
+    Args:
+        examples: The first process's; what others give does not count.
+        folder: On a file system that all processes see.
+
+    Returns:
+        The same examples in every process.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    described: list[Any] = [None]
+    if dist.get_rank() == 0:
+        if examples is None:
+            raise ValueError("the first process has no examples to share: give those that it has drawn")
+        arrays = {name: getattr(examples, name) for name in (*COLUMNS, "dense")}
+        if examples.recent is not None:
+            arrays |= {"pin_ids": examples.recent.pin_ids, "num_recent": examples.recent.num_recent}
+        shapes = {name: (array.shape, torch.from_numpy(array).dtype) for name, array in arrays.items()}
+        described = [(shapes, examples.dense_names, dict(examples.metadata))]
+    dist.broadcast_object_list(described, src=0)
+    shapes, dense_names, metadata = described[0]
+    whole = assemble(
+        folder,
+        {
+            name: Pieces(shape=shape, dtype=dtype, held=[(0, torch.from_numpy(arrays[name]))] if name in arrays else [])
+            for name, (shape, dtype) in shapes.items()
+        },
+    )
+    columns: dict[str, Any] = {name: tensor.numpy() for name, tensor in whole.items()}
+    recent = None
+    if "pin_ids" in columns:
+        recent = RecentPins(pin_ids=columns.pop("pin_ids"), num_recent=columns.pop("num_recent"))
+    return Examples(**columns, dense_names=dense_names, metadata=metadata, recent=recent)
