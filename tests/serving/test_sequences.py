@@ -41,10 +41,8 @@ from tables import Artifact, ArtifactError, ArtifactWriter, IdMap
 LENGTH, DIM, NUM = 6, 8, 20
 DENSE = ("first", "second")
 KINDS = [
-    ("attention", "shared", {"int4": "framed-unix"}),
-    ("attention", "separate", {"int4": "grpc", "int8": "framed-tcp"}),
+    ("attention", "separate", {"int4": "framed-unix", "int8": "framed-tcp"}),
     ("transformer", "shared", {"int4": "grpc", "fp16": "framed-unix"}),
-    ("transformer", "separate", {"int4": "framed-unix"}),
 ]
 HISTORIES = {
     "some": [11, 18, 11, -500],
@@ -186,9 +184,9 @@ def test_scores_are_those_offline_at_every_precision(trained, sequence, table, t
             assert (moved > 1e-3) == (sequence == "transformer")  # which alone knows positions
 
 
-@pytest.mark.parametrize("table", ["shared", "separate"])
-def test_shards_score_as_one_server(trained, table, make_transport, tmp_path):
-    model = trained("transformer", table)
+@pytest.mark.parametrize(("sequence", "table"), [kind[:2] for kind in KINDS])
+def test_shards_score_as_one_server(trained, sequence, table, make_transport, tmp_path):
+    model = trained(sequence, table)
     release = publish(model.path, tmp_path / "split", shards=2)
     lookups = [{"releases": (release.path,), "shard": shard} for shard in range(2)]
     for name in ("grpc", "framed-unix"):
