@@ -223,6 +223,11 @@ class KgeConfig(BaseModel):
                 f"{given}: means nothing with full_softmax, which compares each distinct query with all entities by matrix "
                 "products: leave it out, or full_softmax"
             )
+        if self.full_softmax is not None and self.full_softmax.products == "bf16" and self.model not in {"distmult", "complex"}:
+            raise ValueError(
+                f"full_softmax.products='bf16' keeps 8 bits of a score, and {self.model}'s distances are differences of larger "
+                "ones: use fp32"
+            )
 
     @property
     def corrects_logq(self) -> bool:

@@ -151,6 +151,7 @@ class FullObjective:
             query_weights=weights,
             label_smoothing=objective.label_smoothing,
             answers_compete=objective.answers_compete,
+            product_dtype=torch.bfloat16 if objective.products == "bf16" else None,
         )
         gradients.loss += float(total.detach()) / self._scale
         leaves = [known_rows, relation_rows, table]

@@ -15,6 +15,8 @@ __all__ = ["Answers", "full_softmax_loss"]
 
 # 16 MiB of float32 scores: a block goes from its product over the softmax to its two gradient products within the cache.
 _BLOCK_ELEMENTS = 1 << 22
+# In bfloat16 products are so fast that adding a block's gradient of all keys to the sum shows: fewer, larger blocks.
+_BLOCK_ELEMENTS_HALF = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,7 @@ def full_softmax_loss(
     query_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     answers_compete: bool = True,
+    product_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Sum of the cross-entropies of all answers, over all candidates.
 
@@ -82,6 +85,8 @@ def full_softmax_loss(
         query_weights: weight of each query's sum, float [B], not differentiated; None for 1.
         label_smoothing: this share of each answer's target is spread evenly over all candidates.
         answers_compete: whether the answers of a query push each other down.
+        product_dtype: what the three matrix products multiply and the scores are kept in; None for the queries' own type.
+            With bfloat16, sums within a product are still float32, but a score keeps 8 bits.
 
     Returns:
         The sum of the losses in nats, a scalar; differentiable in `queries`, `keys` and `bias`. One answer's loss is
@@ -99,7 +104,7 @@ def full_softmax_loss(
     if query_weights is None:
         query_weights = queries.new_ones(len(queries))
     loss: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
-        queries, keys, bias, query_weights, answers, label_smoothing, answers_compete
+        queries, keys, bias, query_weights, answers, label_smoothing, answers_compete, product_dtype or queries.dtype
     )
     return loss
 
@@ -115,6 +120,7 @@ class _FullSoftmax(torch.autograd.Function):
         answers: Answers,
         label_smoothing: float,
         answers_compete: bool,
+        product_dtype: torch.dtype,
     ) -> Tensor:
         with_bias = bool(ctx.needs_input_grad[2])
         num_queries, num_keys = len(queries), len(keys)
@@ -124,12 +130,15 @@ class _FullSoftmax(torch.autograd.Function):
         counts = torch.bincount(answers.queries, minlength=num_queries)
         bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
         loss = 0.0
-        num_rows = max(1, min(num_queries, _BLOCK_ELEMENTS // max(1, num_keys)))
-        scores_buffer = queries.new_empty(num_rows, num_keys)
+        is_narrow = product_dtype != queries.dtype
+        num_elements = _BLOCK_ELEMENTS_HALF if is_narrow else _BLOCK_ELEMENTS
+        num_rows = max(1, min(num_queries, num_elements // max(1, num_keys)))
+        scores_buffer = queries.new_empty(num_rows, num_keys, dtype=product_dtype)
+        factor_keys, factor_bias = keys.to(product_dtype), bias.to(product_dtype)
         for begin in range(0, num_queries, num_rows):
             end = min(begin + num_rows, num_queries)
             block, block_weights = queries[begin:end], query_weights[begin:end]
-            scores = torch.addmm(bias, block, keys.t(), out=scores_buffer[: end - begin])
+            scores = torch.addmm(factor_bias, block.to(product_dtype), factor_keys.t(), out=scores_buffer[: end - begin])
             rows = answers.queries[bounds[begin] : bounds[end]] - begin
             columns = answers.candidates[bounds[begin] : bounds[end]]
             if answers_compete:
@@ -139,11 +148,16 @@ class _FullSoftmax(torch.autograd.Function):
             loss += float(losses @ block_weights)
             # `scores` now holds each query's gradient but for one factor, which is cheaper to put on D than on N columns.
             factors = scale * block_weights
-            torch.mm(scores, keys, out=query_gradient[begin:end])
+            scaled = (block * factors[:, None]).to(product_dtype)
+            if is_narrow:
+                query_gradient[begin:end] = scores @ factor_keys
+                key_gradient += scores.t() @ scaled
+            else:
+                torch.mm(scores, keys, out=query_gradient[begin:end])
+                key_gradient.addmm_(scores.t(), scaled)
             query_gradient[begin:end] *= factors[:, None]
-            key_gradient.addmm_(scores.t(), block * factors[:, None])
             if with_bias:
-                bias_gradient.addmv_(scores.t(), factors)
+                bias_gradient += scores.t() @ factors.to(product_dtype)
         if label_smoothing:
             # The evenly spread targets are the same for all queries: their products are of rank one.
             shares = label_smoothing * counts.to(queries.dtype) * query_weights
@@ -158,7 +172,7 @@ class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None
+        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 def _differentiate(
@@ -169,15 +183,16 @@ def _differentiate(
     Returns:
         Each query's loss (without the mean score's part of smoothing) and the factor that its row still lacks, its count.
     """
-    own = scores[rows, columns]
+    own = _widened(scores[rows, columns])
     torch.softmax(scores, dim=-1, out=scores)
-    losses = -scores[rows, columns].clamp(min=torch.finfo(scores.dtype).tiny).log()
+    losses = -_widened(scores[rows, columns]).clamp(min=torch.finfo(scores.dtype).tiny).log()
     # The log-partition is own + loss, the same for all of a row's answers; smoothing leaves its coefficient at 1.
     if label_smoothing:
         losses += label_smoothing * own
-    factors = counts.to(scores.dtype)
-    scores.index_put_((rows, columns), -((1.0 - label_smoothing) / factors)[rows], accumulate=True)
-    return scores.new_zeros(len(scores)).index_add_(0, rows, losses), factors
+    factors = counts.to(losses.dtype)
+    targets = -((1.0 - label_smoothing) / factors)[rows]
+    scores.index_put_((rows, columns), targets.to(scores.dtype), accumulate=True)
+    return losses.new_zeros(len(scores)).index_add_(0, rows, losses), factors
 
 
 def _differentiate_apart(scores: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,12 +206,16 @@ def _differentiate_apart(scores: Tensor, rows: Tensor, columns: Tensor) -> tuple
     """
     tiny = torch.finfo(scores.dtype).tiny
     torch.softmax(scores, dim=-1, out=scores)
-    own = scores[rows, columns]
+    own = _widened(scores[rows, columns])
     scores[rows, columns] = 0.0
-    others = scores.sum(-1)
+    others = scores.sum(-1, dtype=own.dtype)
     # Where another answer holds all but 1e-30 of the mass, the rest is below float32: its gradient is then zero, not inf.
     masses = (own + others[rows]).clamp(min=1e-30)
     losses = masses.log() - own.clamp(min=tiny).log()
-    factors = scores.new_zeros(len(scores)).index_add_(0, rows, 1.0 / masses)
-    scores[rows, columns] = -(others[rows] / masses) / factors[rows]
-    return scores.new_zeros(len(scores)).index_add_(0, rows, losses), factors
+    factors = losses.new_zeros(len(scores)).index_add_(0, rows, 1.0 / masses)
+    scores[rows, columns] = (-(others[rows] / masses) / factors[rows]).to(scores.dtype)
+    return losses.new_zeros(len(scores)).index_add_(0, rows, losses), factors
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

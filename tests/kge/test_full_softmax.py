@@ -72,6 +72,47 @@ def test_equals_one_triple_at_a_time(
         torch.testing.assert_close(own, autograd, rtol=1e-9, atol=1e-10)
 
 
+@given(
+    mode=st.sampled_from([(0.0, True), (0.0, False), (0.3, True)]),
+    seed=st.integers(0, 1000),
+    num_keys=st.integers(3, 60),
+    block=st.sampled_from([1, 100, 1 << 24]),
+)
+def test_products_in_bfloat16_keep_loss_and_gradients_to_their_precision(
+    mode: tuple[float, bool], seed: int, num_keys: int, block: int
+) -> None:
+    smoothing, compete = mode
+    generator = torch.Generator().manual_seed(seed)
+    queries, keys, bias = (
+        torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((7, 16), (num_keys, 16), (num_keys,))
+    )
+    random = np.random.default_rng(seed)
+    own = [np.sort(random.choice(num_keys, size=random.integers(1, 3), replace=False)) for _ in range(len(queries))]
+    answers = Answers(
+        queries=torch.from_numpy(np.repeat(np.arange(len(own)), [len(some) for some in own])),
+        candidates=torch.from_numpy(np.concatenate(own)),
+    )
+    found, exact = [], []
+    for product_dtype, results in ((torch.bfloat16, found), (None, exact)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(full_softmax, "_BLOCK_ELEMENTS_HALF", block)
+            loss = full_softmax_loss(
+                queries,
+                keys,
+                answers,
+                bias=bias,
+                label_smoothing=smoothing,
+                answers_compete=compete,
+                product_dtype=product_dtype,
+            )
+        results += [loss.detach(), *torch.autograd.grad(loss, [queries, keys, bias])]
+    for own_result, expected in zip(found, exact, strict=True):
+        assert own_result.dtype == torch.float32
+        assert (own_result - expected).norm() <= 0.02 * expected.norm() + 1e-3
+        # Not the float32 products by another name.
+        assert not torch.equal(own_result, expected)
+
+
 @pytest.mark.parametrize("compete", [True, False])
 def test_far_scores_give_finite_gradients(compete: bool) -> None:
     queries = torch.tensor([[300.0], [-300.0]], requires_grad=True)

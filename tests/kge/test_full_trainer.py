@@ -158,10 +158,12 @@ def test_gradients_equal_autograd_triple_by_triple(name: ModelName, reciprocal: 
     assert all(autograd.abs().max() > 1e-4 for autograd in by_definition)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_learns_the_planted_graph(name: ModelName, view: GraphView) -> None:
+@pytest.mark.parametrize(
+    ("name", "products"), [*((name, "fp32") for name in MODELS), ("distmult", "bf16"), ("complex", "bf16")]
+)
+def test_learns_the_planted_graph(name: ModelName, products: Literal["fp32", "bf16"], view: GraphView) -> None:
     split = TripleSet.from_view(view).hold_out(KgeValidation(num_edges=60), np.random.default_rng(0))
-    objective = FullSoftmaxConfig(optimizer="adam", answers_compete=False)
+    objective = FullSoftmaxConfig(optimizer="adam", answers_compete=False, products=products)
     config = KgeConfig(
         model=name, dim=8, rank=2, reciprocal=True, batch_size=80, epochs=15, lr=0.03, relation_lr=0.03, full_softmax=objective
     )
@@ -286,6 +288,8 @@ def test_options_of_sampled_negatives_are_refused_by_name(option: dict[str, Any]
     KgeConfig.model_validate(option)
     with pytest.raises(ValueError, match=f"{list(option)[-1]}=.* means nothing with full_softmax"):
         KgeConfig.model_validate(option | {"full_softmax": {}})
+    with pytest.raises(ValueError, match=r"transe's distances .* use fp32"):
+        KgeConfig(model="transe", full_softmax=FullSoftmaxConfig(products="bf16"))
     # What was written out of a configuration, defaults and all, is read again.
     whole = KgeConfig(full_softmax=FullSoftmaxConfig())
     assert KgeConfig.model_validate(whole.model_dump(mode="json")) == whole
