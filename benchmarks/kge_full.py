@@ -96,7 +96,7 @@ def plain_torch(split: TripleSplit, dim: int) -> Callable[[], float]:
     edges = torch.from_numpy(np.stack([split.train.heads, split.train.relations, split.train.tails], axis=1)).long()
     inverse = edges[:, [2, 1, 0]] + torch.tensor([0, num_relations, 0])
     examples = torch.cat([edges, inverse])
-    batches = iter(examples[torch.randperm(len(examples), generator=generator)].split(_BATCH))
+    batches = iter(torch.split(examples[torch.randperm(len(examples), generator=generator)], _BATCH))
 
     def take_steps() -> float:
         num_examples = 0

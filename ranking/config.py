@@ -83,6 +83,11 @@ class RankingConfig(BaseModel):
     )
     validations_per_epoch: int = Field(default=2, ge=1, description="validations in each epoch")
     patience: int = Field(default=3, ge=1, description="validations without a lower CTR log loss before training stops")
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="weights of the result: of the validation with the lowest CTR log loss, or of the last one; with last, "
+        "training never stops early",
+    )
     seed: int = Field(default=0, ge=0, description="seed of initialisation, shuffling and dropout")
 
     @model_validator(mode="after")
@@ -120,6 +125,7 @@ class RankingConfig(BaseModel):
             "num_experts": self.heads == "mmoe",
             "reinit_tables": bool(self.facets) and self.max_epochs > 1,
             "row_lr_power": bool(self.facets),
+            "patience": self.keep == "best",
         }
         idle = [
             f"{name}={getattr(self, name)!r}"
@@ -129,7 +135,8 @@ class RankingConfig(BaseModel):
         if idle:
             raise ValueError(
                 f"{', '.join(idle)} would do nothing with facets={self.facets}, combination={self.combination!r}, "
-                f"interaction={self.interaction!r}, heads={self.heads!r}, sequence={self.sequence!r}; leave it out"
+                f"interaction={self.interaction!r}, heads={self.heads!r}, sequence={self.sequence!r}, keep={self.keep!r}; "
+                "leave it out"
             )
         if RECENT_PINS in self.features:
             raise ValueError(f"features name {RECENT_PINS!r}, which `sequence` adds by itself")

@@ -85,7 +85,7 @@ class Fit:
         run: TrainingRun,
         progress: Callable[[Mapping[str, float]], None] | None,
     ) -> list[dict[str, float]]:
-        """Train until the validation loss stops falling; the trainer has kept the best weights.
+        """Train until the validation loss stops falling, or to the last epoch; the trainer has kept the weights.
 
         Returns:
             One row a validation.
@@ -96,7 +96,7 @@ class Fit:
         """
         config, position, trainer = self.config, self.position, self.trainer
         trainer.count_rows(train_columns.rows)
-        while position.epoch < config.max_epochs and self.num_since_lowest < config.patience:
+        while position.epoch < config.max_epochs and not self._has_stopped():
             is_new = position.epoch_start is None
             order = position.begin_epoch(lambda _: self._draw_order(len(train_columns)))
             if is_new and position.epoch > 0 and config.reinit_tables:
@@ -117,7 +117,7 @@ class Fit:
                     self.part_seconds += time.perf_counter() - started
                     if position.step in validated_after:
                         self._validate(valid_columns, validated_after.index(position.step), progress)
-                        if self.num_since_lowest >= config.patience:
+                        if self._has_stopped():
                             break
                 position.end_epoch()
         return position.history
@@ -142,6 +142,9 @@ class Fit:
         self.lowest = float("inf") if fields["lowest"] is None else fields["lowest"]
         self.num_since_lowest, self.num_steps = fields["num_since_lowest"], fields["num_steps"]
         self.losses, self.part_seconds = list(fields["losses"]), fields["part_seconds"]
+
+    def _has_stopped(self) -> bool:
+        return self.config.keep == "best" and self.num_since_lowest >= self.config.patience
 
     def _draw_order(self, num_examples: int) -> Tensor:
         self._epoch_state = self.generator.get_state()
@@ -169,6 +172,7 @@ class Fit:
         self.num_since_lowest += 1
         if row["valid_ctr_log_loss"] < self.lowest:
             self.lowest, self.num_since_lowest = row["valid_ctr_log_loss"], 0
+        if self.num_since_lowest == 0 or config.keep == "last":
             self.trainer.keep_best()
 
 

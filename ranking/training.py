@@ -1,4 +1,4 @@
-"""Training a ranker: from examples and snapshots to the best weights on the validation examples."""
+"""Training a ranker: from examples and snapshots to the weights that are kept."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class RankingResult:
     """A trained ranker.
 
     Attributes:
-        model: The model with its best weights.
+        model: The model with its best weights, or its last (`RankingConfig.keep`).
         id_maps: Id map of each feature that has tables.
         config: The effective configuration.
         dense_names: Names of the dense features, in column order.
         history: One row a validation: epoch, loss, validation metrics, seconds, examples_per_s.
-        metrics: The best validation's metrics.
+        metrics: Metrics of the validation whose weights these are.
         coverage: How much of each table came from a snapshot.
         parents: Fingerprints of the snapshots.
     """
@@ -93,7 +93,7 @@ def train(
     lifecycle: Lifecycle | None = None,
     log_folder: Path | None = None,
 ) -> RankingResult:
-    """Train a ranker; keep the weights of the validation with the lowest CTR log loss.
+    """Train a ranker; keep the weights of the validation with the lowest CTR log loss, or the last ones.
 
     Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
     are then sharded over them (see `ShardedTrainer`), each reads its part of every batch, and each gets the whole result, with
@@ -171,14 +171,14 @@ def train(
         run.resume(fit)
         history = _fit_logged(fit, train_columns, valid_columns, run, progress, log_folder)
         model = trainer.finish()
-    best = min(history, key=lambda row: row["valid_ctr_log_loss"])
+    kept = history[-1] if config.keep == "last" else min(history, key=lambda row: row["valid_ctr_log_loss"])
     return RankingResult(
         model=model,
         id_maps=maps,
         config=config,
         dense_names=examples_train.dense_names,
         history=history,
-        metrics={name: value for name, value in best.items() if name.startswith("valid_")},
+        metrics={name: value for name, value in kept.items() if name.startswith("valid_")},
         coverage=coverage,
         parents=tuple(snapshot.fingerprint for snapshot in chosen),
     )

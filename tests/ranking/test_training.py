@@ -57,6 +57,18 @@ def test_the_best_weights_are_kept(planted: Planted, results: dict[Arm, RankingR
     assert log_loss(planted.valid.ctr_label, scores) == pytest.approx(min(losses), abs=1e-6)
 
 
+def test_the_last_weights_are_kept_where_that_is_asked_for_and_training_goes_on_to_the_end(planted: Planted) -> None:
+    last = fit(planted, "scratch", keep="last", max_epochs=6)
+    losses = [row["valid_ctr_log_loss"] for row in last.history]
+    # It would have stopped long before.
+    assert len(losses) == 12
+    assert np.argmin(losses) < len(losses) - 3
+    assert last.metrics["valid_ctr_log_loss"] == losses[-1]
+    assert log_loss(planted.valid.ctr_label, last.score(planted.valid)[:, 0]) == pytest.approx(losses[-1], abs=1e-6)
+    with pytest.raises(ValidationError, match=r"patience=2 would do nothing .* keep='last'"):
+        RankingConfig(keep="last", patience=2)
+
+
 def test_equal_seeds_give_equal_models_and_leave_the_global_generator_alone(planted: Planted) -> None:
     before = torch.random.get_rng_state()
     first, again = (fit(planted, "pretrained", max_epochs=1) for _ in range(2))

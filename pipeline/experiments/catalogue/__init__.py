@@ -15,6 +15,7 @@ from pipeline.experiments.catalogue.ablation import (
     surfaces,
 )
 from pipeline.experiments.catalogue.age import refresh, staleness
+from pipeline.experiments.catalogue.epochs import epochs
 from pipeline.experiments.catalogue.size import collisions, precision_by_frequency, quantization
 from pipeline.experiments.experiment import Experiment, Settings
 
@@ -24,6 +25,7 @@ CATALOGUE: dict[str, Callable[[Settings], Experiment]] = {
     "ablation-no-pair-counts": ablation_without_pair_counts,
     "existing": existing,
     "freezing": freezing,
+    "epochs": epochs,
     "quantization": quantization,
     "precision-by-frequency": precision_by_frequency,
     "staleness": staleness,
