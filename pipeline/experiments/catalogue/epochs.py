@@ -30,7 +30,7 @@ def epochs(settings: Settings) -> Experiment:
         name="epochs",
         question="Do id tables overfit once they see an example again?",
         setting=f"Rankers trained for one epoch, for {_WORDS}, for {_WORDS} with the tables at their first rows again in each, "
-        f"and for {_WORDS} at most with the weights of the best validation. But for the last, the weights are those of the end.",
+        f"and for {_WORDS} at most with the weights of the best validation. But for the last, the weights are the last ones.",
         arms=(
             scratch("scratch1", "tables from scratch, one epoch", one),
             scratch("scratch5", f"tables from scratch, {_WORDS} epochs", several),
