@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import plots
+from pipeline.experiments.prediction import PretrainingMetrics
 from pipeline.experiments.verdict import judge
 
 TASKS = {"ctr": "CTR", "cvr": "CVR"}
@@ -68,6 +69,7 @@ def section(document: Mapping[str, Any]) -> dict[str, Any]:
             }
         ),
         "line": _line(document),
+        "prediction": PretrainingMetrics.of(document),
         "command": command(document),
         "seconds": document["seconds"],
     }
@@ -178,6 +180,17 @@ def _markdown(document: Mapping[str, Any]) -> Iterator[str]:
                     *(_area(arm["metrics"][task]["all"]) for task in TASKS if document["effects"].get(task)),
                 ]
                 for position, arm in _points(document)
+            ],
+        )
+    prediction = PretrainingMetrics.of(document)
+    if prediction is not None:
+        rows = zip(prediction.titles, prediction.values, prediction.areas, strict=True)
+        yield ""
+        yield from _table(
+            ["arm", *prediction.names, "CTR ROC-AUC"],
+            [
+                *([title, *(f"{value:.4f}" for value in values), f"{area:.4f}"] for title, values, area in rows),
+                ["rank correlation with CTR ROC-AUC", *(f"{value:+.2f}" for value in prediction.correlations), _NO_VALUE],
             ],
         )
     chosen = ", ".join(f"{arm['name']} {arm['chosen']}" for arm in document["arms"] if arm.get("chosen"))
