@@ -31,6 +31,10 @@ class RankingConfig(BaseModel):
     )
     freeze_tables: bool = Field(default=False, description="leave the tables as initialised")
     dim: int = Field(default=64, ge=1, description="elements of a table row")
+    table_dtype: Literal["fp32", "fp16"] = Field(
+        default="fp32",
+        description="type that tables are kept, trained and written in; fp16 rows are changed in FP32 and rounded by chance",
+    )
     pretrained_norm: float = Field(
         default=1.0, gt=0, description="root mean square norm of a pretrained table's rows at the start"
     )
@@ -126,6 +130,7 @@ class RankingConfig(BaseModel):
             "reinit_tables": bool(self.facets) and self.max_epochs > 1,
             "row_lr_power": bool(self.facets),
             "patience": self.keep == "best",
+            "table_dtype": bool(self.facets),
         }
         idle = [
             f"{name}={getattr(self, name)!r}"

@@ -44,7 +44,7 @@ class ExportedModel:
         name: The arm's name.
         dense_names: Names of the dense features, in column order.
         dim: Elements a table row.
-        tables: Weights of each table, float32 [rows, dim].
+        tables: Weights of each table, [rows, dim], float32 or float16 as they were trained.
         id_maps: Id map of each table, in the tables' order.
         features: Id feature of each table, in the tables' order.
         layout: Where the tables' rows stand among the upper model's slots.
@@ -108,7 +108,8 @@ class ExportedModel:
             ValueError: If the dense features are others, or a row cannot be encoded.
         """
         return self.score_with(
-            examples, {name: decode(encode(table, precision), self.dim, precision) for name, table in self.tables.items()}
+            examples,
+            {name: decode(encode(table.float(), precision), self.dim, precision) for name, table in self.tables.items()},
         )
 
     def score_with(self, examples: Examples, tables: Mapping[str, Tensor]) -> NDArray[np.float32]:
@@ -116,7 +117,7 @@ class ExportedModel:
 
         Args:
             examples: Examples with the dense features that the model was trained on.
-            tables: float32 [rows, dim] of each table of the model.
+            tables: Float [rows, dim] of each table of the model; looked-up rows become FP32.
 
         Returns:
             Probabilities of (ctr, cvr), float32 [n, 2].
@@ -141,7 +142,9 @@ class ExportedModel:
                 embeddings = dense.new_zeros((len(dense), 0, self.dim))
                 if self.tables:
                     looked_up = {
-                        group.feature: torch.stack([tables[spec.name][rows[batch, group.columns]] for spec in group.specs], 2)
+                        group.feature: torch.stack(
+                            [tables[spec.name][rows[batch, group.columns]].float() for spec in group.specs], 2
+                        )
                         for group in self.layout.groups
                     }
                     embeddings = self.layout.slots(looked_up, num_recent[batch], self._pooling)
@@ -161,7 +164,7 @@ def export_model(
     On disk::
 
         manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics
-        vectors/<table>.safetensors key "weights", float32 [rows, dim], the out-of-vocabulary row included
+        vectors/<table>.safetensors key "weights", float32 or float16 [rows, dim], the out-of-vocabulary row included
         id_maps/<feature>...        external id -> row, one a feature
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
         pooling.pt2                 with a sequence: (rows [B, L, facets, dim], num_recent [B], candidate [B, facets, dim])

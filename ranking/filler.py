@@ -168,6 +168,9 @@ class TableFiller:
                 (_BLOCK_ROWS, self.table.dim), dtype=np.float32
             )
             drawn = torch.from_numpy(noise)[chosen + first - block * _BLOCK_ROWS, columns] * (norm / self.table.dim**0.5)
+            limit = torch.finfo(weights.dtype).max
+            if not bool((drawn.abs() <= limit).all()):
+                raise ValueError(f"table {self.name}: noise as long as its filled rows ({norm:g}) has values beyond {limit:g}")
             weights[chosen.to(weights.device)] = drawn.to(weights)
 
     def _norm(self, sums: RowSums) -> float:

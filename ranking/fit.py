@@ -41,7 +41,7 @@ class StepTaker(Protocol):
     def take(self, columns: Columns, chosen: Tensor) -> Any:
         """Give what this process reads of a step's examples."""
 
-    def step(self, batch: Any, lanes: Any, *, learns_tables: bool) -> float:
+    def step(self, batch: Any, lanes: Any, *, number: int, learns_tables: bool) -> float:
         """Take a step, and give the loss of all its examples."""
 
     def validate(self, columns: Columns) -> dict[str, float]:
@@ -110,7 +110,7 @@ class Fit:
                 for batch, step in zip(run.steps(batches, lanes, self, num_steps=validated_after[-1]), chosen, strict=False):
                     started = time.perf_counter()
                     learns_tables = not config.freeze_tables and self.num_steps >= config.thaw_after_steps
-                    loss = trainer.step(batch, lanes, learns_tables=learns_tables)
+                    loss = trainer.step(batch, lanes, number=self.num_steps, learns_tables=learns_tables)
                     self.num_steps += 1
                     self.losses.append(loss)
                     position.add(loss=loss, examples=len(step))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+    from torchrec.modules.embedding_configs import DataType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ranking.layout import TableSpec
     from ranking.sequence import SequencePooling
     from ranking.upper import UpperModel
+
+_DATA_TYPES: Final[dict[str, Any]] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
 class RankingModel(nn.Module):
@@ -33,6 +36,7 @@ class RankingModel(nn.Module):
         upper: Upper model; its slots are the tables', and one "recent_pins" a facet with a sequence.
         pooling: How recent pins become one row a facet; None for a ranker without a sequence.
         table_device: Where the tables are: "meta" for tables that get their memory when they are sharded, or from a file.
+        table_dtype: Type of the tables, "fp32" or "fp16"; what is above them reads their rows in FP32.
 
     Raises:
         ValueError: If the parts do not fit.
@@ -45,6 +49,7 @@ class RankingModel(nn.Module):
         pooling: SequencePooling | None = None,
         *,
         table_device: str = "cpu",
+        table_dtype: str = "fp32",
     ) -> None:
         super().__init__()
         wrong = [spec.name for spec in specs if spec.dim != upper.dim]
@@ -59,7 +64,11 @@ class RankingModel(nn.Module):
             EmbeddingCollection(
                 tables=[
                     EmbeddingConfig(
-                        name=spec.name, embedding_dim=spec.dim, num_embeddings=spec.num_rows, feature_names=[spec.feature]
+                        name=spec.name,
+                        embedding_dim=spec.dim,
+                        num_embeddings=spec.num_rows,
+                        feature_names=[spec.feature],
+                        data_type=_DATA_TYPES[table_dtype],
                     )
                     for spec in specs
                 ],
@@ -70,7 +79,7 @@ class RankingModel(nn.Module):
         )
 
     def table(self, name: str) -> Tensor:
-        """Return a table's weights, float32 [num_rows, dim]; writing to them changes the model.
+        """Return a table's weights, [num_rows, dim] of the tables' type; writing to them changes the model.
 
         Raises:
             KeyError: If there is no such table.
@@ -90,7 +99,7 @@ class RankingModel(nn.Module):
             Feature of each group -> float32 [B, columns of the group, facets, D].
         """
         return {
-            group.feature: torch.stack([self.table(spec.name)[rows[:, group.columns]] for spec in group.specs], dim=2)
+            group.feature: torch.stack([self.table(spec.name)[rows[:, group.columns]] for spec in group.specs], dim=2).float()
             for group in self.layout.groups
         }
 
@@ -116,7 +125,7 @@ class RankingModel(nn.Module):
         for group, part in zip(self.layout.groups, parts, strict=True):
             names = [f"{group.feature}@{spec.name}" if len(group.specs) > 1 else group.feature for spec in group.specs]
             by_facet = [found[name].values().view(*part.shape, self.upper.dim) for name in names]
-            looked_up[group.feature] = torch.stack(by_facet, dim=2)
+            looked_up[group.feature] = torch.stack(by_facet, dim=2).float()
         return looked_up
 
     def score(self, dense: Tensor, looked_up: Mapping[str, Tensor], num_recent: Tensor | None = None) -> Tensor:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
 from tables import RowwiseAdagrad, accumulate_rows
+from tables.rounded import step_rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from ranking.config import RankingConfig
+    from ranking.layout import TableSpec
     from ranking.model import RankingModel
 
 ADAMW: Final = "adamw"
@@ -48,33 +51,36 @@ class Optimizers:
 
     def forget_rows(self) -> None:
         """Start the tables' optimisers anew."""
-        config = self.config
-        self.tables = {
-            spec.name: RowwiseAdagrad(spec.num_rows, config.facet_lrs.get(spec.facet, config.table_lr))
-            for spec in self.model.specs
-        }
+        self.tables = {spec.name: RowwiseAdagrad(spec.num_rows, table_rate(spec, self.config)) for spec in self.model.specs}
 
     def step_upper(self) -> None:
         """Update all that is not a table."""
         self.upper.step()
 
-    def step_tables(self, rows: Tensor, gradients: Mapping[str, Tensor]) -> None:
+    def step_tables(self, rows: Tensor, gradients: Mapping[str, Tensor], number: int) -> None:
         """Update the touched rows of all tables.
 
         Args:
             rows: int32 [B, columns] of the batch.
             gradients: Of what `RankingModel.gather` gave; none, and nothing is updated, while the tables are frozen.
+            number: The step's, another one at each, which half-precision rows are rounded by.
         """
+        seeds = rounding_seeds(self.model.specs, self.config, number) if gradients else {}
         for group in self.model.layout.groups if gradients else ():
             indices = rows[:, group.columns].reshape(-1).contiguous()
             touched, sums = accumulate_rows(indices, gradients[group.feature].reshape(len(indices), -1))
             rates = self._row_rates.get(group.feature)
             for spec, gradient in zip(group.specs, sums.chunk(len(group.specs), dim=1), strict=True):
-                table = self.model.table(spec.name)
-                before = None if rates is None else table[touched]
-                self.tables[spec.name].step(table, touched, gradient.contiguous())
-                if rates is not None and before is not None:
-                    table[touched] = torch.lerp(before, table[touched], rates[touched, None])
+                table, optimizer = self.model.table(spec.name), self.tables[spec.name]
+                shares = None if rates is None else rates[touched]
+                if spec.name in seeds:
+                    state, seed = optimizer.state, seeds[spec.name]
+                    step_rounded(table, state, touched, gradient.contiguous(), lr=optimizer.lr, seed=seed, shares=shares)
+                    continue
+                before = None if shares is None else table[touched]
+                optimizer.step(table, touched, gradient.contiguous())
+                if shares is not None and before is not None:
+                    table[touched] = torch.lerp(before, table[touched], shares[:, None])
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Give all state as named tensors, which may be the living ones."""
@@ -105,6 +111,28 @@ def restore_adamw(optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]) -
             position, _, entry = rest.partition(".")
             state.setdefault(int(position), {})[entry] = value.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def table_rate(spec: TableSpec, config: RankingConfig) -> float:
+    """Give the learning rate of a table."""
+    return config.facet_lrs.get(spec.facet, config.table_lr)
+
+
+def rounding_seeds(specs: Sequence[TableSpec], config: RankingConfig, number: int) -> dict[str, int]:
+    """Give what each table's rows are rounded by in a step, the same in every process.
+
+    Args:
+        specs: The tables.
+        config: The seed, and the tables' type.
+        number: The step's.
+
+    Returns:
+        Table -> seed; empty for tables in FP32, which are not rounded.
+    """
+    if config.table_dtype == "fp32":
+        return {}
+    drawn = np.random.SeedSequence((config.seed, number)).generate_state(len(specs), np.uint64)
+    return {spec.name: int(seed) for spec, seed in zip(specs, drawn, strict=True)}
 
 
 def row_rates(rows: Tensor, num_rows: int, power: float) -> Tensor:

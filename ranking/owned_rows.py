@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from ranking.optimizers import row_rates
+from ranking.optimizers import row_rates, table_rate
 from ranking.shards import find_tables
 from tables.assembly import Pieces, assemble
+from tables.rounded import write_rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +18,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ranking.config import RankingConfig
     from ranking.layout import RowLayout, TableSpec
     from ranking.shards import Shard
+
+# What an enlarged step may reach: half of FP16's range.
+_STEP_LIMIT: Final = 2.0**15
 
 
 class OwnedRows:
@@ -26,15 +32,28 @@ class OwnedRows:
     Args:
         model: The DistributedModelParallel of a `RankingModel` whose tables are divided by rows.
         layout: That model's layout.
+        config: Rates, and the tables' type.
 
     Attributes:
         shards: Table -> this rank's range of rows; none, for a ranker without ids.
+        rounds: Whether rows are in half precision and this class rounds them: on CPUs, where FBGEMM rounds to nearest.
+
+    Raises:
+        ValueError: If half-precision tables on GPUs are to learn at rates of each row.
     """
 
-    def __init__(self, model: Any, layout: RowLayout) -> None:
+    def __init__(self, model: Any, layout: RowLayout, config: RankingConfig) -> None:
         self._model, self._layout = model, layout
         self.shards: dict[str, Shard] = {table.name: table.shards[0] for table in find_tables(model)}
         self._rates: dict[str, Tensor] = {}
+        devices = {shard.weights.device.type for shard in self.shards.values()}
+        self.rounds = rounds_steps(config, *devices)
+        if config.table_dtype != "fp32" and config.row_lr_power and not self.rounds:
+            raise ValueError(
+                f"table_dtype={config.table_dtype!r} with row_lr_power={config.row_lr_power:g} is for tables on CPUs; on GPUs "
+                "FBGEMM rounds a row's whole step, of which a share would be rounded again. Leave one of them out"
+            )
+        self._scales = {spec.name: step_scale(spec, config) for spec in layout.specs}
 
     @property
     def specs(self) -> tuple[TableSpec, ...]:
@@ -60,13 +79,12 @@ class OwnedRows:
         shard = self.shards[table]
         return whole[shard.row : shard.row + len(shard.weights)]
 
-    def assemble(self, folder: Path, parts: Mapping[str, Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> Any:
+    def assemble(self, folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Any:
         """Bring tables, or what goes with their rows, together in files; every rank must call it.
 
         Args:
             folder: On a file system that all ranks see.
             parts: Kind -> table -> this rank's rows.
-            dtype: Of the whole; None: as the rows.
 
         Returns:
             Kind -> table -> all rows, mapped from a file.
@@ -74,7 +92,7 @@ class OwnedRows:
         num_rows = {spec.name: spec.num_rows for spec in self.specs}
         pieces = {
             f"{kind}.{name}": Pieces(
-                shape=(num_rows[name], *rows.shape[1:]), dtype=dtype or rows.dtype, held=[(self.shards[name].row, rows)]
+                shape=(num_rows[name], *rows.shape[1:]), dtype=rows.dtype, held=[(self.shards[name].row, rows)]
             )
             for kind, tables in parts.items()
             for name, rows in tables.items()
@@ -88,19 +106,19 @@ class OwnedRows:
             rates = row_rates(rows[:, group.columns], group.specs[0].num_rows, power)
             for spec in group.specs:
                 own = self.own(spec.name, rates)[:, None]
-                self._rates[spec.name] = own.to(self.shards[spec.name].weights, copy=True)
+                self._rates[spec.name] = own.to(self.shards[spec.name].weights.device, copy=True)
 
     def touched(self, rows: Tensor) -> dict[str, Tensor]:
-        """Find the rows that any rank's examples of a step read, where rates depend on rows.
+        """Find the rows that any rank's examples of a step read, where `lift` and `settle` have to do with them.
 
         Args:
             rows: int32 [B, columns] of the whole step.
 
         Returns:
-            Table -> int64 [n], counted from this rank's first row; empty where all rows learn at their table's rate.
+            Table -> int64 [n], counted from this rank's first row; empty for FP32 rows that all learn at their table's rate.
         """
         touched = {}
-        for group in self._layout.groups if self._rates else ():
+        for group in self._layout.groups if self._rates or self.rounds else ():
             distinct = torch.unique(rows[:, group.columns])
             for spec in group.specs:
                 shard = self.shards[spec.name]
@@ -108,13 +126,54 @@ class OwnedRows:
                 touched[spec.name] = (found - shard.row).long().to(shard.weights.device)
         return touched
 
-    def slow_down(self, touched: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
-        """Take rows back from where a step has brought them, by their shares of the rate.
+    def lift(self, touched: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take rows up before a step's backward pass changes them; the forward pass has read them.
+
+        Rows that are to be rounded leave zeros, so that FBGEMM's fused optimiser, which rounds to nearest here, writes the step
+        alone into them: enlarged by a power of two (`step_scale`), with the 11 digits of FP16.
 
         Args:
             touched: What `touched` gave.
-            before: Table -> these rows before the step.
+
+        Returns:
+            Table -> float32 [n, D].
         """
-        for name, old in before.items():
-            weights, rows = self.shards[name].weights, touched[name]
-            weights[rows] = torch.lerp(old, weights[rows], self._rates[name][rows])
+        lifted = {}
+        for name, rows in touched.items():
+            # `data`: autograd must not take this for a change of what the forward pass has saved.
+            weights = self.shards[name].weights.data
+            lifted[name] = weights[rows].float()
+            if self.rounds:
+                weights[rows] = 0.0
+        return lifted
+
+    def settle(self, touched: Mapping[str, Tensor], lifted: Mapping[str, Tensor], seeds: Mapping[str, int]) -> None:
+        """Bring rows to where their shares of the rate lead them, after a step.
+
+        Args:
+            touched: What `touched` gave.
+            lifted: What `lift` gave; none, if the step was not the tables'.
+            seeds: What `rounding_seeds` gave.
+        """
+        for name, old in lifted.items():
+            shard, rows = self.shards[name], touched[name]
+            share = self._rates[name][rows] if self._rates else torch.ones(1, device=old.device)
+            if self.rounds:
+                stepped = torch.addcmul(old, shard.weights[rows].float(), share, value=1 / self._scales[name])
+                write_rounded(shard.weights, rows, stepped, seed=seeds[name], first=shard.row)
+            else:
+                shard.weights[rows] = torch.lerp(old, shard.weights[rows], share)
+
+
+def rounds_steps(config: RankingConfig, *devices: str) -> bool:
+    """Tell whether steps of tables on these devices are rounded by `OwnedRows`, not by FBGEMM."""
+    return config.table_dtype != "fp32" and set(devices) == {"cpu"}
+
+
+def step_scale(spec: TableSpec, config: RankingConfig) -> float:
+    """Give the power of two by which a step that FBGEMM writes as FP16 is enlarged, so that small ones are not lost.
+
+    Row-wise Adagrad's step is lr g / sqrt(s), where s holds mean(g ** 2) at least: no element exceeds lr sqrt(D).
+    """
+    longest = table_rate(spec, config) * spec.dim**0.5
+    return 2.0 ** math.floor(math.log2(_STEP_LIMIT / longest)) if longest > 0 else 1.0

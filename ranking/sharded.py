@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ranking.batchnorm import GlobalBatchNorm
 from ranking.objective import counted_labels, training_loss
-from ranking.optimizers import ADAGRAD, adamw_tensors, restore_adamw
-from ranking.owned_rows import OwnedRows
+from ranking.optimizers import ADAGRAD, adamw_tensors, restore_adamw, rounding_seeds, table_rate
+from ranking.owned_rows import OwnedRows, rounds_steps, step_scale
 from ranking.scoring import SCORING_BATCH, validate
 from ranking.trainer import BEST, MODEL, named
 from tables.lanes import PreparingThread
@@ -56,7 +56,7 @@ class Share:
         num_examples: Examples of all ranks.
         num_counted: CVR labels of all ranks that count, at least 1.
         touched: Table -> rows of this rank's shard that any rank's examples read, int64, counted from the shard's first;
-            only where rates depend on rows.
+            only where rates depend on rows, or rows are rounded.
     """
 
     columns: Columns
@@ -71,7 +71,8 @@ class ShardedTrainer:
     Every rank makes one with the same arguments, has the same examples at hand, and calls the same methods. Each reads every
     W-th example of a step; together they take the step that one process (`Trainer`) takes with all of them, up to the order of
     sums and the draws of dropout. Each table is divided by rows, so that ranks hold equal parts whatever the tables' sizes;
-    rows learn by FBGEMM's fused row-wise Adagrad, all else by AdamW, with gradients averaged over ranks.
+    rows learn by FBGEMM's fused row-wise Adagrad, all else by AdamW, with gradients averaged over ranks. Half-precision rows
+    are rounded by chance: on GPUs by FBGEMM, from CUDA's generator, on CPUs as a `Trainer` does (see `OwnedRows.lift`).
 
     Args:
         model: A ranker with tables on "meta", the same on each rank; it is wrapped.
@@ -105,7 +106,7 @@ class ShardedTrainer:
         self.model: Any = _shard(model, config, self.device)
         self._dense = nn.ModuleDict({"upper": model.upper} | ({} if model.pooling is None else {"pooling": model.pooling}))
         self.optimizer = torch.optim.AdamW(self._dense.parameters(), lr=config.upper_lr, weight_decay=config.weight_decay)
-        self.rows = OwnedRows(self.model, model.layout)
+        self.rows = OwnedRows(self.model, model.layout, config)
         self._best: dict[str, Tensor] = {}
         self._best_rows: dict[str, Tensor] = {}
 
@@ -133,12 +134,13 @@ class ShardedTrainer:
             touched=self.rows.touched(columns.rows[chosen]),
         )
 
-    def step(self, batch: Share, lanes: object = None, *, learns_tables: bool = True) -> float:
+    def step(self, batch: Share, lanes: object = None, *, number: int, learns_tables: bool = True) -> float:
         """Take a step together with the other ranks.
 
         Args:
             batch: What `take` gave.
             lanes: Not used: the tables' update is a part of the backward pass.
+            number: The step's, another one at each: half-precision tables are rounded by it.
             learns_tables: Whether the tables learn, or only what is above them.
 
         Returns:
@@ -159,11 +161,11 @@ class ShardedTrainer:
             num_examples=batch.num_examples / self.num_ranks,
             num_counted=batch.num_counted / self.num_ranks,
         )
-        before = {name: self.rows.shards[name].weights[rows] for name, rows in batch.touched.items() if learns_tables}
+        lifted = self.rows.lift(batch.touched) if learns_tables else {}
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.rows.slow_down(batch.touched, before)
+        self.rows.settle(batch.touched, lifted, rounding_seeds(self.rows.specs, config, number) if lifted else {})
         total = loss.detach().clone()
         dist.all_reduce(total)
         return float(total) / self.num_ranks
@@ -202,7 +204,7 @@ class ShardedTrainer:
     def finish(self) -> RankingModel:
         """Give a whole ranker with the weights that were kept last; its tables are mapped from files."""
         model = self._make_whole()
-        tables = self.rows.assemble(self._folder, {BEST: self._best_rows}, torch.float32)[BEST]
+        tables = self.rows.assemble(self._folder, {BEST: self._best_rows})[BEST]
         model.load_state_dict(self._best, strict=False)
         if model.tables is not None:
             for name, table in tables.items():
@@ -262,7 +264,7 @@ def _shard(model: RankingModel, config: RankingConfig, device: torch.device) -> 
     plan: dict[str, Any] = {}
     if model.tables is not None:
         for spec in model.specs:
-            rate = config.facet_lrs.get(spec.facet, config.table_lr)
+            rate = table_rate(spec, config) * (step_scale(spec, config) if rounds_steps(config, device.type) else 1.0)
             weights = [model.tables.embeddings[spec.name].weight]
             apply_optimizer_in_backward(RowWiseAdagrad, weights, {"lr": rate, "eps": _EPS})
         plan["tables"] = construct_module_sharding_plan(

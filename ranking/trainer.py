@@ -56,12 +56,13 @@ class Trainer:
         """Give a step's examples."""
         return columns.take(chosen)
 
-    def step(self, batch: Columns, lanes: Lanes, *, learns_tables: bool) -> float:
+    def step(self, batch: Columns, lanes: Lanes, *, number: int, learns_tables: bool) -> float:
         """Take one step: the tables' gradients stay those of the rows looked up, never a whole table's.
 
         Args:
             batch: What `take` gave.
             lanes: What `lanes` gave.
+            number: The step's, another one at each: half-precision tables are rounded by it.
             learns_tables: Whether the tables learn, or only what is above them.
 
         Returns:
@@ -78,7 +79,7 @@ class Trainer:
         gradients = {feature: rows.grad for feature, rows in looked_up.items() if rows.grad is not None}
         lanes.run(
             self.optimizers.step_upper,
-            lambda: self.optimizers.step_tables(batch.rows, gradients),
+            lambda: self.optimizers.step_tables(batch.rows, gradients, number),
         )
         return loss.item()
 

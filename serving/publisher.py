@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_KIND = "ranking-model"
 _CHUNK_BYTES = 64 << 20  # of float32 rows in memory at a time
+_WEIGHTS = ("F32", "F16")  # as safetensors names them
 
 
 class ModelTable(BaseModel):
@@ -40,7 +41,7 @@ class ModelTable(BaseModel):
     facet: str | None = Field(default=None, description="Pretraining that the table started from, if any.")
     rows: PositiveInt = Field(description="Number of rows, the out-of-vocabulary row included.")
     dim: PositiveInt = Field(description="Dimension.")
-    vectors: str = Field(description="safetensors file with the key `weights`, float32 [rows, dim].")
+    vectors: str = Field(description="safetensors file with the key `weights`, float32 or float16 [rows, dim].")
     id_map: Name = Field(description="Name of the id map under `id_maps/`.")
 
 
@@ -222,13 +223,13 @@ def _encoded(artifact: Artifact, table: ModelTable, precision: Precision) -> Ite
     with safe_open(artifact.file(table.vectors), framework="pt") as stored:
         weights = stored.get_slice("weights")
         shape = tuple(weights.get_shape())
-        if shape != (table.rows, table.dim) or weights.get_dtype() != "F32":
+        if shape != (table.rows, table.dim) or weights.get_dtype() not in _WEIGHTS:
             raise ArtifactError(
                 f"{artifact.path}: {table.vectors} holds {weights.get_dtype()} {list(shape)}, the manifest says "
-                f"F32 {[table.rows, table.dim]}"
+                f"{' or '.join(_WEIGHTS)} {[table.rows, table.dim]}"
             )
         for start in range(0, table.rows, chunk_rows):
             try:
-                yield encode(weights[start : start + chunk_rows], precision)
+                yield encode(weights[start : start + chunk_rows].float(), precision)
             except ValueError as error:
                 raise ValueError(f"table {table.name!r}, chunk from row {start}: {error}") from error

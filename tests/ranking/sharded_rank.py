@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,20 +44,23 @@ SMALL: dict[str, Any] = {
     "upper_lr": 1e-3,
     "batch_size": 128,
 }
+EVERYTHING: dict[str, Any] = {
+    "facets": ("kge", "other"),
+    "pretrained_facets": ("kge",),
+    "facet_lrs": {"other": 0.1},
+    "row_lr_power": 0.5,
+    "thaw_after_steps": 3,
+    "reinit_tables": True,
+    "max_epochs": 2,
+    "patience": 9,
+}
 # All that a run does beside plain steps, in few runs.
 TRAINED: dict[str, tuple[Arm, dict[str, Any]]] = {
-    "default": (
-        "pretrained",
-        {
-            "facets": ("kge", "other"),
-            "pretrained_facets": ("kge",),
-            "facet_lrs": {"other": 0.1},
-            "row_lr_power": 0.5,
-            "thaw_after_steps": 3,
-            "reinit_tables": True,
-            "max_epochs": 2,
-            "patience": 9,
-        },
+    "default": ("pretrained", EVERYTHING),
+    "half": ("pretrained", EVERYTHING | {"table_dtype": "fp16"}),
+    "half_sequence": (
+        "scratch",
+        {"facets": ("a",), "sequence": "attention", "sequence_table": "separate", "table_dtype": "fp16", "max_epochs": 1},
     ),
     "sequence": (
         "scratch",
@@ -133,12 +138,31 @@ def run_killed(rank: int, folder: Path) -> None:
     train_case(folder, "default", kill, every_seconds=0.0)
 
 
+def stop_and_resume(folder: Path, case: str) -> dict[str, Any]:
+    """Train until a stop is asked for in the second epoch, and from there to the end."""
+    stop = threading.Event()
+
+    def ask(progress: StepProgress) -> None:
+        if (progress.epoch, progress.step) == (1, 2):
+            stop.set()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train_case(folder, case, ask, stop=stop)
+    assert stop.is_set()
+    resumed, _ = train_case(folder, case, resume=True)
+    dist.barrier()
+    shutil.rmtree(folder / f"{case}.checkpoint", ignore_errors=True)
+    dist.barrier()
+    return resumed
+
+
 def run_rest(rank: int, folder: Path) -> dict[str, Any]:
     """Go on with what was killed, fill tables, and train whole models, whose export the first rank writes."""
     saved = fill_cases(folder, sharded=True)
     saved["resumed"], _ = train_case(folder, "default", resume=True)
     shutil.rmtree(folder / "default.checkpoint", ignore_errors=True)
     dist.barrier()
+    saved["half_resumed"] = stop_and_resume(folder, "half")
     for case in TRAINED:
         saved[case], result = train_case(folder, case)
         if rank == 0:

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 
-@pytest.mark.parametrize("module", ["artifact", "codec", "idmap", "rowwise", "snapshot"])
+@pytest.mark.parametrize("module", ["artifact", "codec", "idmap", "rounded", "rowwise", "snapshot"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"tables.{module}"))
     assert result.attempted > 0
