@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,18 @@ CheckpointEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between t
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one: the same command, after a kill or Ctrl-C.")
 ]
+
+
+HashRows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hash-rows",
+        metavar="FEATURE=ROWS[xHASHES]",
+        help="Hash a feature's ids into so many rows, in place of a row for each known id; with xHASHES each id reads as many "
+        "rows, summed.",
+    ),
+]
+_HASH_ROWS = re.compile(r"(?P<feature>[^=]+)=(?P<rows>[0-9]+)(x(?P<num_hashes>[0-9]+))?")
 
 
 def checkpoint_beside(output: Path) -> Path:
@@ -35,4 +48,24 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
             fields[name] = json.loads(value)
         except json.JSONDecodeError:
             fields[name] = value
+    return fields
+
+
+def parse_hash_rows(options: list[str] | None) -> dict[str, dict[str, int]]:
+    """Reads `FEATURE=ROWS` and `FEATURE=ROWSxHASHES` options, as the field `hash_rows` of a ranker's configuration.
+
+    Example:
+        >>> parse_hash_rows(["pin=20000", "user=5000x2"])
+        {'pin': {'rows': 20000, 'num_hashes': 1}, 'user': {'rows': 5000, 'num_hashes': 2}}
+    """
+    fields: dict[str, dict[str, int]] = {}
+    for option in options or []:
+        match = _HASH_ROWS.fullmatch(option)
+        if match is None:
+            msg = f"--hash-rows takes FEATURE=ROWS or FEATURE=ROWSxHASHES, such as pin=20000 or user=5000x2; got {option!r}"
+            raise typer.BadParameter(msg)
+        if match["feature"] in fields:
+            msg = f"--hash-rows names {match['feature']!r} twice"
+            raise typer.BadParameter(msg)
+        fields[match["feature"]] = {"rows": int(match["rows"]), "num_hashes": int(match["num_hashes"] or 1)}
     return fields

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,30 +20,59 @@ if TYPE_CHECKING:
 
     from ranking.config import RankingConfig
     from ranking.examples import Examples
-    from tables import Snapshot
+    from tables import CollisionReport, Snapshot
+
+
+def known_ids(snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig, feature: str) -> Any:
+    """Give a feature's distinct ids: the snapshots' in the order of their tables, else the examples'."""
+    parts = [snapshot.ids(feature) for snapshot in snapshots if feature in snapshot.node_types]
+    if not parts:
+        ids = examples.ids(feature)
+        if feature == "pin" and config.sequence != "none" and examples.recent is not None:
+            ids = np.concatenate([ids, examples.recent.listed()])
+        parts = [pa.array(np.unique(ids))]
+    return pa.chunked_array(parts).unique()
 
 
 def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig) -> dict[str, IdMap]:
-    """Make an exact id map for each feature: the snapshots' ids in the order of their tables, else the examples'.
+    """Make an id map for each feature: hashed where `hash_rows` says so, else exact, of the `known_ids`.
 
     Args:
         snapshots: Snapshots whose ids are used.
         examples: Examples whose ids are used where no snapshot has the feature's node type.
-        config: Which features there are.
+        config: Which features there are, and which of them are hashed.
 
     Returns:
         Feature -> id map; empty for a ranker without ids.
     """
     maps: dict[str, IdMap] = {}
     for feature in config.features if config.facets else ():
-        parts = [snapshot.ids(feature) for snapshot in snapshots if feature in snapshot.node_types]
-        if not parts:
-            ids = examples.ids(feature)
-            if feature == "pin" and config.sequence != "none" and examples.recent is not None:
-                ids = np.concatenate([ids, examples.recent.listed()])
-            parts = [pa.array(np.unique(ids))]
-        maps[feature] = IdMap.exact(pa.chunked_array(parts).unique())
+        hashed = config.hash_rows.get(feature)
+        if hashed is not None:
+            maps[feature] = IdMap.hashed(hashed.rows, id_type="int64", num_hashes=hashed.num_hashes)
+        else:
+            maps[feature] = IdMap.exact(known_ids(snapshots, examples, config, feature))
     return maps
+
+
+def count_collisions(
+    id_maps: Mapping[str, IdMap], snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig
+) -> dict[str, CollisionReport]:
+    """Count which ids share rows, for each feature that `hash_rows` names.
+
+    Args:
+        id_maps: What `make_id_maps` gave.
+        snapshots: As for `make_id_maps`.
+        examples: As for `make_id_maps`.
+        config: Which features are hashed.
+
+    Returns:
+        Feature -> report over the ids that an exact map would have had.
+    """
+    return {
+        feature: id_maps[feature].collision_report(known_ids(snapshots, examples, config, feature))
+        for feature in config.hash_rows
+    }
 
 
 def make_model(

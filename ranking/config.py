@@ -14,6 +14,15 @@ Arm = Literal["no_ids", "scratch", "pretrained"]
 FACETS: tuple[str, ...] = ("contrastive", "kge")
 
 
+class HashedRows(BaseModel):
+    """Into how many rows a feature's ids are hashed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(ge=1, description="rows of the feature's tables")
+    num_hashes: int = Field(default=1, ge=1, description="rows that an id reads; what it gets is their sum")
+
+
 class RankingConfig(BaseModel):
     """How a ranker is built and trained."""
 
@@ -34,6 +43,9 @@ class RankingConfig(BaseModel):
     table_dtype: Literal["fp32", "fp16"] = Field(
         default="fp32",
         description="type that tables are kept, trained and written in; fp16 rows are changed in FP32 and rounded by chance",
+    )
+    hash_rows: Mapping[str, HashedRows] = Field(
+        default_factory=dict, description="features whose ids are hashed, in place of a row for each that is known"
     )
     pretrained_norm: float = Field(
         default=1.0, gt=0, description="root mean square norm of a pretrained table's rows at the start"
@@ -104,6 +116,9 @@ class RankingConfig(BaseModel):
         unknown = set(self.facet_lrs) - set(self.facets)
         if unknown or not all(0 <= lr < math.inf for lr in self.facet_lrs.values()):
             raise ValueError(f"facet_lrs is {dict(self.facet_lrs)}; expected rates of 0 or more of the facets {self.facets}")
+        unknown = set(self.hash_rows) - set(self.features)
+        if unknown:
+            raise ValueError(f"hash_rows names {sorted(unknown)}; expected some of the features {self.features}")
         if self.freeze_tables and self.reinit_tables:
             raise ValueError("freeze_tables keeps all tables as they are; leave out reinit_tables with it")
         if self.freeze_tables and (self.thaw_after_steps or self.facet_lrs or self.row_lr_power):
@@ -131,11 +146,12 @@ class RankingConfig(BaseModel):
             "row_lr_power": bool(self.facets),
             "patience": self.keep == "best",
             "table_dtype": bool(self.facets),
+            "hash_rows": bool(self.facets),
         }
         idle = [
             f"{name}={getattr(self, name)!r}"
             for name, is_used in used.items()
-            if not is_used and getattr(self, name) != type(self).model_fields[name].default
+            if not is_used and getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
         ]
         if idle:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,8 @@ def export_model(
 
     On disk::
 
-        manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics
+        manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics,
+                                    collisions (of each hashed feature)
         vectors/<table>.safetensors key "weights", float32 or float16 [rows, dim], the out-of-vocabulary row included
         id_maps/<feature>...        external id -> row, one a feature
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
@@ -229,6 +231,7 @@ def export_model(
             "parents": list(result.parents),
             "config": result.config.model_dump(mode="json"),
             "metrics": result.metrics | dict(metrics or {}),
+            "collisions": {feature: asdict(report) for feature, report in result.collisions.items()},
         }
     return Artifact.open(path, kind=KIND, verify=False)
 

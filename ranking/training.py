@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ranking.assembly import choose_snapshots, make_id_maps, make_model, table_sources
+from ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
 from ranking.columns import Columns
 from ranking.fit import Fit
 from ranking.initialise import init_random, init_tables
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ranking.examples import Examples
     from ranking.fit import StepTaker
     from ranking.model import RankingModel
-    from tables import IdMap, Snapshot, TrainingRun
+    from tables import CollisionReport, IdMap, Snapshot, TrainingRun
 
 logger = getLogger(__name__)
 
@@ -52,6 +52,7 @@ class RankingResult:
         metrics: Metrics of the validation whose weights these are.
         coverage: How much of each table came from a snapshot.
         parents: Fingerprints of the snapshots.
+        collisions: Which ids share rows, for each feature of the configuration's `hash_rows`.
     """
 
     model: RankingModel
@@ -62,6 +63,7 @@ class RankingResult:
     metrics: dict[str, float]
     coverage: InitReport
     parents: tuple[str, ...]
+    collisions: Mapping[str, CollisionReport] = field(default_factory=dict)
 
     def score(self, examples: Examples) -> NDArray[np.float32]:
         """Score examples.
@@ -108,8 +110,8 @@ def train(
         config: How to build and train the model.
         snapshots: Snapshots of the pretrained facets. Those of other facets only lend their ids, so that a randomly
             initialised arm has tables of the same shape.
-        id_maps: Id map of each feature. None: exact, of the snapshots' ids, or of the training examples' ids where no
-            snapshot has the feature's node type.
+        id_maps: Id map of each feature. None: hashed where the configuration's `hash_rows` says so, else exact, of the
+            snapshots' ids, or of the training examples' ids where no snapshot has the feature's node type.
         progress: Called with each history row.
         lifecycle: Checkpoints, resuming, stopping, and progress by step.
         log_folder: Where to write metrics.jsonl, and TensorBoard's files if that is installed; None: nowhere.
@@ -118,7 +120,8 @@ def train(
         The trained model and how it got there.
 
     Raises:
-        ValueError: If there is no snapshot of a pretrained facet, the dense features differ, or the loss is not finite.
+        ValueError: If there is no snapshot of a pretrained facet, the dense features differ, there are id maps and `hash_rows`
+            too, or the loss is not finite.
         CheckpointError: If there is a checkpoint of another run, or one that was not to be resumed.
         KeyboardInterrupt: If a stop was asked for; the state is saved.
     """
@@ -129,8 +132,13 @@ def train(
     lifecycle = lifecycle or Lifecycle()
     if lifecycle.warm_start is not None:
         raise ValueError("a ranker's tables start from `snapshots`; lifecycle.warm_start is for the pretrainers")
+    if id_maps is not None and config.hash_rows:
+        raise ValueError(f"id_maps say which rows ids get; leave out hash_rows={dict(config.hash_rows)}, or id_maps")
     chosen = choose_snapshots(snapshots, config)
     maps = dict(id_maps) if id_maps is not None else make_id_maps(snapshots, examples_train, config)
+    collisions = count_collisions(maps, snapshots, examples_train, config)
+    for feature, report in collisions.items():
+        logger.info("hashed ids of %s: %s", feature, report)
     window = ""
     if lifecycle.checkpoint or are_several():
         window = f"{examples_train.fingerprint()} {examples_valid.fingerprint()}"
@@ -181,6 +189,7 @@ def train(
         metrics={name: value for name, value in kept.items() if name.startswith("valid_")},
         coverage=coverage,
         parents=tuple(snapshot.fingerprint for snapshot in chosen),
+        collisions=collisions,
     )
 
 

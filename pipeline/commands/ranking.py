@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pipeline.console import stderr
-from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
+from pipeline.options import CheckpointEvery, HashRows, Resume, Settings, checkpoint_beside, parse_hash_rows, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     weighting: WeightingOption = "demand",
     seed: Seed = 0,
     recent_pins: RecentPinsOption = 0,
+    hash_rows: HashRows = None,
     settings: Settings = None,
     checkpoint: Annotated[
         Path | None,
@@ -87,6 +89,11 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
     if recent_pins and fields.get("sequence", "none") == "none":
         msg = "--recent-pins is for a model that reads them: give --set sequence=attention or --set sequence=transformer too"
         raise typer.BadParameter(msg)
+    if hash_rows:
+        if "hash_rows" in fields:
+            msg = "--hash-rows and --set hash_rows=... say the same; give one of them"
+            raise typer.BadParameter(msg)
+        fields["hash_rows"] = parse_hash_rows(hash_rows)
     snapshots = [Snapshot.load(path) for path in snapshot or []]
     facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
     if arm == "pretrained":
@@ -122,10 +129,14 @@ def train(  # noqa: PLR0913, PLR0917 - an argument an option
         ranking.export_model(output, result)
     # The model stands for good: there is nothing left to go on with.
     shutil.rmtree(kept, ignore_errors=True)
+    collisions = {feature: asdict(report) for feature, report in result.collisions.items()}
     if as_json:
-        emit_json({"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")})
+        document = {"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")}
+        emit_json({**document, "collisions": collisions})
     else:
         emit_rows([result.metrics], title="validation")
+        if collisions:
+            emit_rows(({"feature": feature, **report} for feature, report in collisions.items()), title="ids that share rows")
 
 
 def _draw_examples(

@@ -2,16 +2,18 @@
 
 import json
 import signal
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from graphdb import GraphStore
 from pipeline.training import TrainingDisplay
-from ranking import FeatureConfig, build_examples, quantized_scores
+from ranking import FeatureConfig, build_examples, load_model, quantized_scores
 from serving import LocalDeployment, RankerClient
-from tables import Checkpoint, StepProgress
+from tables import Checkpoint, IdMap, StepProgress
 from tests.ranking.conftest import random_world
 
 SPANS = ("--training", 3, 6, "--validation", 7, 8, "--labels-known-before", 9)
@@ -102,3 +104,67 @@ def test_a_model_with_a_sequence_is_published_and_served_with_its_offline_scores
                 sequences={"recent_pins": recent.pin_ids[number, : counts[number]]},
             )
             assert [*answer.ctr, *answer.cvr] == pytest.approx(offline[number].tolist(), abs=1e-6)
+
+
+def test_hashed_ids_are_reported_and_looked_up_by_the_written_model(run: Any, store: Path, tmp_path: Path) -> None:
+    hashing = ("--hash-rows", "pin=13", "--hash-rows", "user=7x2")
+    code, out, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, *hashing, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    with GraphStore.open(store, read_only=True) as graph:
+        trained = build_examples(graph, range(3, 7))
+        examples = build_examples(graph, [9, 10])
+    pins, users = IdMap.hashed(13, id_type="int64"), IdMap.hashed(7, id_type="int64", num_hashes=2)
+    assert document["config"]["hash_rows"]["user"] == {"rows": 7, "num_hashes": 2}
+    assert document["collisions"] == {
+        "pin": asdict(pins.collision_report(trained.pin_id)),
+        "user": asdict(users.collision_report(trained.user_id)),
+    }
+    assert document["collisions"]["pin"]["collision_rate"] > 0.5
+
+    model = load_model(tmp_path / "model")
+    assert model.artifact.manifest["collisions"] == document["collisions"]
+    assert {(name, len(table)) for name, table in model.tables.items() if "kge" in name} >= {("pin_kge", 13), ("user_kge", 7)}
+    assert model.id_maps[model.features.index("advertiser")].kind == "exact"
+    # Ids that nobody has seen, with the rows of ids that are there.
+    strangers = np.arange(10**6, 10**6 + 5000)
+    others = {}
+    for name, id_map in (("pin_id", pins), ("user_id", users)):
+        rows = id_map.rows(strangers).reshape(len(strangers), -1)
+        own = id_map.rows(getattr(examples, name)).reshape(len(examples), -1)
+        others[name] = strangers[[int((rows == row).all(1).argmax()) for row in own]]
+    expected = model.score(examples)
+    np.testing.assert_array_equal(model.score(replace(examples, **others)), expected)
+    assert (model.score(replace(examples, pin_id=others["pin_id"][::-1].copy())) != expected).any()
+
+    code, out, err = run("evaluate", store, tmp_path / "model", "--periods", 9, 10, "--json")
+    assert code == 0, err
+    assert 0 <= json.loads(out)["metrics"]["ctr"]["roc_auc"] <= 1
+
+
+def test_the_collision_report_is_printed(run: Any, store: Path, tmp_path: Path) -> None:
+    code, out, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, "--hash-rows", "pin=13", "--set", "max_epochs=1")
+    assert code == 0, err
+    assert "ids that share rows" in out
+    assert "collision rate" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--hash-rows", "store=100"), 1, "hash_rows names ['store']; expected some of the features"),
+        (("--hash-rows", "pin"), 2, "pin=20000 or user=5000x2"),
+        (("--hash-rows", "pin=12x"), 2, "pin=20000 or user=5000x2"),
+        (("--hash-rows", "pin=0"), 1, "greater than or equal to 1"),
+        (("--hash-rows", "pin=5", "--hash-rows", "pin=6"), 2, "'pin' twice"),
+        (("--hash-rows", "pin=5", "--set", 'hash_rows={"pin": {"rows": 5}}'), 2, "give one of them"),
+        (("--hash-rows", "pin=5", "--arm", "no_ids"), 1, "would do nothing"),
+    ],
+)
+def test_hashing_that_cannot_be_is_refused(
+    run: Any, store: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
+) -> None:
+    found, _, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, *options)
+    assert found == code, err
+    assert message in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "model").exists()

@@ -60,7 +60,14 @@ TRAINED: dict[str, tuple[Arm, dict[str, Any]]] = {
     "half": ("pretrained", EVERYTHING | {"table_dtype": "fp16"}),
     "half_sequence": (
         "scratch",
-        {"facets": ("a",), "sequence": "attention", "sequence_table": "separate", "table_dtype": "fp16", "max_epochs": 1},
+        {
+            "facets": ("a",),
+            "sequence": "attention",
+            "sequence_table": "separate",
+            "table_dtype": "fp16",
+            "hash_rows": {"user": {"rows": 90, "num_hashes": 2}, "pin": {"rows": 151}},
+            "max_epochs": 1,
+        },
     ),
     "sequence": (
         "scratch",

@@ -141,6 +141,20 @@ def test_id_maps_can_be_given(planted: Planted) -> None:
     assert {spec.num_rows for spec in result.model.specs} == {16}
 
 
+def test_features_can_be_hashed_by_the_configuration(planted: Planted) -> None:
+    fields = {"hash_rows": {"pin": {"rows": 50}, "user": {"rows": 40, "num_hashes": 2}}}
+    result = fit(planted, "pretrained", max_epochs=1, **fields)
+    kinds = {feature: (id_map.kind, id_map.num_rows, id_map.num_hashes) for feature, id_map in result.id_maps.items()}
+    assert kinds == {"user": ("hashed", 40, 2), "pin": ("hashed", 50, 1), "advertiser": ("exact", 6, 1)}
+    # All 600 pins of the snapshots, not only those that were trained on.
+    assert (result.collisions["pin"].num_ids, result.collisions["pin"].rows_used) == (600, 50)
+    with pytest.raises(ValidationError, match=r"hash_rows names \['store'\]"):
+        arm_config("pretrained", hash_rows={"store": {"rows": 5}})
+    config = arm_config("pretrained", **SMALL, **fields)
+    with pytest.raises(ValueError, match="leave out hash_rows"):
+        train(planted.train, planted.valid, config, snapshots=planted.snapshots, id_maps=result.id_maps)
+
+
 def test_progress_sees_every_validation(planted: Planted) -> None:
     rows: list[Mapping[str, float]] = []
     config = arm_config("no_ids", **SMALL, max_epochs=2, validations_per_epoch=2, patience=9)
