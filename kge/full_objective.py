@@ -102,8 +102,7 @@ class FullObjective:
                 weights = weights / num_answers
             for node_type in (group.known_type, group.asked_type):
                 if node_type not in touched:
-                    gradients.tables[node_type] = torch.zeros_like(tables[node_type])
-                    touched[node_type] = gradients.tables[node_type].new_zeros(len(tables[node_type]))
+                    touched[node_type] = tables[node_type].new_zeros(len(tables[node_type]))
             touched[group.known_type].index_add_(0, known, weights * num_answers)
             touched[group.asked_type].index_add_(0, answers.candidates, weights[answers.queries])
             relation_counts.index_add_(0, keys, weights * num_answers)
@@ -170,7 +169,12 @@ class FullObjective:
             )
             total = total + objective.relation_prediction * (losses @ weights[answers.queries])
         by_known, by_relation, by_table, *by_rivals = torch.autograd.grad(total, leaves)
-        gradients.tables[group.asked_type] += by_table
+        # A gradient of all rows is taken over where it is the first, not added to zeros: it is as large as the table.
+        if group.asked_type in gradients.tables:
+            by_table = gradients.tables[group.asked_type].add_(by_table)
+        gradients.tables[group.asked_type] = by_table
+        if group.known_type not in gradients.tables:
+            gradients.tables[group.known_type] = torch.zeros_like(tables[group.known_type])
         gradients.tables[group.known_type].index_add_(0, known, by_known)
         gradients.relations.index_add_(0, rows, by_relation)
         if by_rivals:

@@ -124,13 +124,13 @@ class _FullSoftmax(torch.autograd.Function):
     ) -> Tensor:
         with_bias = bool(ctx.needs_input_grad[2])
         num_queries, num_keys = len(queries), len(keys)
+        is_narrow = product_dtype != queries.dtype
         query_gradient = torch.empty_like(queries)
         key_gradient = torch.zeros_like(keys)
         bias_gradient = torch.zeros_like(bias)
         counts = torch.bincount(answers.queries, minlength=num_queries)
         bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
         loss = 0.0
-        is_narrow = product_dtype != queries.dtype
         num_elements = _BLOCK_ELEMENTS_HALF if is_narrow else _BLOCK_ELEMENTS
         num_rows = max(1, min(num_queries, num_elements // max(1, num_keys)))
         scores_buffer = queries.new_empty(num_rows, num_keys, dtype=product_dtype)
@@ -172,7 +172,9 @@ class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None, None
+        # Of a sum it is 1, and a pass over the gradients of all keys is saved.
+        scaled = ctx.saved_tensors if gradient == 1.0 else [saved * gradient for saved in ctx.saved_tensors]
+        return *scaled, None, None, None, None, None
 
 
 def _differentiate(
