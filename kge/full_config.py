@@ -31,7 +31,7 @@ class FullSoftmaxConfig(BaseModel):
     )
     products: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="what the matrix products with all entities multiply: bf16 is about three times as fast on CPUs that "
+        description="what the matrix products with all entities multiply: bf16 trains about twice as fast on CPUs that "
         "have its instructions (avx512_bf16, amx_bf16), and slower on others; tables and their updates stay float32",
     )
     relation_prediction: float = Field(
