@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FullTrainer"]
 
+logger = logging.getLogger(__name__)
+
 
 class FullTrainer:
     """Runs epochs over the distinct queries of triples.
@@ -47,6 +50,11 @@ class FullTrainer:
             raise ValueError("config.full_softmax is None: this configuration asks for sampled negatives")
         self.config = config
         self.objective: FullSoftmaxConfig = config.full_softmax
+        if self.objective.products == "bf16" and not _has_bf16_products():
+            logger.warning(
+                "full_softmax.products='bf16' is slower than fp32 on this CPU, which has neither avx512_bf16 nor amx_bf16: set "
+                "full_softmax.products='fp32'"
+            )
         self.split = split
         self.model = build_model(config)
         self.ends = split.train.ends
@@ -194,3 +202,7 @@ class FullTrainer:
                 steps.append(step)
                 step, num_queries = [], 0
         return [*steps, step] if step else steps
+
+
+def _has_bf16_products() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

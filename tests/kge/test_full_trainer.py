@@ -312,3 +312,13 @@ def test_projections_have_a_learning_rate_of_their_own(name: ModelName, optimize
     torch.testing.assert_close(with_two[:, :num_projected], 0.2 * with_one_rate[:, :num_projected], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(with_two[:, num_projected:], with_one_rate[:, num_projected:])
     assert with_one_rate.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_products_on_a_cpu_without_them_are_warned_of(
+    has_instructions: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    build("distmult", FullSoftmaxConfig(products="bf16"), reciprocal=True)
+    assert ("set full_softmax.products='fp32'" in caplog.text) == (not has_instructions)
