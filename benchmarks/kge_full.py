@@ -22,6 +22,7 @@ from benchmarks.kge_partitioned import planted_groups
 from benchmarks.kge_speed import EDGES_PER_CORE_S, EDGES_PER_S
 from kge import FullSoftmaxConfig, KgeConfig, TripleSplit
 from kge.full_trainer import FullTrainer
+from tables.allocator import keep_freed_memory
 
 _BATCH: Final = 1000
 _LR: Final = 0.1
@@ -30,6 +31,7 @@ _N3: Final = 0.1
 
 def run(quick: bool) -> Iterator[Row]:
     """Width 200 when quick, else 200 and 512."""
+    keep_freed_memory()
     split = load_split("fb15k-237")
     dataset = "fb15k-237" if split is not None else "planted groups"
     split = split if split is not None else planted_groups(1000)

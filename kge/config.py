@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kge.full_config import FullSoftmaxConfig
 
-__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName"]
+__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "RelationInit"]
 
 Distance = Literal["squared", "l2", "l1"]
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
@@ -31,6 +31,7 @@ _ONLY_SAMPLED = (
     "dropout",
     "table_dtype",
 )
+RelationInit = Literal["identity", "signs"]
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
 
 
@@ -39,7 +40,7 @@ def _is_off(value: object) -> bool:
 
     It is not written then, so that configurations, and what is kept by them (checkpoints, results), stay what they were.
     """
-    return value in {0.0, "fp32", None}
+    return value in {0.0, "fp32", "identity", None}
 
 
 class KgeValidation(BaseModel):
@@ -122,6 +123,13 @@ class KgeConfig(BaseModel):
     )
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the run in which the learning rates rise from zero")
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
+    relation_init: RelationInit = Field(
+        default="identity",
+        description="distmult, complex: relations begin as the identity but for noise, which learns soonest where linked nodes "
+        "are alike; or with numbers of both signs, which symmetric relations need: by the identity a node is always more like "
+        "itself than like any other",
+        exclude_if=_is_off,
+    )
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
     n3: float = Field(
         default=0.0,
@@ -170,8 +178,7 @@ class KgeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.model in {"complex", "rotate"} and self.dim % 2:
-            raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
+        self._check_model()
         for field, losses in (
             ("margin", ("margin", "logistic", "self_adversarial")),
             ("adversarial_temperature", ("self_adversarial",)),
@@ -179,23 +186,33 @@ class KgeConfig(BaseModel):
         ):
             if getattr(self, field) and self.loss not in losses:
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {', '.join(losses)}: leave it out")
+        if self.full_softmax is not None:
+            self._check_full_softmax()
+        self._check_tables()
+        for name, weight in self.relation_weights.items():
+            if weight < 0:
+                raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
+        return self
+
+    def _check_model(self) -> None:
+        """Refuse what means nothing to the model."""
+        if self.model in {"complex", "rotate"} and self.dim % 2:
+            raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
         if self.projection_lr is not None and self.model not in {"transr", "transra"}:
             raise ValueError(
                 f"projection_lr={self.projection_lr:g} is for transr and transra: {self.model} has no projections, leave it out"
             )
-        if self.full_softmax is not None:
-            self._check_full_softmax()
-        self._check_tables()
+        if self.relation_init != "identity" and self.model not in {"distmult", "complex"}:
+            raise ValueError(
+                f"relation_init={self.relation_init!r} is for the diagonals of distmult and complex: {self.model} has none, "
+                "leave it out"
+            )
         if self.dropout and self.model not in {"distmult", "complex"}:
             raise ValueError(
                 f"dropout={self.dropout:g} drops numbers of dot products, and {self.model} scores by a distance: leave it out"
             )
         if self.distance != "squared" and self.model in {"distmult", "complex"}:
             raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
-        for name, weight in self.relation_weights.items():
-            if weight < 0:
-                raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
-        return self
 
     def _check_tables(self) -> None:
         """Refuse what is not for tables in partitions."""

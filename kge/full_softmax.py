@@ -151,7 +151,7 @@ class _FullSoftmax(torch.autograd.Function):
             scaled = (block * factors[:, None]).to(product_dtype)
             if is_narrow:
                 query_gradient[begin:end] = scores @ factor_keys
-                key_gradient += scores.t() @ scaled
+                key_gradient += (scores.t() @ scaled).to(keys.dtype)  # adding across types is several times slower
             else:
                 torch.mm(scores, keys, out=query_gradient[begin:end])
                 key_gradient.addmm_(scores.t(), scaled)

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class FullTrainer:
     """Runs epochs over the distinct queries of triples.
 
-    A step takes about `batch_size` queries. Where entities are projected by their relation (TransR, TransRA) it takes them
+    A step takes at most `batch_size` queries. Where entities are projected by their relation (TransR, TransRA) it takes them
     relation by relation, so that each table is projected once for all of a relation's queries in the step.
 
     Args:
@@ -196,12 +196,13 @@ class FullTrainer:
         step: list[Piece] = []
         num_queries = 0
         for position in generator.permutation(len(pieces)):
-            step.append(pieces[position])
-            num_queries += len(pieces[position].queries)
-            if num_queries >= size:
+            piece = pieces[position]
+            if step and num_queries + len(piece.queries) > size:
                 steps.append(step)
                 step, num_queries = [], 0
-        return [*steps, step] if step else steps
+            step.append(piece)
+            num_queries += len(piece.queries)
+        return [*steps, step]
 
 
 def _has_bf16_products() -> bool:

@@ -36,7 +36,7 @@ from tables.similarity import Similarity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kge.config import Distance, KgeConfig
+    from kge.config import Distance, KgeConfig, RelationInit
 
 __all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model"]
 
@@ -60,13 +60,14 @@ class Model(ABC):
     has_complex_entities: ClassVar[bool] = False
     translation: ClassVar[Translation]
 
-    def __init__(self, dim: int, distance: Distance = "squared") -> None:
+    def __init__(self, dim: int, distance: Distance = "squared", relation_init: RelationInit = "identity") -> None:
         self.dim = dim
         self.distance = distance
+        self.relation_init = relation_init
 
     @abstractmethod
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw one relation's first parameters, close to those that change nothing."""
+        """Draw one relation's first parameters, close to those that change nothing, or as `KgeConfig.relation_init` says."""
 
     @property
     def projection(self) -> Projection:
@@ -220,7 +221,7 @@ class DistMult(Model):
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"diagonal": 1.0 + _noise(self.dim, generator=generator)}
+        return {"diagonal": _first_diagonal(self.dim, self.relation_init, generator)}
 
     @override
     def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
@@ -241,10 +242,8 @@ class ComplEx(Model):
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
         half = self.dim // 2
-        return {
-            "real": 1.0 + _noise(half, generator=generator),
-            "imaginary": _noise(half, generator=generator),
-        }
+        real = _first_diagonal(half, self.relation_init, generator)
+        return {"real": real, "imaginary": _noise(half, generator=generator)}
 
     @override
     def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
@@ -284,7 +283,7 @@ def build_model(config: KgeConfig) -> Model:
         "complex": ComplEx,
         "rotate": RotatE,
     }
-    return models[config.model](config.dim, config.distance)
+    return models[config.model](config.dim, config.distance, config.relation_init)
 
 
 def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
@@ -303,3 +302,8 @@ def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: b
 
 def _noise(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=generator) * 0.01
+
+
+def _first_diagonal(size: int, relation_init: RelationInit, generator: torch.Generator) -> Tensor:
+    """Draw a diagonal whose numbers are one but for noise, or of both signs and on average as long."""
+    return torch.randn(size, generator=generator) if relation_init == "signs" else 1.0 + _noise(size, generator=generator)

@@ -226,7 +226,9 @@ def _pretrain(
     from graphdb import GraphStore
     from pipeline.training import StopOnSignal, TrainingDisplay
     from tables import Lifecycle
+    from tables.allocator import keep_freed_memory
 
+    keep_freed_memory()
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
         view = graph.view(as_of=as_of, since=since, relations=relations)

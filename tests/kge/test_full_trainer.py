@@ -13,7 +13,7 @@ import torch
 
 from graphdb import GraphView
 from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs, train
-from kge.config import ModelName
+from kge.config import ModelName, RelationInit
 from kge.full_config import FullSoftmaxConfig
 from kge.full_trainer import FullTrainer
 from kge.training import split_view
@@ -322,3 +322,58 @@ def test_bfloat16_products_on_a_cpu_without_them_are_warned_of(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     build("distmult", FullSoftmaxConfig(products="bf16"), reciprocal=True)
     assert ("set full_softmax.products='fp32'" in caplog.text) == (not has_instructions)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 11, 1000])
+def test_a_step_takes_at_most_a_batch_of_queries_and_an_epoch_each_query_once(batch_size: int) -> None:
+    for name in ("distmult", "transr"):
+        config = KgeConfig(model=name, dim=4, rank=2, batch_size=batch_size, reciprocal=True, full_softmax=FullSoftmaxConfig())
+        trainer = full_trainer(small_split(), config)
+        steps = trainer._draw_steps(np.random.default_rng(0))
+        sizes = [sum(len(piece.queries) for piece in step) for step in steps]
+        assert max(sizes) <= batch_size
+        assert sum(sizes) == trainer.num_queries
+        taken = {(id(piece.group), int(query)) for step in steps for piece in step for query in piece.queries}
+        assert len(taken) == trainer.num_queries
+        # Two neighbours would not have fitted in one step.
+        assert all(sizes[i] + len(steps[i + 1][0].queries) > batch_size for i in range(len(steps) - 1))
+
+
+@pytest.mark.parametrize(
+    ("relation_init", "least", "most"), [("signs", 0.95, 1.0), ("identity", 0.7, 0.8)], ids=["signs", "identity"]
+)
+def test_a_symmetric_relation_needs_both_signs(relation_init: RelationInit, least: float, most: float) -> None:
+    # Pairs of places, one way learned for all and the way back for half. By a positive diagonal a.a + b.b > 2 a.b: of each
+    # pair one place is more like itself than like the other, and comes before it in the other's ranking.
+    num_pairs = 300
+    first = np.arange(num_pairs, dtype=np.int32) * 2
+    triples = TripleSet(
+        heads=np.concatenate([first, first + 1]),
+        relations=np.zeros(2 * num_pairs, dtype=np.int32),
+        tails=np.concatenate([first + 1, first]),
+        relation_names=("is beside",),
+        ends={"is beside": ("place", "place")},
+        num_nodes={"place": 2 * num_pairs},
+    )
+    held_out = num_pairs + np.arange(num_pairs // 2)
+    split = TripleSplit(
+        train=triples.take(np.setdiff1d(np.arange(2 * num_pairs), held_out)),
+        valid=triples.take(held_out),
+        test=triples.take(slice(0)),
+    )
+    config = KgeConfig(
+        model="distmult",
+        dim=16,
+        batch_size=50,
+        epochs=20,
+        lr=0.1,
+        relation_lr=0.02,
+        l2=0.0,
+        relation_init=relation_init,
+        full_softmax=FullSoftmaxConfig(),
+    )
+    trainer = full_trainer(split, config)
+    for _ in range(config.epochs):
+        trainer.run_epoch()
+    metrics = evaluate(trainer.predictor(), split.valid.edges(), known_pairs(*split))
+    assert least <= metrics["filtered_mrr"] <= most, metrics

@@ -105,6 +105,29 @@ def test_rotations_start_all_around() -> None:
     assert counts.min() > 80
 
 
+@pytest.mark.parametrize("name", ["distmult", "complex"])
+def test_diagonals_start_with_both_signs_on_request(name: ModelName) -> None:
+    config = KgeConfig(model=name, dim=2000, relation_init="signs")
+    diagonal = next(iter(build_model(config).initial_relation(torch.Generator().manual_seed(0)).values()))
+    assert 0.45 < float((diagonal > 0).float().mean()) < 0.55
+    # An entity is on average as long after it as before.
+    assert diagonal.square().mean() == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["transe", "transr", "transra", "rotate"])
+def test_only_diagonals_start_with_both_signs(name: ModelName) -> None:
+    with pytest.raises(
+        ValueError, match=f"relation_init='signs' is for the diagonals of distmult and complex: {name} has none"
+    ):
+        KgeConfig(model=name, relation_init="signs")
+
+
+def test_where_relations_begin_is_written_only_if_chosen() -> None:
+    # What is kept by a configuration (checkpoints, results) stays what it was before there was a choice.
+    assert "relation_init" not in KgeConfig().model_dump()
+    assert KgeConfig(relation_init="signs").model_dump()["relation_init"] == "signs"
+
+
 def test_transr_and_transra_follow_their_formulas() -> None:
     heads, tails = torch.randn(4, DIM, dtype=torch.float64), torch.randn(4, DIM, dtype=torch.float64)
 
