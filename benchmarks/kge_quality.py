@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ FILTERED_MRR = Metric(name="filtered_mrr", unit="", better=HIGHER)
 HITS = tuple(Metric(name=f"filtered_hits@{k}", unit="", better=HIGHER) for k in (1, 3, 10))
 NUM_RUNS = Metric(name="num_runs", unit="", better=HIGHER)
 CPU_MINUTES = Metric(name="cpu_minutes", unit="min", better=LOWER)
+_COLOURS = ("complex", "distmult", "transe", "transra", "transr", "rotate")
 RUNS = Path(os.environ.get("KGE_RUNS", "build/kge_quality"))
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "kge_quality"
 
@@ -112,7 +114,7 @@ def cases() -> list[Case]:
         freebase("rotate", 200, 0.333, ", slow", slow),
         wordnet("complex", 400, 0.475, "", signs | {"full_softmax": in_half}),
         wordnet("complex", 200, 0.475, ", sampled", product),
-        wordnet("distmult", 256, 0.452, "", signs | {"full_softmax": in_half}),
+        wordnet("distmult", 128, 0.452, "", signs | {"epochs": 8, "full_softmax": in_half}),
         wordnet("distmult", 200, 0.452, ", sampled", product),
         wordnet("transe", 128, 0.228, "", slow),
         wordnet("rotate", 500, 0.478, "", fast | margin | {"l2": 0.015, "epochs": 20}),
@@ -237,7 +239,7 @@ def _totals(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw validation MRR against CPU minutes, a panel a dataset and a line a case."""
+    """Draw validation MRR against CPU minutes, a panel a dataset and a line a case: its model by colour, the rest by style."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -245,15 +247,26 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     runs = [row for row in rows if row["metric"] == FILTERED_MRR.name]
     datasets = sorted({row["config"]["dataset"] for row in runs}) or ["none"]
-    figure, axes = plt.subplots(1, len(datasets), figsize=(6.5 * len(datasets), 4.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(datasets), figsize=(9.0 * len(datasets), 4.8), layout="constrained", squeeze=False)
+    styles = (".-", ".--", ".:", "x-.", "x--", "x:")
     for panel, dataset in zip(axes[0], datasets, strict=True):
+        num_lines: Counter[str] = Counter()
         for row in runs:
             if row["config"]["dataset"] != dataset:
                 continue
             minutes, values = zip(*[(seconds / 60, mrr) for seconds, mrr in row["config"]["curve"]], strict=True)
-            panel.plot(minutes, values, ".-", label=f"{row['case'].removeprefix(dataset + '/')} (test {row['value']:.3f})")
+            model = row["config"].get("model", "complex")  # the default, which is not written
+            style = styles[num_lines[model] % len(styles)]
+            num_lines[model] += 1
+            panel.plot(
+                minutes,
+                values,
+                style,
+                color=f"C{_COLOURS.index(model)}",
+                label=f"{row['case'].removeprefix(dataset + '/')} (test {row['value']:.3f})",
+            )
         panel.set(title=dataset, xlabel="CPU minutes", ylabel="filtered MRR, validation")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
