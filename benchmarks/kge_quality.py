@@ -75,7 +75,7 @@ def cases() -> list[Case]:
     more_relations_in_half = FullSoftmaxConfig(relation_prediction=4.0, products="bf16")
     in_half = FullSoftmaxConfig(products="bf16")
     against_all = {"batch_size": 800, "lr": 0.1, "n3": 0.1, "epochs": 36, "validation": {"every": 3}}
-    # Most of WordNet's edges are of symmetric relations.
+    # More than a third of WordNet's edges are of symmetric relations.
     signs = {"relation_init": "signs", "batch_size": 250, "lr": 0.2, "n3": 0.2, "epochs": 12, "validation": {"every": 4}}
 
     sampled = {"batch_size": 1000, "chunk_size": 250, "num_uniform": 500, "num_degree": 0, "validation": {"every": 5}}
