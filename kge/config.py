@@ -126,8 +126,8 @@ class KgeConfig(BaseModel):
     relation_init: RelationInit = Field(
         default="identity",
         description="distmult, complex: relations begin as the identity but for noise, which learns soonest where linked nodes "
-        "are alike; or with numbers of both signs, which symmetric relations need: by the identity a node is always more like "
-        "itself than like any other",
+        "are alike; or with numbers of both signs, which symmetric relations need: by positive ones, one of any two nodes "
+        "scores at least as high with itself as with the other",
         exclude_if=_is_off,
     )
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")

@@ -91,6 +91,7 @@ def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
     Started by torchrun, its processes share the tables out and train them together.
     """
     import kge
+    from tables.allocator import keep_freed_memory
 
     if search and count_processes() > 1:
         msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"
@@ -103,6 +104,8 @@ def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
         raise typer.BadParameter(msg)
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = kge.KgeConfig(**parse_settings(settings))
+    if config.full_softmax is not None:
+        keep_freed_memory()  # each step makes gradients of whole tables anew
     chooser = _Chooser(_parse_space(space), trials) if search else None
     _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json, chooser=chooser)
 
@@ -226,9 +229,7 @@ def _pretrain(
     from graphdb import GraphStore
     from pipeline.training import StopOnSignal, TrainingDisplay
     from tables import Lifecycle
-    from tables.allocator import keep_freed_memory
 
-    keep_freed_memory()
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
         view = graph.view(as_of=as_of, since=since, relations=relations)
