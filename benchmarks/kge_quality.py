@@ -72,9 +72,11 @@ def cases() -> list[Case]:
     """All rows, by value; those of one model and dataset are the configurations that were tried to the end."""
     relations = FullSoftmaxConfig(relation_prediction=2.0)
     relations_in_half = FullSoftmaxConfig(relation_prediction=2.0, products="bf16")
+    relation_in_half = FullSoftmaxConfig(relation_prediction=1.0, products="bf16")
     more_relations_in_half = FullSoftmaxConfig(relation_prediction=4.0, products="bf16")
     in_half = FullSoftmaxConfig(products="bf16")
     against_all = {"batch_size": 800, "lr": 0.1, "n3": 0.1, "epochs": 36, "validation": {"every": 3}}
+    quickly_against_all = against_all | {"lr": 0.3, "epochs": 12, "full_softmax": relation_in_half}
     # More than a third of WordNet's edges are of symmetric relations.
     signs = {"relation_init": "signs", "batch_size": 250, "lr": 0.2, "n3": 0.2, "epochs": 12, "validation": {"every": 4}}
 
@@ -91,6 +93,8 @@ def cases() -> list[Case]:
     freebase = partial(_Rows, "fb15k-237")
     wordnet = partial(_Rows, "wn18rr")
     rows = [
+        freebase("complex", 512, 0.348, "", quickly_against_all, num_seeds=3),
+        freebase("complex", 1000, 0.348, ", widest", quickly_against_all | {"epochs": 24}),
         freebase("complex", 512, 0.348, ", wide", against_all | {"full_softmax": relations_in_half}),
         freebase(
             "complex", 512, 0.348, ", 12 epochs", against_all | {"epochs": 12, "full_softmax": relations_in_half}, num_seeds=3
@@ -112,11 +116,13 @@ def cases() -> list[Case]:
         freebase("transr", 128, None, ", slow", slowly_projected | {"projection_lr": 0.003}),
         freebase("rotate", 400, 0.333, "", masked | {"l2": 0.005}),
         freebase("rotate", 200, 0.333, ", slow", slow),
+        wordnet("complex", 800, 0.475, ", wide", signs | {"full_softmax": in_half}),
         wordnet("complex", 400, 0.475, "", signs | {"full_softmax": in_half}),
         wordnet("complex", 200, 0.475, ", sampled", product),
         wordnet("distmult", 128, 0.452, "", signs | {"epochs": 8, "full_softmax": in_half}),
         wordnet("distmult", 200, 0.452, ", sampled", product),
-        wordnet("transe", 128, 0.228, "", slow),
+        wordnet("transe", 512, 0.228, "", fast | {"relation_lr": 0.2, "l2": 0.015, "epochs": 100, "validation": {"every": 20}}),
+        wordnet("transe", 128, 0.228, ", slow", slow),
         wordnet("rotate", 500, 0.478, "", fast | margin | {"l2": 0.015, "epochs": 20}),
         wordnet("rotate", 800, 0.478, ", wide", fast | margin | {"l2": 0.02}),
         wordnet("rotate", 400, 0.478, ", slow, margin", slow | margin | {"epochs": 60}),
