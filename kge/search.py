@@ -78,6 +78,7 @@ def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
     else:
         space = {
             "lr": (0.1, 0.2, 0.5, 1.0),
+            "relation_lr": (0.05, 0.2, 1.0),
             "init_scale": lengths,
             "l2": (0.0, 0.005, 0.02, 0.1),
             "num_uniform": (128, 256, 1024),
