@@ -245,7 +245,7 @@ def _totals(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw validation MRR against CPU minutes, a panel a dataset and a line a case: its model by colour, the rest by style."""
+    """Draw validation MRR against CPU minutes, a panel a dataset and a line a case: model by colour, rest by style."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -257,17 +257,20 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     styles = (".-", ".--", ".:", "x-.", "x--", "x:")
     for panel, dataset in zip(axes[0], datasets, strict=True):
         num_lines: Counter[str] = Counter()
+        style_of: dict[str, str] = {}
         for row in runs:
             if row["config"]["dataset"] != dataset:
                 continue
             minutes, values = zip(*[(seconds / 60, mrr) for seconds, mrr in row["config"]["curve"]], strict=True)
             model = row["config"].get("model", "complex")  # the default, which is not written
-            style = styles[num_lines[model] % len(styles)]
-            num_lines[model] += 1
+            configuration = row["case"].split(", seed ")[0]
+            if configuration not in style_of:
+                style_of[configuration] = styles[num_lines[model] % len(styles)]
+                num_lines[model] += 1
             panel.plot(
                 minutes,
                 values,
-                style,
+                style_of[configuration],
                 color=f"C{_COLOURS.index(model)}",
                 label=f"{row['case'].removeprefix(dataset + '/')} (test {row['value']:.3f})",
             )
