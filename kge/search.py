@@ -74,7 +74,7 @@ def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
     """Give values around those that public graphs were tuned to, for the fields that `base` has not set itself."""
     lengths = (0.01, 0.1, 0.3)
     if base.full_softmax is not None:
-        space: dict[str, tuple[Any, ...]] = {"lr": (0.03, 0.1, 0.3), "init_scale": lengths, "n3": (0.0, 0.02, 0.1, 0.2)}
+        space: dict[str, tuple[Any, ...]] = {"lr": (0.1, 0.3, 0.5), "init_scale": lengths, "n3": (0.0, 0.02, 0.1, 0.2)}
     else:
         space = {
             "lr": (0.1, 0.2, 0.5, 1.0),
