@@ -94,6 +94,7 @@ def cases() -> list[Case]:
     wordnet = partial(_Rows, "wn18rr")
     rows = [
         freebase("complex", 512, 0.348, "", quickly_against_all, num_seeds=3),
+        freebase("complex", 1000, 0.348, ", widest", quickly_against_all),
         freebase("complex", 512, 0.348, ", wide", against_all | {"full_softmax": relations_in_half}),
         freebase(
             "complex", 512, 0.348, ", 12 epochs", against_all | {"epochs": 12, "full_softmax": relations_in_half}, num_seeds=3
