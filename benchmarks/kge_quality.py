@@ -1,9 +1,10 @@
 """Filtered test MRR of each model, its configuration chosen on validation; and validation MRR against the CPU time it took.
 
 Each run is kept below $KGE_RUNS (default: build/kge_quality) by the hash of its configuration: a finished one is read, an
-interrupted one goes on from its checkpoint. One that is not there is "not run", beside the command that runs it, unless
-$KGE_RUN names its case ("fb15k-237/complex") or is "all". The test set is ranked once, when a run ends. --quick reads what is
-there and trains nothing. Finished runs that are published with the project lie in docs/results/kge_quality.
+interrupted one goes on from its checkpoint. Runs that are published with the project lie in docs/results/kge_quality, and are
+read where there is no other. $KGE_RUN names a case to run ("fb15k-237/complex"; "all" for all of them), published or not. A
+case without any run is "not run", beside the command that runs it. The test set is ranked once, when a run ends. --quick
+trains nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import data_folder, load_split
 from kge import FullSoftmaxConfig, KgeConfig, evaluate, known_pairs, train_triples
+from kge.config import ModelName
 from tables.allocator import keep_freed_memory
 from tables.training import Lifecycle
 
@@ -34,7 +36,7 @@ FILTERED_MRR = Metric(name="filtered_mrr", unit="", better=HIGHER)
 HITS = tuple(Metric(name=f"filtered_hits@{k}", unit="", better=HIGHER) for k in (1, 3, 10))
 NUM_RUNS = Metric(name="num_runs", unit="", better=HIGHER)
 CPU_MINUTES = Metric(name="cpu_minutes", unit="min", better=LOWER)
-_COLOURS = ("complex", "distmult", "transe", "transra", "transr", "rotate")
+_COLOURS = {model: f"C{number}" for number, model in enumerate(get_args(ModelName))}
 RUNS = Path(os.environ.get("KGE_RUNS", "build/kge_quality"))
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "kge_quality"
 
@@ -94,16 +96,14 @@ def cases() -> list[Case]:
     wordnet = partial(_Rows, "wn18rr")
     rows = [
         freebase("complex", 512, 0.348, "", quickly_against_all, num_seeds=3),
-        freebase("complex", 1000, 0.348, ", widest", quickly_against_all),
-        freebase("complex", 512, 0.348, ", wide", against_all | {"full_softmax": relations_in_half}),
-        freebase(
-            "complex", 512, 0.348, ", 12 epochs", against_all | {"epochs": 12, "full_softmax": relations_in_half}, num_seeds=3
-        ),
+        freebase("complex", 1000, 0.348, ", wide", quickly_against_all),
+        freebase("complex", 512, 0.348, ", long", against_all | {"full_softmax": relations_in_half}),
+        freebase("complex", 512, 0.348, ", slow", against_all | {"epochs": 12, "full_softmax": relations_in_half}, num_seeds=3),
         freebase(
             "complex",
             512,
             0.348,
-            ", 12 epochs, half batches",
+            ", slow, half batches",
             against_all | {"epochs": 12, "batch_size": 400, "full_softmax": more_relations_in_half},
         ),
         freebase("complex", 200, 0.348, ", narrow", against_all | {"full_softmax": relations}),
@@ -117,7 +117,7 @@ def cases() -> list[Case]:
         freebase("rotate", 400, 0.333, "", masked | {"l2": 0.005}),
         freebase("rotate", 200, 0.333, ", slow", slow),
         wordnet("complex", 400, 0.475, "", signs | {"lr": 0.5, "full_softmax": in_half}),
-        wordnet("complex", 400, 0.475, ", lr 0.2", signs | {"full_softmax": in_half}),
+        wordnet("complex", 400, 0.475, ", slow", signs | {"full_softmax": in_half}),
         wordnet("complex", 200, 0.475, ", sampled", product),
         wordnet("distmult", 400, 0.452, "", signs | {"lr": 0.5, "n3": 0.15, "full_softmax": in_half}),
         wordnet("distmult", 128, 0.452, ", narrow", signs | {"epochs": 8, "full_softmax": in_half}),
@@ -162,9 +162,10 @@ def run(quick: bool) -> Iterator[Row]:
     """One row a figure of each case that has been run, and one that says so of each that has not."""
     wanted = "" if quick else os.environ.get("KGE_RUN", "")
     for case in cases():
-        record = read_record(case)
+        record = read_record(case, RUNS)
         if record is None and wanted in {"all", case.name}:
             record = train_case(case)
+        record = record or read_record(case, RECORDS)
         shared = {"dataset": case.dataset, "key": case.key, **case.config.model_dump(mode="json", exclude_defaults=True)}
         if record is None:
             command = f"KGE_RUN='{case.name}' python -m benchmarks kge_quality"
@@ -178,14 +179,13 @@ def run(quick: bool) -> Iterator[Row]:
         yield Row(case=case.name, metric=CPU_MINUTES, value=record["cpu_seconds"] / 60, config=shared)
 
 
-def read_record(case: Case) -> dict[str, Any] | None:
-    """Read what a finished run has left."""
-    for folder in (RUNS, RECORDS):
-        path = folder / f"{case.key}.json"
-        if path.exists():
-            record: dict[str, Any] = json.loads(path.read_text())
-            return record
-    return None
+def read_record(case: Case, folder: Path) -> dict[str, Any] | None:
+    """Read what a finished run has left in a folder."""
+    path = folder / f"{case.key}.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
 
 
 def train_case(case: Case) -> dict[str, Any] | None:
@@ -263,7 +263,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             if row["config"]["dataset"] != dataset:
                 continue
             minutes, values = zip(*[(seconds / 60, mrr) for seconds, mrr in row["config"]["curve"]], strict=True)
-            model = row["config"].get("model", "complex")  # the default, which is not written
+            model = row["config"].get("model", KgeConfig().model)  # a default is not written
             configuration = row["case"].split(", seed ")[0]
             if configuration not in style_of:
                 style_of[configuration] = styles[num_lines[model] % len(styles)]
@@ -272,7 +272,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 minutes,
                 values,
                 style_of[configuration],
-                color=f"C{_COLOURS.index(model)}",
+                color=_COLOURS[model],
                 label=f"{row['case'].removeprefix(dataset + '/')} (test {row['value']:.3f})",
             )
         panel.set(title=dataset, xlabel="CPU minutes", ylabel="filtered MRR, validation")
