@@ -97,6 +97,13 @@ def cases() -> list[Case]:
     rows = [
         freebase("complex", 512, 0.348, "", quickly_against_all, num_seeds=3),
         freebase("complex", 1000, 0.348, ", wide", quickly_against_all),
+        freebase(
+            "complex",
+            1000,
+            0.348,
+            ", wide, long",
+            against_all | {"epochs": 24, "batch_size": 400, "full_softmax": more_relations_in_half},
+        ),
         freebase("complex", 512, 0.348, ", long", against_all | {"full_softmax": relations_in_half}),
         freebase("complex", 512, 0.348, ", slow", against_all | {"epochs": 12, "full_softmax": relations_in_half}, num_seeds=3),
         freebase(
