@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
@@ -12,11 +12,11 @@ import pyarrow as pa
 from graphdb.layout import delta_table, node_table, out_table
 from graphdb.neighborhood import IdCache, neighbors
 from graphdb.reach import Node, Reach, Step, ends, hops_table
+from graphdb.reverse import parse_step
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, quote_text, run
 
 Direction = Literal["out", "in", "both"]
-INVERSE: Final = "^-1"
 
 
 class Queries:
@@ -119,8 +119,8 @@ class Queries:
         """
         rows, kind = f"SELECT {self.idx(type, id)}::INTEGER AS idx, 1::HUGEINT AS edges", type
         for name in path:
-            wanted = "in" if name.endswith(INVERSE) else "both"
-            edge, way = self._steps(kind, name.removesuffix(INVERSE), wanted)[0]
+            relation, is_inverse = parse_step(name, self._rows)
+            edge, way = self._steps(kind, relation, "in" if is_inverse else "both")[0]
             own, far, kind = ends(edge, way)
             rows = (
                 f"SELECT edge.{far} AS idx, sum(near.edges) AS edges FROM {self._edges(edge, way)} AS edge "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from graphdb.sampling.adjacency import EdgeType
+    from graphdb.reverse import EdgeType
     from graphdb.sampling.config import SamplerConfig
     from graphdb.sampling.topology import Topology
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from graphdb.counter import derive_key, draw_below, draw_unit, key_at
+from graphdb.reverse import INVERSE, parse_step
 from graphdb.sampling.neighbors import first_above, first_not_before
 from graphdb.sampling.stream import Stream
-from graphdb.sampling.topology import REVERSE_PREFIX, Topology
+from graphdb.sampling.topology import Topology
 from graphdb.sql import GraphError
 from graphdb.threads import run_ranges
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from graphdb.sampling.adjacency import Adjacency
     from graphdb.view import GraphView
-
-INVERSE: Final = "^-1"
 
 _MIN_WALKS_PER_THREAD: Final = 1 << 12
 _NO_TIMES: Final = np.empty(0, np.int64)
@@ -87,7 +86,8 @@ class MetapathWalker:
             weighted: Whether steps along weighted relations go in proportion to the weights.
             seed: Seed of the walks.
         """
-        names = dict.fromkeys(step.removesuffix(INVERSE) for step in metapath)
+        known = [relation.name for relation in view.relations]
+        names = dict.fromkeys(parse_step(step, known)[0] for step in metapath)
         return cls(Topology.from_view(view, relations=names, reverse=True, weighted=weighted), metapath, seed=seed)
 
     def walk(self, starts: Tensor, *, length: int | None = None, times: Tensor | None = None) -> Tensor:
@@ -146,9 +146,9 @@ class MetapathWalker:
 def _adjacency(topology: Topology, step: str) -> Adjacency:
     """The in-edges along whose other ends a step goes: those of the reversed relation for a step along it."""
     if step.endswith(INVERSE):
-        return topology.relation(step.removesuffix(INVERSE))
+        return topology.step(step)
     try:
-        return topology.relation(f"{REVERSE_PREFIX}{step}")
+        return topology.step(step)
     except GraphError as error:
         msg = f"step {step!r} needs the relation's reverse: {error}; build the topology with reverse=True"
         raise GraphError(msg) from error
