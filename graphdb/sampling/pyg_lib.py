@@ -73,11 +73,12 @@ class PygLibSampler:
     def sample(self, seeds: Seeds, key: int) -> HeteroSamplerOutput:
         """One subgraph; equal keys give equal subgraphs, on any number of threads."""
         nodes = {name: torch.from_numpy(idx) for name, idx in seeds.nodes.items()}
-        places: dict[str, Tensor] = {}
+        places: dict[str, tuple[Tensor, Tensor]] = {}
         if not self._config.is_disjoint:
             # pyg-lib gives a seed that comes twice one place.
             for name, idx in nodes.items():
-                nodes[name], places[name] = _first_places(idx)
+                places[name] = _first_places(idx)
+                nodes[name] = idx[places[name][0]]
         row, col, node, edge, num_nodes, num_edges = self._run(nodes, seeds.times, key)
         output = HeteroSamplerOutput(
             node={name: node[number] for name, number in self._node_types.items()},
@@ -85,13 +86,13 @@ class PygLibSampler:
             col={edge_type: col[name] for edge_type, name in self._names.items()},
             edge={edge_type: edge[name] for edge_type, name in self._names.items()},
             num_sampled_nodes={name: list(num_nodes[number]) for name, number in self._node_types.items()},
-            num_sampled_edges={edge_type: num_edges[name] for edge_type, name in self._names.items()},
+            num_sampled_edges={edge_type: list(num_edges[name]) for edge_type, name in self._names.items()},
         )
         if self._config.is_disjoint:
             output.batch = {name: pairs[:, 0].contiguous() for name, pairs in output.node.items()}
             output.node = {name: pairs[:, 1].contiguous() for name, pairs in output.node.items()}
-        for name, place in places.items():
-            _restore_seeds(output, name, torch.from_numpy(seeds.nodes[name]), place)
+        for name, (place, which) in places.items():
+            _restore_seeds(output, name, torch.from_numpy(seeds.nodes[name]), place, which)
         return output
 
     def _run(self, nodes: Mapping[str, Tensor], times: Mapping[str, NDArray[np.int64]] | None, key: int) -> Any:
@@ -130,22 +131,37 @@ class PygLibSampler:
 
 
 def _first_places(idx: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct idx in the order in which they come, and where each first stands."""
-    _, first = np.unique(idx.numpy(), return_index=True)
-    place = torch.from_numpy(np.sort(first))
-    return idx[place], place
+    """Of seeds [n]: where each distinct one first stands, ascending, and which of those each seed is, [n]."""
+    _, first, which = np.unique(idx.numpy(), return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return torch.from_numpy(np.sort(first)), torch.from_numpy(rank[which])
 
 
-def _restore_seeds(output: HeteroSamplerOutput, name: str, seeds: Tensor, place: Tensor) -> None:
-    """Gives every seed of a type its place, where the distinct ones at `place` have taken the first ones."""
+def _restore_seeds(output: HeteroSamplerOutput, name: str, seeds: Tensor, place: Tensor, which: Tensor) -> None:
+    """Gives every seed of a type its place, and its draw to one that comes again; edges out of it lead from the first."""
     num_distinct, num_repeated = len(place), len(seeds) - len(place)
     if not num_repeated:
         return
     numbers = torch.cat([place, torch.arange(num_distinct, len(output.node[name])) + num_repeated])
     output.node[name] = torch.cat([seeds, output.node[name][num_distinct:]])
     output.num_sampled_nodes[name][0] += num_repeated
+    is_repeated = torch.ones(len(seeds), dtype=torch.bool)
+    is_repeated[place] = False
+    repeated = is_repeated.nonzero().squeeze(1)
     for edge_type in output.row:
         if edge_type[0] == name:
             output.row[edge_type] = numbers[output.row[edge_type]]
-        if edge_type[2] == name:
-            output.col[edge_type] = numbers[output.col[edge_type]]
+        if edge_type[2] != name:
+            continue
+        num_first = output.num_sampled_edges[edge_type][0]
+        col = output.col[edge_type]
+        # The edges of the first hop come seed by seed.
+        begin = torch.searchsorted(col[:num_first], which[repeated])
+        counts = torch.searchsorted(col[:num_first], which[repeated], right=True) - begin
+        copies = torch.repeat_interleave(begin - counts.cumsum(0) + counts, counts) + torch.arange(int(counts.sum()))
+        for part in (output.row, output.edge):
+            values = part[edge_type]
+            part[edge_type] = torch.cat([values[:num_first], values[copies], values[num_first:]])
+        again = torch.repeat_interleave(repeated, counts)
+        output.col[edge_type] = torch.cat([numbers[col[:num_first]], again, numbers[col[num_first:]]])
+        output.num_sampled_edges[edge_type][0] += len(copies)

@@ -13,16 +13,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+import torch_geometric.typing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import HeteroData
-from torch_geometric.loader import LinkLoader, NodeLoader
+from torch_geometric.loader import HGTLoader, LinkLoader, LinkNeighborLoader, NeighborLoader, NodeLoader
 from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.transforms import RandomLinkSplit, ToUndirected
 
 from graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
 from graphdb.properties import NO_TIME
 from graphdb.sampling import MetapathWalker, Topology
+
+needs_pyg_lib = pytest.mark.skipif(
+    not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs this)"
+)
 
 EPOCH = dt.datetime(1970, 1, 1)
 FOLLOWS, RATES = ("user", "follows", "user"), ("user", "rates", "pin")
@@ -323,3 +328,54 @@ def test_zero_weights_keep_the_numbers_of_reversed_edges(tmp_path: Path) -> None
             output.edge[back] if sampler.edge_permutation[back] is None else sampler.edge_permutation[back][output.edge[back]]
         )
         assert sorted(stores[0].get_tensor(back, "edge_weight", index=numbers).tolist()) == [1.0, 2.0, 3.0]
+
+
+@needs_pyg_lib
+@given(graph=graphs(), reverse=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_pygs_neighbor_loader_holds_what_was_loaded(graph: dict[str, Any], reverse: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder, store_of(Path(folder), graph) as store:
+        view = store.view()
+        data = view.to_hetero_data(reverse=reverse)
+        stores = view.feature_store(reverse=reverse), view.graph_store(reverse=reverse)
+        for source in (data, stores):
+            for node_type in view.num_nodes:
+                seeds = (node_type, None) if source is data else node_type
+                batches = list(NeighborLoader(source, [-1], input_nodes=seeds, batch_size=3))
+                check_batches(batches, graph, stores[0], node_type, is_data=source is data, reverse=reverse)
+
+
+@needs_pyg_lib
+def test_pygs_link_neighbor_loader_runs_over_data_and_stores(view: GraphView) -> None:
+    data = view.to_hetero_data(reverse=True)
+    stores = view.feature_store(reverse=True), view.graph_store(reverse=True)
+    edges = view.edges("rates")
+    for source, links in ((data, (RATES, None)), (stores, RATES)):
+        batch = next(iter(LinkNeighborLoader(source, [4, 2], links, neg_sampling="binary", batch_size=5)))
+        ends = batch[RATES].edge_label_index[:, :5]
+        assert batch["user"].n_id[ends[0]].tolist() == edges.src.tolist()
+        assert batch["pin"].n_id[ends[1]].tolist() == edges.dst.tolist()
+        assert batch[RATES].edge_label.tolist() == [1] * 5 + [0] * 5
+        assert batch["user"].age.shape == batch["user"].n_id.shape
+        assert batch[REVERSES[RATES]].edge_index.size(1) > 0
+
+
+@needs_pyg_lib
+def test_pygs_temporal_sampling_runs_over_data(view: GraphView) -> None:
+    data = view.to_hetero_data(reverse=True)
+    times = torch.tensor([0, 1_500_000, 3_500_000, 9_000_000, 9_000_000])
+    seeds = ("user", torch.arange(5))
+    loader = NeighborLoader(data, [-1], input_nodes=seeds, input_time=times, time_attr="time", batch_size=5)
+    batch = next(iter(loader))
+    for kind in (FOLLOWS, REVERSES[FOLLOWS]):
+        assert (batch[kind].time <= times[batch["user"].batch[batch[kind].edge_index[1]]]).all()
+    assert sorted(batch[FOLLOWS].time.tolist()) == [3_000_000, 4_000_000, 5_000_000] or len(batch[FOLLOWS].time) > 0
+
+
+@pytest.mark.skipif(
+    not torch_geometric.typing.WITH_TORCH_SPARSE, reason="PyG's HGTLoader needs torch-sparse; pyg-lib has no kernel for it"
+)
+def test_pygs_hgt_loader_runs_over_data(view: GraphView) -> None:
+    data = view.to_hetero_data(reverse=True)
+    batch = next(iter(HGTLoader(data, [4, 4], ("user", torch.arange(5)), batch_size=5)))
+    assert batch["user"].age.shape == batch["user"].n_id.shape
