@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphdb.view import GraphView
 
 _MIN_WALKS_PER_THREAD: Final = 1 << 12
+_BLOCK: Final = 256
 _NO_TIMES: Final = np.empty(0, np.int64)
 _NO_SUMS: Final = np.empty(0, np.float64)
 
@@ -130,6 +131,12 @@ class MetapathWalker:
         adjacency: Adjacency, times: NDArray[np.int64] | None, key: int, nodes: NDArray[np.int32], reached: NDArray[np.int32]
     ) -> None:
         timed = times is not None and adjacency.time is not None
+        if not timed and adjacency.cumulative is None:
+            uniform = adjacency.colptr, adjacency.row, np.uint64(key), nodes, reached
+            run_ranges(
+                lambda start, stop: _advance_uniformly(*uniform, start, stop), len(nodes), min_size=_MIN_WALKS_PER_THREAD
+            )
+            return
         arrays = (
             adjacency.colptr,
             adjacency.row,
@@ -162,6 +169,33 @@ def _check_starts(starts: Tensor, node_type: str, num_nodes: int) -> None:
         position = int(((starts < 0) | (starts >= num_nodes)).nonzero()[0])
         msg = f"starts[{position}] is {int(starts[position])}; {node_type!r} has nodes 0 to {num_nodes - 1}"
         raise GraphError(msg)
+
+
+@numba.njit(nogil=True, cache=True)
+def _advance_uniformly(colptr: Any, row: Any, key: Any, nodes: Any, reached: Any, start: int, stop: int) -> None:
+    """Moves each walk along one of its edges.
+
+    Block by block, and in a block first all columns, then all draws, then all neighbours: so the processor waits for many
+    reads of memory at once. `edges` is -1 where a walk has ended.
+    """
+    firsts, edges = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    for block in range(start, stop, _BLOCK):
+        size = min(_BLOCK, stop - block)
+        for place in range(size):
+            node = nodes[block + place]
+            column = max(node, 0)
+            firsts[place] = colptr[column]
+            edges[place] = colptr[column + 1] - colptr[column] if node >= 0 else 0
+        for place in range(size):
+            degree = edges[place]
+            edges[place] = -1
+            if degree > 0:
+                drawn, _ = draw_below(key_at(key, block + place), 0, degree)
+                edges[place] = firsts[place] + drawn
+        for place in range(size):
+            edge = edges[place]
+            if edge >= 0:
+                reached[block + place] = row[edge]
 
 
 @numba.njit(nogil=True, cache=True)
