@@ -114,10 +114,14 @@ class GraphView:
     def triples(self) -> Triples:
         """The window's edges of all relations, relation by relation, each ordered by tail."""
         parts = [self._columns(relation.name, ["src", "dst"]) for relation in self.relations]
-        counts = torch.tensor([len(part["src"]) for part in parts], dtype=torch.int64)
+        relation = np.empty(sum(len(part["src"]) for part in parts), np.int32)
+        first = 0
+        for number, part in enumerate(parts):
+            relation[first : first + len(part["src"])] = number
+            first += len(part["src"])
         return Triples(
             head=_concatenated([part["src"] for part in parts]),
-            relation=torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), counts),
+            relation=torch.from_numpy(relation),
             tail=_concatenated([part["dst"] for part in parts]),
         )
 
@@ -305,11 +309,13 @@ class GraphView:
         base, base_properties = self._fetch(window.base, wanted, properties)
         self._counts[relation] = len(base["dst"])
         base_order = None
-        if not is_clustered(base["dst"], base.get("time")):
+        is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
             base_order = order_by_column(base["dst"], self.num_nodes[declared.dst])
             base = {name: column[base_order] for name, column in base.items()}
-        if not is_clustered(base["dst"], base.get("time")):
+            is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             logger.warning(
                 "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
             )
