@@ -45,7 +45,7 @@ def write_parquet(view: GraphView, folder: Path) -> list[Path]:
 
 
 def node_table(view: GraphView, node_type: str) -> pa.Table:
-    """The nodes of a type: columns idx, id, and their properties as they are stored; null where a node was forgotten."""
+    """The nodes of a type: columns idx (the row that edges name), id, and their properties as they are stored."""
     table = pa.table({"idx": pa.array(np.arange(view.num_nodes[node_type], dtype=np.int32)), "id": view.node_ids(node_type)})
     properties = view.node_properties(node_type) if view.schema.node(node_type).properties else None
     return table if properties is None else _beside(table, properties)

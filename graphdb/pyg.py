@@ -164,8 +164,8 @@ class ViewFeatureStore(FeatureStore):  # type: ignore[misc] # PyG has no types
     def __init__(self, view: GraphView, *, reverse: bool = False, properties: Properties = True) -> None:
         super().__init__()
         tensors: dict[tuple[str | EdgeType, str], Tensor] = {}
-        for name, num_nodes in view.num_nodes.items():
-            tensors[name, "idx"] = torch.arange(num_nodes)
+        for name in view.num_nodes:
+            tensors[name, "idx"] = torch.from_numpy(view.node_idx(name).astype(np.int64))
             tensors |= {(name, attribute): values for attribute, values in _node_tensors(view, name, properties).items()}
         reverses = reverse_types(view.relations) if reverse else {}
         for relation in view.relations:

@@ -18,9 +18,9 @@ import torch
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.files import write_parquet, write_safetensors
 from graphdb.layout import key_columns, node_table
+from graphdb.members import Members, find_members, first_seen
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
-from graphdb.nodes import num_idx
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, quote, run, select
@@ -48,7 +48,7 @@ class GraphView:
         relations: The relations of the view, in the order that `Triples.relation` counts.
         since: Start of the window (UTC, within it), or None.
         as_of: End of the window (UTC, not within it), or None.
-        num_nodes: Kept node type -> rows, so that every idx of the type is below it.
+        num_nodes: Kept node type -> its nodes that belong to the window (see `graphdb.members`); they are its rows 0, 1, ...
         num_edges: Relation name -> edges in the window.
     """
 
@@ -76,15 +76,16 @@ class GraphView:
         self.since = since
         self.as_of = as_of
         self._counts: dict[str, int] = {}
+        self._types = [node.name for node in schema.nodes if types is None or node.name in types]
         self._generation = self._begin()
-        kept = [node.name for node in schema.nodes if types is None or node.name in types]
-        self.num_nodes = {name: num_idx(cursor, name) for name in kept}
+        self.num_nodes = {name: self._members[name].num_rows for name in self._types}
 
     def _begin(self) -> tuple[Any, ...]:
         """Begins the transaction that is the view's snapshot; returns what tells the store's contents apart."""
         begin_reading(self._cursor)
+        self._members = find_members(self._cursor, self.schema, self.as_of)
         self._windows = create_windows(
-            self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree
+            self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree, self._members
         )
         return run(
             self._cursor, "SELECT (SELECT count(*) FROM _load), (SELECT count(*) FROM _removal), count(*) FROM duckdb_tables()"
@@ -177,22 +178,35 @@ class GraphView:
             raise GraphError(msg)
         query = f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {node_table(type)} WHERE {quote(name)} IS NOT NULL"
         table = self._cursor.sql(query).to_arrow_table()
-        values[_column(table, "idx", np.int32)] = _column(table, "value", np.float64)
+        values[self._rows(type, _column(table, "idx", np.int32))] = _column(table, "value", np.float64)
         return values
 
     def node_properties(self, type: str) -> pa.Table:  # noqa: A002 - as in node_ids
-        """The properties of a type's nodes as they are stored, a row for each of `num_nodes`; nulls where a node is gone."""
+        """The properties of a type's nodes as they are stored, a row for each of `num_nodes`."""
         names = list(self.schema.node(type).properties)
-        table = self._cursor.sql(f"SELECT {', '.join(['idx', *map(quote, names)])} FROM {node_table(type)}").to_arrow_table()
-        positions = np.full(self.num_nodes[type], -1)
-        positions[_column(table, "idx", np.int32)] = np.arange(table.num_rows)
-        return table.select(names).take(pa.array(positions, mask=positions < 0))
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        selected = ", ".join(["idx", *map(quote, names)])
+        nodes = self._cursor.sql(f"SELECT {selected} FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
+        return nodes.select(names)
 
     def edge_properties(self, relation: str) -> pa.Table:
         """The properties of the window's edges of one relation as they are stored, in the order of `edges`."""
         declared = self._relation(relation)
         names = [*key_columns(declared), *(["weight"] if declared.weighted else [])]
         return self._read(relation, names, list(declared.properties))[1]
+
+    def node_idx(self, type: str) -> Array:  # noqa: A002 - as in node_ids
+        """The store's idx of each row of a node type: int32 [num_nodes], ascending."""
+        idx = self._members_of(type).idx
+        return np.arange(self.num_nodes[type], dtype=np.int32) if idx is None else idx
+
+    def first_seen(self, type: str) -> Array:  # noqa: A002 - as in node_ids
+        """When each node of a type was first seen: int64 [num_nodes], microseconds from 1970 (UTC), the minimum for always."""
+        self._members_of(type)
+        idx, seen = first_seen(self._cursor, self.schema, type)
+        belongs = np.isin(idx, self.node_idx(type), assume_unique=True)
+        return np.ascontiguousarray(seen[belongs])
 
     def sampler(
         self,
@@ -225,18 +239,16 @@ class GraphView:
         return MultifacetSampler(topology, config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract
-        """External ids of a node type: that of idx `i` at position `i`; int64 or string, null where it was forgotten."""
-        self.schema.node(type)
-        nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)} ORDER BY idx").to_arrow_table()
-        ids = pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
-        if len(ids) == self.num_nodes[type]:
-            return ids
-        positions = np.full(self.num_nodes[type], -1)
-        positions[nodes["idx"].to_numpy()] = np.arange(len(ids))
-        return ids.take(pa.array(positions, mask=positions < 0))
+        """External ids of a node type: that of row `i` at position `i`; int64 or string."""
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
+        return pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
-        """Runs one read-only query; `edges_*` are cut to the window, `nodes_*` and the plain tables are whole.
+        """Runs one read-only query; `edges_*` and `nodes_*` are cut to the window, plain tables are whole.
+
+        `src_idx`, `dst_idx` and `idx` are the store's, as `node_idx` has them.
 
         Raises:
             GraphError: More than one statement, one that is not a SELECT, or one that fails.
@@ -255,7 +267,7 @@ class GraphView:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the window's content: nodes and edges by external id, in whatever order they were loaded."""
+        """SHA-256 (hex) of the window's content by external id, properties included, in whatever order it was loaded."""
         digest = hashlib.sha256()
         hashes = {node.name: self._node_hashes(node.name) for node in self.schema.nodes if node.name in self.num_nodes}
         for name in sorted(hashes):
@@ -267,8 +279,22 @@ class GraphView:
                 mixed = _mix(mixed) + edges.time.numpy().view(np.uint64)
             if edges.weight is not None:
                 mixed = _mix(mixed) + edges.weight.numpy().view(np.uint32)
-            digest.update(f"edge {relation.model_dump_json()} {len(edges)} {int(_mix(mixed).sum())}\n".encode())
+            total = str(int(_mix(mixed).sum()))
+            if relation.properties:
+                total = f"{total} {self._property_sum(relation, hashes)}"
+            digest.update(f"edge {relation.model_dump_json()} {len(edges)} {total}\n".encode())
         return digest.hexdigest()
+
+    def _property_sum(self, relation: Relation, hashes: Mapping[str, np.ndarray[Any, np.dtype[np.uint64]]]) -> int:
+        """What tells the properties of a relation's edges, with their ends and times, from others."""
+        content = ", ".join([*key_columns(relation)[2:], *map(quote, relation.properties)])
+        query = f"SELECT src, dst, md5_number_lower(row({content})::VARCHAR) AS hash FROM {self._windows[relation.name].rows}"
+        table = self._cursor.sql(query).to_arrow_table()
+        ends = [
+            hashes[name][self._rows(name, _column(table, end, np.int32))]
+            for end, name in (("src", relation.src), ("dst", relation.dst))
+        ]
+        return int(_mix(_mix(_mix(ends[0]) + ends[1]) + _column(table, "hash", np.uint64)).sum())
 
     def close(self) -> None:
         """Ends the view's transaction; the counts and the exported tensors stay valid."""
@@ -282,6 +308,16 @@ class GraphView:
             msg = f"relation {name!r} is not in this view, which has {[kept.name for kept in self.relations]}"
             raise GraphError(msg)
         return relation
+
+    def _members_of(self, name: str) -> Members:
+        self.schema.node(name)
+        if name not in self._types:
+            msg = f"node type {name!r} is not in this view, which has {self._types}"
+            raise GraphError(msg)
+        return self._members[name]
+
+    def _rows(self, name: str, idx: Array) -> Array:
+        return self._members[name].rows(idx)
 
     def _recover(self, error: GraphError) -> None:
         """Begins anew after a failed query, which has ended the transaction; the store must be as it was."""
@@ -306,7 +342,7 @@ class GraphView:
         window: Window = self._windows[relation]
         # Only a merge needs the whole key.
         wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(declared), *names]))
-        base, base_properties = self._fetch(window.base, wanted, properties)
+        base, base_properties = self._fetch(relation, window.base, wanted, properties)
         self._counts[relation] = len(base["dst"])
         base_order = None
         is_ordered = is_clustered(base["dst"], base.get("time"))
@@ -324,7 +360,7 @@ class GraphView:
             base = {name: column[order] for name, column in base.items()}
         if window.delta is None:
             return base, base_properties if base_order is None else base_properties.take(pa.array(base_order))
-        delta, delta_properties = self._fetch(window.delta, wanted, properties)
+        delta, delta_properties = self._fetch(relation, window.delta, wanted, properties)
         num_base = len(base["dst"])
         self._counts[relation] += len(delta["dst"])
         order = order_of(delta["dst"], delta.get("time"), delta["src"])
@@ -336,17 +372,28 @@ class GraphView:
         merged_order = merge(np.arange(num_base) if base_order is None else base_order, num_base + order, positions)
         return columns, pa.concat_tables([base_properties, delta_properties]).take(pa.array(merged_order))
 
-    def _fetch(self, rows: str, names: Sequence[str], properties: Sequence[str]) -> tuple[dict[str, Array], pa.Table]:
-        selected = ", ".join([*names, *map(quote, properties)])
+    def _fetch(
+        self, relation: str, rows: str, names: Sequence[str], properties: Sequence[str]
+    ) -> tuple[dict[str, Array], pa.Table]:
+        keys = ["CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names]
+        selected = ", ".join([*keys, *map(quote, properties)])
         table = self._cursor.sql(f"SELECT {selected} FROM {rows}").to_arrow_table()
-        return {name: _column(table, name, _DTYPES[name]) for name in names}, table.select(list(properties))
+        columns = {name: _column(table, name, _DTYPES[name]) for name in names}
+        declared = self.schema.relation(relation)
+        # Rows ascend with idx: edges stay in their order.
+        for end, name in (("src", declared.src), ("dst", declared.dst)):
+            if end in columns:
+                columns[end] = self._rows(name, columns[end])
+        return columns, table.select(list(properties))
 
     def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """A hash of each idx's external id; 0 where it was forgotten."""
-        query = f"SELECT idx, md5_number_lower(CAST(id AS VARCHAR)) AS hash FROM {node_table(name)}"
-        table = self._cursor.sql(query).to_arrow_table()
+        """A hash of each row's external id, and of its properties where its type has any."""
+        content = "md5_number_lower(CAST(id AS VARCHAR))"
+        if properties := self.schema.node(name).properties:
+            content = f"xor({content}, md5_number_lower(row({', '.join(map(quote, properties))})::VARCHAR))"
+        table = self._cursor.sql(f"SELECT idx, {content} AS hash FROM {quote(f'nodes_{name}')}").to_arrow_table()
         hashes = np.zeros(self.num_nodes[name], np.uint64)
-        hashes[_column(table, "idx", np.int32)] = _column(table, "hash", np.uint64)
+        hashes[self._rows(name, _column(table, "idx", np.int32))] = _column(table, "hash", np.uint64)
         return hashes
 
 

@@ -113,7 +113,8 @@ class Topology:
                 if isinstance(data, tuple):
                     reversed_edges = _numbered_by_column(view, declared, edges, reversed_edges)
                 adjacencies.append(reversed_edges)
-        topology = cls(view.num_nodes, adjacencies, reverses=reverses)
+        first_seen = {name: view.first_seen(name) for name in view.num_nodes} if is_loaded else None
+        topology = cls(view.num_nodes, adjacencies, reverses=reverses, first_seen=first_seen)
         if weighted and not topology.is_weighted:
             msg = f"weighted=True, but none of the relations {names} has weights; leave it out"
             raise GraphError(msg)
