@@ -235,7 +235,7 @@ class GraphView:
         from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
 
         config = SamplerConfig.model_validate({"num_neighbors": num_neighbors, **settings})
-        topology = Topology.from_view(self, reverse=reverse, weighted=weighted, data=data, is_loaded=True)
+        topology = Topology.from_view(self, reverse=reverse, weighted=weighted, data=data)
         return MultifacetSampler(topology, config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract

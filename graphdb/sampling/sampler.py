@@ -47,7 +47,8 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
         config: What to draw.
 
     Raises:
-        GraphError: Temporal sampling of a graph without times, or settings that the chosen backend cannot do.
+        GraphError: A reversed relation between nodes of one type without a check of the loader's data (see
+            `Topology.from_view`), temporal sampling of a graph without times, or settings that the chosen backend cannot do.
 
     Example:
         >>> from graphdb.sampling import SamplerConfig, Topology
@@ -60,6 +61,7 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
     """
 
     def __init__(self, topology: Topology, config: SamplerConfig) -> None:
+        topology.refuse_unchecked()
         if config.temporal is not None and not topology.is_timed:
             msg = f"temporal={config.temporal!r}, but no relation of {topology} has times; leave it out"
             raise GraphError(msg)

@@ -60,6 +60,7 @@ class Topology:
         self.is_hetero = is_hetero
         self._reverses = None if reverses is None else dict(reverses)
         self._first_seen: dict[str, NDArray[np.int64]] = dict(first_seen or {})
+        self._unchecked: Relation | None = None
 
     def __repr__(self) -> str:
         parts = [f"{name}={count}" for name, count in self.num_nodes.items()]
@@ -75,7 +76,6 @@ class Topology:
         reverse: bool = False,
         weighted: bool = False,
         data: HeteroData | tuple[Any, Any] | None = None,
-        is_loaded: bool = False,
     ) -> Topology:
         """The relations of a window.
 
@@ -86,9 +86,8 @@ class Topology:
                 the data is that of the edge itself.
             weighted: Take the weights of the relations that have them: their edges are then sampled in proportion.
             data: What a loader will take attributes from: HeteroData, whose edges must be those of the window, in its order;
-                or a pair of the view's feature store and graph store, where reversed edges have numbers of their own.
-            is_loaded: Whether a loader will take attributes by the numbers of edges; then relations between nodes of one type
-                are not reversed without `data`.
+                or a pair of the view's feature store and graph store, where reversed edges have numbers of their own. A
+                `MultifacetSampler` needs it where a relation between nodes of one type is reversed; walks do not.
 
         Raises:
             GraphError: A relation that the view has not; a weight that is negative or not finite; `weighted` where no relation
@@ -97,8 +96,6 @@ class Topology:
         names = [relation.name for relation in view.relations] if relations is None else list(relations)
         chosen = [view.schema.relation(name) for name in names]
         reverses = reverse_types(chosen) if reverse else {}
-        if reverse and is_loaded and data is None:
-            _refuse_merged(chosen)
         adjacencies = []
         for declared in chosen:
             edges = view.edges(declared.name)
@@ -113,8 +110,10 @@ class Topology:
                 if isinstance(data, tuple):
                     reversed_edges = _numbered_by_column(view, declared, edges, reversed_edges)
                 adjacencies.append(reversed_edges)
-        first_seen = {name: view.first_seen(name) for name in view.num_nodes} if is_loaded else None
+        first_seen = {name: view.first_seen(name) for name in view.num_nodes}
         topology = cls(view.num_nodes, adjacencies, reverses=reverses, first_seen=first_seen)
+        if reverse and data is None:
+            topology._unchecked = next((relation for relation in chosen if relation.src == relation.dst), None)
         if weighted and not topology.is_weighted:
             msg = f"weighted=True, but none of the relations {names} has weights; leave it out"
             raise GraphError(msg)
@@ -172,6 +171,20 @@ class Topology:
     def is_timed(self) -> bool:
         """Whether any relation's edges have times."""
         return any(adjacency.time is not None for adjacency in self.relations.values())
+
+    def refuse_unchecked(self) -> None:
+        """Refuses to number edges for a loader whose data may have merged the two directions of a relation.
+
+        Raises:
+            GraphError: A relation between nodes of one type was reversed, and no `data` was given to `from_view`.
+        """
+        if self._unchecked is not None:
+            msg = (
+                f"relation {self._unchecked} joins nodes of one type. PyG's ToUndirected() merges its two directions and adds "
+                "up the times of edges that meet, so a batch would hold attributes of other edges. Take data = "
+                "view.to_hetero_data(reverse=True), and pass it to the sampler too: view.sampler(..., reverse=True, data=data)"
+            )
+            raise GraphError(msg)
 
     def first_seen(self, node_type: str) -> NDArray[np.int64]:
         """From when on each node of a type exists, int64 [n] microseconds; `ALWAYS` where it has always been there."""
@@ -254,17 +267,6 @@ def _numbered_by_column(view: GraphView, relation: Relation, edges: Edges, rever
     place = np.empty(len(edges), np.int64)
     place[whole.permutation] = np.arange(len(edges))
     return dataclasses.replace(reversed_edges, permutation=place[reversed_edges.permutation])
-
-
-def _refuse_merged(relations: Iterable[Relation]) -> None:
-    for relation in relations:
-        if relation.src == relation.dst:
-            msg = (
-                f"relation {relation} joins nodes of one type. PyG's ToUndirected() merges its two directions and adds up the "
-                "times of edges that meet, so a batch would hold attributes of other edges. Take data = "
-                "view.to_hetero_data(reverse=True), and pass it to the sampler too: view.sampler(..., reverse=True, data=data)"
-            )
-            raise GraphError(msg)
 
 
 def _check_edges(data: HeteroData, edge_type: EdgeType, src: Tensor, dst: Tensor) -> None:
