@@ -21,6 +21,7 @@ from graphdb.layout import key_columns, node_table
 from graphdb.members import Members, find_members, first_seen
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
+from graphdb.properties import property_tensor
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, quote, run, select
@@ -171,15 +172,21 @@ class GraphView:
         write_safetensors(self, Path(path))
 
     def node_property(self, type: str, name: str) -> Array:  # noqa: A002 - as in node_ids
-        """A numeric property of a node type by idx: float64 [num_nodes], NaN where it is null."""
-        values = np.full(self.num_nodes[type], np.nan)
-        if name not in self.schema.node(type).properties:
+        """A numeric property of a node type by row: float64 [num_nodes], NaN where it is null.
+
+        Raises:
+            GraphError: There is no such property, it is no number, or a float64 cannot hold its values exactly.
+        """
+        kind = self.schema.node(type).properties.get(name)
+        if kind is None:
             msg = f"node type {type!r} has no property {name!r}, it has {list(self.schema.node(type).properties)}"
             raise GraphError(msg)
-        query = f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {node_table(type)} WHERE {quote(name)} IS NOT NULL"
-        table = self._cursor.sql(query).to_arrow_table()
-        values[self._rows(type, _column(table, "idx", np.int32))] = _column(table, "value", np.float64)
-        return values
+        values = property_tensor(self.node_properties(type)[name], kind, where=f"property {name!r} of {type!r}")
+        if not values.is_floating_point():
+            msg = f"property {name!r} of {type!r} is {kind}, no number; node_properties gives it as it is stored"
+            raise GraphError(msg)
+        numbers: Array = values.double().numpy()
+        return numbers
 
     def node_properties(self, type: str) -> pa.Table:  # noqa: A002 - as in node_ids
         """The properties of a type's nodes as they are stored, a row for each of `num_nodes`."""
