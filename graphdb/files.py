@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +19,8 @@ from graphdb.properties import property_tensor, tensor_properties
 
 if TYPE_CHECKING:
     from graphdb.view import GraphView
+
+logger = logging.getLogger(__name__)
 
 
 def write_parquet(view: GraphView, folder: Path) -> list[Path]:
@@ -68,7 +70,7 @@ def write_safetensors(view: GraphView, path: Path) -> None:
 
     Each relation's CSC is `<relation>.colptr`, `.row`, `.time` and `.weight`; its edges' properties are
     `<relation>.property.<name>` and those of nodes `node.<type>.property.<name>`, as `property_tensor` gives them. In names,
-    "%" and "." are percent-encoded. Text is left out, and the metadata's `left_out` lists it.
+    "%" and "." are percent-encoded. Text is left out, which is logged.
 
     Raises:
         FileExistsError: There is a file in the way.
@@ -80,7 +82,7 @@ def write_safetensors(view: GraphView, path: Path) -> None:
 
     def add(prefix: str, owner: str, declared: Mapping[str, str], table: pa.Table) -> None:
         kept = tensor_properties(declared)
-        left_out.extend(f"{prefix}.property.{_encoded(name)}" for name in declared if name not in kept)
+        left_out.extend(f"{prefix}.property.{name}" for name in declared if name not in kept)
         for name in kept:
             where = f"property {name!r} of {owner}"
             tensors[f"{prefix}.property.{_encoded(name)}"] = property_tensor(table[name], declared[name], where=where)
@@ -96,10 +98,10 @@ def write_safetensors(view: GraphView, path: Path) -> None:
         tensors |= {f"{prefix}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
         if relation.properties:
             add(prefix, f"relation {relation.name!r}", relation.properties, view.edge_properties(relation.name))
-    metadata = {"fingerprint": view.fingerprint}
     if left_out:
-        metadata["left_out"] = json.dumps(left_out)
-    save_file(tensors, path, metadata=metadata)
+        logger.warning("%s holds no text: %s are left out; Parquet has them", path, ", ".join(left_out))
+    # One entry alone: safetensors would write several in any order, and equal windows give equal files.
+    save_file(tensors, path, metadata={"fingerprint": view.fingerprint})
 
 
 def _beside(table: pa.Table, properties: pa.Table) -> pa.Table:

@@ -23,7 +23,7 @@ from torch_geometric.transforms import RandomLinkSplit, ToUndirected
 
 from graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
 from graphdb.properties import NO_TIME
-from graphdb.sampling import MetapathWalker, MultifacetSampler, SamplerConfig, Topology
+from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
 
 needs_pyg_lib = pytest.mark.skipif(
     not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs this)"
@@ -56,8 +56,11 @@ def graphs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def store_of(folder: Path, graph: dict[str, Any]) -> GraphStore:
-    """Users with an age, pins and topics without a property; relations whose edges have stars and a day."""
+def store_of(folder: Path, graph: dict[str, Any], *, declared: bool = False) -> GraphStore:
+    """Users with an age, pins and topics without a property; relations whose edges have stars and a day.
+
+    Nodes are there from 1970 on where that is declared, else from their first edge or the test's own time.
+    """
     carried = {"stars": "FLOAT", "day": "DATE", "note": "VARCHAR"}
     schema = GraphSchema(
         nodes=(NodeType(name="user", properties={"age": "INTEGER"}), NodeType(name="pin"), NodeType(name="topic")),
@@ -67,9 +70,11 @@ def store_of(folder: Path, graph: dict[str, Any]) -> GraphStore:
         ),
     )
     store = GraphStore.create(folder / "graph.duckdb", schema)
-    store.load_nodes("user", pa.table({"id": range(5), "age": pa.array(graph["ages"], pa.int32())}))
-    store.load_nodes("pin", pa.table({"id": range(4)}))
-    store.load_nodes("topic", pa.table({"id": range(2)}))
+    time = "since" if declared else None
+    users = {"id": range(5), "age": pa.array(graph["ages"], pa.int32()), "since": [EPOCH] * 5}
+    store.load_nodes("user", pa.table(users), time=time)
+    store.load_nodes("pin", pa.table({"id": range(4), "since": [EPOCH] * 4}), time=time)
+    store.load_nodes("topic", pa.table({"id": range(2), "since": [EPOCH] * 2}), time=time)
     for name in ("follows", "rates"):
         given = graph[name]
         for part in (given[::2], given[1::2]):
@@ -161,6 +166,54 @@ def check_batches(
             assert set(found[kind]) == expected(graph[kind[1]], weighted=weighted)
         if reverse and node_type == kind[0]:
             assert set(found[back]) == expected(graph[kind[1]], weighted=weighted)
+
+
+@given(graph=graphs(), cut=st.integers(1, 9), compact_later=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_a_window_gives_the_same_before_and_after_later_loads(graph: dict[str, Any], cut: int, compact_later: bool) -> None:
+    """Data, stores, files, batches and negatives of a window, bit by bit; later edges bring later users and pins."""
+    early = {name: [row for row in graph[name] if row[2] < cut] for name in ("follows", "rates")}
+    late = {name: [(src + 5, dst + 5, *rest) for src, dst, *rest in graph[name]] for name in ("follows", "rates")}
+    with tempfile.TemporaryDirectory() as name, store_of(Path(name), graph | early, declared=True) as store:
+        before = everything(store, Path(name) / "before", EPOCH + dt.timedelta(seconds=cut))
+        for relation, rows_then in late.items():
+            # Some of them from before the users of the window, but seen by it no earlier than they come.
+            moved = [(src, dst, second + cut, *rest) for src, dst, second, *rest in rows_then]
+            kept = [row for row in graph[relation] if row[2] >= cut] + moved
+            if kept:
+                store.load_edges(relation, edge_table(kept, weighted=relation == "rates"))
+        if compact_later:
+            store.compact()
+        after = everything(store, Path(name) / "after", EPOCH + dt.timedelta(seconds=cut))
+    assert before == after
+
+
+def everything(store: GraphStore, folder: Path, as_of: dt.datetime) -> dict[str, Any]:
+    """All that a window hands out, as bytes and lists."""
+    view = store.view(as_of=as_of)
+    data = view.to_hetero_data(reverse=True)
+    found: dict[str, Any] = {"nodes": dict(view.num_nodes), "edges": view.num_edges, "fingerprint": view.fingerprint}
+    for part in (*data.node_stores, *data.edge_stores):
+        found |= {f"{part._key} {key}": str(value) for key, value in part.to_dict().items()}
+    features = view.feature_store(reverse=True)
+    for attr in features.get_all_tensor_attrs():
+        found[f"store {attr.group_name} {attr.attr_name}"] = str(
+            features.get_tensor(attr.group_name, attr.attr_name, index=None)
+        )
+    for path in view.write_parquet(folder):
+        found[path.name] = path.read_bytes()
+    view.write_safetensors(folder / "graph.safetensors")
+    found["safetensors"] = (folder / "graph.safetensors").read_bytes()
+    edges = view.edges("rates")
+    if len(edges):
+        sampler = view.sampler([2, 2], reverse=True, data=data, temporal="uniform", negative_alpha=0.75, seed=3)
+        links = (RATES, torch.stack([edges.src, edges.dst]).long())
+        loader = LinkLoader(data, sampler, links, None, edges.time, {"mode": "binary", "amount": 2}, batch_size=4)
+        found["batches"] = [str(batch.to_dict()) for batch in loader]
+        found["drawn"] = NegativeSampler.from_view(view, "pin", seed=2).sample(50).tolist()
+        walker = MetapathWalker.from_view(view, ["rates", "rates^-1"], seed=4)
+        found["walks"] = walker.walk(edges.src, length=4).tolist()
+    return found
 
 
 @pytest.fixture
@@ -268,6 +321,9 @@ def test_properties_that_a_batch_cannot_carry_are_refused(tmp_path: Path) -> Non
         assert data["user"].born.tolist() == [round((born - EPOCH).total_seconds() * 10**6), NO_TIME]
         assert data["user"].new.tolist()[0] == 1.0
         assert data["user"].new[1].isnan()
+        with pytest.raises(GraphError, match="property 'born' of 'user' is TIMESTAMP, no number"):
+            view.node_property("user", "born")
+        assert view.node_property("user", "batch").tolist() == [1.0, 2.0]
         # What no tensor holds is read as it is stored.
         assert view.node_properties("user")["key"].to_pylist() == [2**53 + 1, None]
         assert view.edge_properties("likes")["edge_weight"].to_pylist() == [0.1]
