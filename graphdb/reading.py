@@ -25,7 +25,8 @@ from graphdb.values import TimeUnit
 
 Format = Literal["parquet", "csv", "jsonl"]
 
-_FORMATS: Final[dict[str, Format]] = {
+#: Kinds of files by the ends of their names.
+FORMATS: Final[dict[str, Format]] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -111,7 +112,7 @@ def find_files(patterns: Sequence[str | Path], reading: Reading) -> list[str]:
                 if path.is_file() and _is_data(path.relative_to(pattern), reading)
             )
             if not matches:
-                msg = f"no file below the folder {pattern!r} has a name ending in {', '.join(_FORMATS)}"
+                msg = f"no file below the folder {pattern!r} has a name ending in {', '.join(FORMATS)}"
                 raise GraphError(msg)
         elif Path(pattern).exists():
             matches = [pattern]
@@ -133,10 +134,10 @@ def format_of(file: str, reading: Reading) -> Format:
     """
     if reading.format is not None:
         return reading.format
-    found = _FORMATS.get(_suffix(file))
+    found = FORMATS.get(_suffix(file))
     if found is None:
         msg = (
-            f"cannot tell what {file!r} is: expected a name ending in {', '.join(_FORMATS)} (optionally .gz or .zst); "
+            f"cannot tell what {file!r} is: expected a name ending in {', '.join(FORMATS)} (optionally .gz or .zst); "
             f"say what it "
             'is with format="csv", "parquet" or "jsonl"'
         )
@@ -145,7 +146,12 @@ def format_of(file: str, reading: Reading) -> Format:
 
 
 def open_files(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[str], wanted: Sequence[str] | None, reading: Reading
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[str],
+    wanted: Sequence[str] | None,
+    reading: Reading,
+    *,
+    sets_aside: bool = True,
 ) -> list[Part]:
     """Gives the rows of files, as parts that each have columns and types of their own.
 
@@ -154,6 +160,7 @@ def open_files(
         files: The files, in order.
         wanted: The columns that are looked for; all by default.
         reading: How they are read.
+        sets_aside: Whether lines of a text file that are no rows are left to DuckDB's tables of them, or are an error.
 
     Raises:
         GraphError: The files are of different kinds, or one cannot be read.
@@ -169,13 +176,13 @@ def open_files(
     if kind == "parquet":
         return _open_parquet(connection, files, wanted)
     if kind == "csv":
-        return _open_csv(files, reading)
+        return _open_csv(files, reading, sets_aside=sets_aside)
     return _open_json(connection, files)
 
 
 def _is_data(path: Path, reading: Reading) -> bool:
     is_hidden = any(part.startswith(("_", ".")) for part in path.parts)
-    return not is_hidden and (reading.format is not None or _suffix(str(path)) in _FORMATS)
+    return not is_hidden and (reading.format is not None or _suffix(str(path)) in FORMATS)
 
 
 def _suffix(file: str) -> str:
@@ -247,7 +254,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, rows: str, file: str) -> di
         return {name: kind for name, kind, *_ in run(connection, f"DESCRIBE SELECT * FROM {rows}")}
 
 
-def _open_csv(files: Sequence[str], reading: Reading) -> list[Part]:
+def _open_csv(files: Sequence[str], reading: Reading, *, sets_aside: bool) -> list[Part]:
     encoding = _encoding(reading)
     has_header = reading.header if reading.header is not None else reading.columns is None
     if not has_header and reading.columns is None:
@@ -264,7 +271,7 @@ def _open_csv(files: Sequence[str], reading: Reading) -> list[Part]:
         options = (
             f"columns = {{{shape}}}, auto_detect = false, header = {has_header}, delim = {quote_text(delimiter)}, "
             f"quote = {quote_text(reading.quote)}, escape = {quote_text(reading.quote)}, encoding = {quote_text(encoding)}, "
-            f"nullstr = [{nulls}], allow_quoted_nulls = false, store_rejects = true, filename = '_mf_filename'"
+            f"nullstr = [{nulls}], allow_quoted_nulls = false, store_rejects = {sets_aside}, filename = '_mf_filename'"
         )
         types = dict.fromkeys(columns, "VARCHAR")
         parts.append(

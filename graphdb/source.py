@@ -51,7 +51,12 @@ def describe(source: Source) -> str:
 
 @contextlib.contextmanager
 def open_source(
-    connection: duckdb.DuckDBPyConnection, source: Source, wanted: Sequence[str] | None, reading: Reading
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    wanted: Sequence[str] | None,
+    reading: Reading,
+    *,
+    sets_aside: bool = True,
 ) -> Iterator[list[Part]]:
     """Yields the rows of a source, as parts that each have columns and types of their own.
 
@@ -60,15 +65,16 @@ def open_source(
         source: The source.
         wanted: The columns that are looked for; all by default.
         reading: How it is read.
+        sets_aside: Whether lines of text files that are no rows are left to DuckDB's tables of them, or are an error.
 
     Raises:
         GraphError: The source cannot be read.
     """
     if isinstance(source, list | tuple) and all(isinstance(item, str | Path) for item in source):
-        yield open_files(connection, find_files(source, reading), wanted, reading)
+        yield open_files(connection, find_files(source, reading), wanted, reading, sets_aside=sets_aside)
         return
     if isinstance(source, str | Path):
-        yield open_files(connection, find_files([source], reading), wanted, reading)
+        yield open_files(connection, find_files([source], reading), wanted, reading, sets_aside=sets_aside)
         return
     useless = [*reading.for_text_files, *(["format"] if reading.format else [])]
     if useless:

@@ -168,7 +168,9 @@ class GraphView:
         if name not in self.schema.node(type).properties:
             msg = f"node type {type!r} has no property {name!r}, it has {list(self.schema.node(type).properties)}"
             raise GraphError(msg)
-        query = f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {node_table(type)} WHERE {quote(name)} IS NOT NULL"
+        query = (
+            f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {quote(f'nodes_{type}')} WHERE {quote(name)} IS NOT NULL"
+        )
         table = self._cursor.sql(query).to_arrow_table()
         values[self._rows(type, _column(table, "idx", np.int32))] = _column(table, "value", np.float64)
         return values
