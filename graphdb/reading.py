@@ -82,12 +82,15 @@ class Reading(BaseModel):
     @classmethod
     def of(cls, options: dict[str, Any]) -> Reading:
         """Gives the reading that options ask for; `GraphError` where there is no such one."""
+        unknown = sorted(set(options) - set(cls.model_fields))
+        if unknown:
+            msg = f"{unknown[0]}: is no option of reading; there are {', '.join(cls.model_fields)}"
+            raise GraphError(msg)
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise GraphError(
-                "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            ) from error
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise GraphError(faults) from error
 
     @property
     def for_text_files(self) -> list[str]:
@@ -176,7 +179,7 @@ def open_files(
     if kind == "parquet":
         return _open_parquet(connection, files, wanted)
     if kind == "csv":
-        return _open_csv(files, reading, sets_aside=sets_aside)
+        return _open_csv(files, wanted, reading, sets_aside=sets_aside)
     return _open_json(connection, files)
 
 
@@ -254,7 +257,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, rows: str, file: str) -> di
         return {name: kind for name, kind, *_ in run(connection, f"DESCRIBE SELECT * FROM {rows}")}
 
 
-def _open_csv(files: Sequence[str], reading: Reading, *, sets_aside: bool) -> list[Part]:
+def _open_csv(files: Sequence[str], wanted: Sequence[str] | None, reading: Reading, *, sets_aside: bool) -> list[Part]:
     encoding = _encoding(reading)
     has_header = reading.header if reading.header is not None else reading.columns is None
     if not has_header and reading.columns is None:
@@ -266,6 +269,10 @@ def _open_csv(files: Sequence[str], reading: Reading, *, sets_aside: bool) -> li
     for number, ((columns, delimiter), group) in enumerate(_runs(files, lambda file: (headers[file], delimiters[file]))):
         if not columns:
             continue  # an empty file, which has neither names nor rows
+        twice = [name for name in columns if columns.count(name) > 1 and (wanted is None or name in wanted)]
+        if twice:
+            msg = f"{group[0]}: column {twice[0]!r} stands there twice, in {list(columns)}; name them with columns=(...)"
+            raise GraphError(msg)
         shape = ", ".join(f"'c{position}': 'VARCHAR'" for position in range(len(columns)))
         nulls = ", ".join(map(quote_text, dict.fromkeys(("", *reading.null_texts))))
         options = (
@@ -322,24 +329,21 @@ def _read_header(file: str, delimiter: str, reading: Reading) -> tuple[str, ...]
     """The names in a CSV file's first line; none where the file is empty."""
     try:
         with pa.input_stream(file, compression=_COMPRESSIONS.get(Path(file).suffix.lower())) as stream:
-            text = io.TextIOWrapper(stream, encoding=_python_encoding(reading.encoding), newline="")
+            text = io.TextIOWrapper(stream, encoding=_python_encoding(reading.encoding), errors="surrogateescape", newline="")
             line = text.readline(_MAX_HEADER)
             while line and not line.strip():
                 line = text.readline(_MAX_HEADER)
             if reading.quote:
                 while line.count(reading.quote) % 2 and (more := text.readline(_MAX_HEADER)) and len(line) < _MAX_HEADER:
                     line += more
-    except UnicodeDecodeError as error:
-        msg = (
-            f"{file}: its first line is not {reading.encoding}: {error.reason}; say encoding='latin-1' or 'utf-16', "
-            f"if it is that"
-        )
-        raise GraphError(msg) from error
     except OSError as error:
         msg = f"cannot read {file}: {error}"
         raise GraphError(msg) from error
     if not line:
         return ()
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        msg = f"{file}: its first line is not {reading.encoding}; say encoding='latin-1' or 'utf-16', if it is that"
+        raise GraphError(msg)
     line = line.removeprefix("\ufeff").rstrip("\r\n")
     if len(delimiter) > 1:
         return tuple(name.strip(reading.quote or None) for name in line.split(delimiter))
