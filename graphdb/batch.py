@@ -214,11 +214,15 @@ def _refuse_missing(part: Part, fields: Sequence[Field], parts: Sequence[Part], 
     for field in fields:
         if part.column(field.column) is not None:
             continue
-        others = any(other.column(field.column) is not None for other in parts)
-        if others and reading.union_by_name:
+        others = next((other for other in parts if other.column(field.column) is not None), None)
+        if others is not None and reading.union_by_name:
             continue
         what = f"{part.files[0]} has" if part.files else "the source has"
-        way = "union_by_name=True reads null there" if others else "name it in the call or rename it"
+        way = "name it in the call or rename it"
+        if others is not None:
+            way = "union_by_name=True reads null there"
+            if part.first_line:
+                way += f", and columns={tuple(others.types)!r} reads a file without a line of names, by a call of its own"
         msg = f"{where}: column {field.column!r} is missing, {what} {list(part.types)}{part.hint}; {way}"
         raise GraphError(msg)
 

@@ -25,7 +25,8 @@ from graphdb.values import TimeUnit
 
 Format = Literal["parquet", "csv", "jsonl"]
 
-_FORMATS: Final[dict[str, Format]] = {
+#: Kinds of files by the ends of their names.
+FORMATS: Final[dict[str, Format]] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -81,12 +82,15 @@ class Reading(BaseModel):
     @classmethod
     def of(cls, options: dict[str, Any]) -> Reading:
         """Gives the reading that options ask for; `GraphError` where there is no such one."""
+        unknown = sorted(set(options) - set(cls.model_fields))
+        if unknown:
+            msg = f"{unknown[0]}: is no option of reading; there are {', '.join(cls.model_fields)}"
+            raise GraphError(msg)
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise GraphError(
-                "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            ) from error
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise GraphError(faults) from error
 
     @property
     def for_text_files(self) -> list[str]:
@@ -111,7 +115,7 @@ def find_files(patterns: Sequence[str | Path], reading: Reading) -> list[str]:
                 if path.is_file() and _is_data(path.relative_to(pattern), reading)
             )
             if not matches:
-                msg = f"no file below the folder {pattern!r} has a name ending in {', '.join(_FORMATS)}"
+                msg = f"no file below the folder {pattern!r} has a name ending in {', '.join(FORMATS)}"
                 raise GraphError(msg)
         elif Path(pattern).exists():
             matches = [pattern]
@@ -133,10 +137,10 @@ def format_of(file: str, reading: Reading) -> Format:
     """
     if reading.format is not None:
         return reading.format
-    found = _FORMATS.get(_suffix(file))
+    found = FORMATS.get(_suffix(file))
     if found is None:
         msg = (
-            f"cannot tell what {file!r} is: expected a name ending in {', '.join(_FORMATS)} (optionally .gz or .zst); "
+            f"cannot tell what {file!r} is: expected a name ending in {', '.join(FORMATS)} (optionally .gz or .zst); "
             f"say what it "
             'is with format="csv", "parquet" or "jsonl"'
         )
@@ -145,7 +149,12 @@ def format_of(file: str, reading: Reading) -> Format:
 
 
 def open_files(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[str], wanted: Sequence[str] | None, reading: Reading
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[str],
+    wanted: Sequence[str] | None,
+    reading: Reading,
+    *,
+    sets_aside: bool = True,
 ) -> list[Part]:
     """Gives the rows of files, as parts that each have columns and types of their own.
 
@@ -154,6 +163,7 @@ def open_files(
         files: The files, in order.
         wanted: The columns that are looked for; all by default.
         reading: How they are read.
+        sets_aside: Whether lines of a text file that are no rows are left to DuckDB's tables of them, or are an error.
 
     Raises:
         GraphError: The files are of different kinds, or one cannot be read.
@@ -169,13 +179,13 @@ def open_files(
     if kind == "parquet":
         return _open_parquet(connection, files, wanted)
     if kind == "csv":
-        return _open_csv(files, reading)
+        return _open_csv(files, wanted, reading, sets_aside=sets_aside)
     return _open_json(connection, files)
 
 
 def _is_data(path: Path, reading: Reading) -> bool:
     is_hidden = any(part.startswith(("_", ".")) for part in path.parts)
-    return not is_hidden and (reading.format is not None or _suffix(str(path)) in _FORMATS)
+    return not is_hidden and (reading.format is not None or _suffix(str(path)) in FORMATS)
 
 
 def _suffix(file: str) -> str:
@@ -247,7 +257,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, rows: str, file: str) -> di
         return {name: kind for name, kind, *_ in run(connection, f"DESCRIBE SELECT * FROM {rows}")}
 
 
-def _open_csv(files: Sequence[str], reading: Reading) -> list[Part]:
+def _open_csv(files: Sequence[str], wanted: Sequence[str] | None, reading: Reading, *, sets_aside: bool) -> list[Part]:
     encoding = _encoding(reading)
     has_header = reading.header if reading.header is not None else reading.columns is None
     if not has_header and reading.columns is None:
@@ -259,12 +269,16 @@ def _open_csv(files: Sequence[str], reading: Reading) -> list[Part]:
     for number, ((columns, delimiter), group) in enumerate(_runs(files, lambda file: (headers[file], delimiters[file]))):
         if not columns:
             continue  # an empty file, which has neither names nor rows
+        twice = [name for name in columns if columns.count(name) > 1 and (wanted is None or name in wanted)]
+        if twice:
+            msg = f"{group[0]}: column {twice[0]!r} stands there twice, in {list(columns)}; name them with columns=(...)"
+            raise GraphError(msg)
         shape = ", ".join(f"'c{position}': 'VARCHAR'" for position in range(len(columns)))
         nulls = ", ".join(map(quote_text, dict.fromkeys(("", *reading.null_texts))))
         options = (
             f"columns = {{{shape}}}, auto_detect = false, header = {has_header}, delim = {quote_text(delimiter)}, "
             f"quote = {quote_text(reading.quote)}, escape = {quote_text(reading.quote)}, encoding = {quote_text(encoding)}, "
-            f"nullstr = [{nulls}], allow_quoted_nulls = false, store_rejects = true, filename = '_mf_filename'"
+            f"nullstr = [{nulls}], allow_quoted_nulls = false, store_rejects = {sets_aside}, filename = '_mf_filename'"
         )
         types = dict.fromkeys(columns, "VARCHAR")
         parts.append(
@@ -315,24 +329,21 @@ def _read_header(file: str, delimiter: str, reading: Reading) -> tuple[str, ...]
     """The names in a CSV file's first line; none where the file is empty."""
     try:
         with pa.input_stream(file, compression=_COMPRESSIONS.get(Path(file).suffix.lower())) as stream:
-            text = io.TextIOWrapper(stream, encoding=_python_encoding(reading.encoding), newline="")
+            text = io.TextIOWrapper(stream, encoding=_python_encoding(reading.encoding), errors="surrogateescape", newline="")
             line = text.readline(_MAX_HEADER)
             while line and not line.strip():
                 line = text.readline(_MAX_HEADER)
             if reading.quote:
                 while line.count(reading.quote) % 2 and (more := text.readline(_MAX_HEADER)) and len(line) < _MAX_HEADER:
                     line += more
-    except UnicodeDecodeError as error:
-        msg = (
-            f"{file}: its first line is not {reading.encoding}: {error.reason}; say encoding='latin-1' or 'utf-16', "
-            f"if it is that"
-        )
-        raise GraphError(msg) from error
     except OSError as error:
         msg = f"cannot read {file}: {error}"
         raise GraphError(msg) from error
     if not line:
         return ()
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        msg = f"{file}: its first line is not {reading.encoding}; say encoding='latin-1' or 'utf-16', if it is that"
+        raise GraphError(msg)
     line = line.removeprefix("\ufeff").rstrip("\r\n")
     if len(delimiter) > 1:
         return tuple(name.strip(reading.quote or None) for name in line.split(delimiter))

@@ -208,11 +208,14 @@ def told_by_section(path: str | Path, section: str = "") -> Iterator[None]:
         faults = []
         for fault in error.errors():
             place = ".".join(str(part) for part in (section, *fault["loc"]) if part != "")
-            faults.append(f"{f'[{place}] ' if place else ''}{fault['msg'].removeprefix('Value error, ')}")
+            told = _FAULTS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+            faults.append(f"{f'[{place}] ' if place else ''}{told}")
         msg = f"{path}: {'; '.join(faults)}"
         raise GraphError(msg) from error
 
 
+#: Faults by pydantic's name of their kind.
+_FAULTS = {"extra_forbidden": "is no key that is known here", "missing": "is missing"}
 _Declared = TypeVar("_Declared", NodeType, Relation)
 
 

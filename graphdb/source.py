@@ -51,7 +51,12 @@ def describe(source: Source) -> str:
 
 @contextlib.contextmanager
 def open_source(
-    connection: duckdb.DuckDBPyConnection, source: Source, wanted: Sequence[str] | None, reading: Reading
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    wanted: Sequence[str] | None,
+    reading: Reading,
+    *,
+    sets_aside: bool = True,
 ) -> Iterator[list[Part]]:
     """Yields the rows of a source, as parts that each have columns and types of their own.
 
@@ -60,15 +65,16 @@ def open_source(
         source: The source.
         wanted: The columns that are looked for; all by default.
         reading: How it is read.
+        sets_aside: Whether lines of text files that are no rows are left to DuckDB's tables of them, or are an error.
 
     Raises:
         GraphError: The source cannot be read.
     """
     if isinstance(source, list | tuple) and all(isinstance(item, str | Path) for item in source):
-        yield open_files(connection, find_files(source, reading), wanted, reading)
+        yield open_files(connection, find_files(source, reading), wanted, reading, sets_aside=sets_aside)
         return
     if isinstance(source, str | Path):
-        yield open_files(connection, find_files([source], reading), wanted, reading)
+        yield open_files(connection, find_files([source], reading), wanted, reading, sets_aside=sets_aside)
         return
     useless = [*reading.for_text_files, *(["format"] if reading.format else [])]
     if useless:
@@ -113,7 +119,10 @@ def _select_of(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         msg = f"a Query is one SELECT, got {', '.join(statement.type.name for statement in statements) or 'nothing'}"
         raise GraphError(msg)
-    return str(statements[0].query).strip().removesuffix(";")
+    sql = str(statements[0].query)
+    # A semicolon ends it, even where a comment follows.
+    ends = [start for start, kind in duckdb.tokenize(sql) if kind is duckdb.token_type.operator and sql[start] == ";"]
+    return sql[: ends[-1]] if ends else sql
 
 
 def _in_memory(source: Any, wanted: Sequence[str] | None) -> tuple[Any, bool]:
@@ -137,10 +146,22 @@ def _in_memory(source: Any, wanted: Sequence[str] | None) -> tuple[Any, bool]:
 
 
 def _positions(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
-    """Positions of the columns that are looked for: others may be of types that DuckDB does not know."""
-    lowered = None if wanted is None else {name.lower() for name in wanted}
-    found = [position for position, name in enumerate(names) if lowered is None or name.lower() in lowered]
-    # A table of no columns has no rows either: then the error names what there is.
+    """Positions of the columns that are looked for: others may be of types that DuckDB does not know.
+
+    Raises:
+        GraphError: A name could mean several columns.
+    """
+    if wanted is None:
+        return list(range(len(names)))
+    found = []
+    for name in wanted:
+        same = [position for position, column in enumerate(names) if column == name]
+        same = same or [position for position, column in enumerate(names) if column.lower() == name.lower()]
+        if len(same) > 1:
+            msg = f"column {name!r} could be any of {[names[position] for position in same]}; rename one"
+            raise GraphError(msg)
+        found += [position for position in same if position not in found]
+    # Where none is there, the error names those that are.
     return found or list(range(len(names)))
 
 

@@ -113,7 +113,8 @@ def weight(given: Given) -> str:
         GraphError: No value of the column's type can be one.
     """
     value = _converted(given, _to_double, "weights are numbers")
-    return f"CASE WHEN abs({value}) < {_MAX_FLOAT!r} THEN {value} END"
+    # Parquet's statistics leave NaN out, so that DuckDB takes a comparison alone for true: finiteness is asked for by name.
+    return f"CASE WHEN isfinite({value}) AND abs({value}) < {_MAX_FLOAT!r} THEN {value} END"
 
 
 def property_value(given: Given, kind: str) -> str:
@@ -178,7 +179,7 @@ def _to_whole(given: Given, low: int, high: int) -> str:
             return sql if kind == "BIGINT" else f"CAST({sql} AS BIGINT)"
         value = f"TRY_CAST({sql} AS BIGINT)"
     elif kind in _EXACT_BELOW:
-        is_exact = f"abs({sql}) < {_EXACT_BELOW[kind]} AND {sql} = trunc({sql})"
+        is_exact = f"isfinite({sql}) AND abs({sql}) < {_EXACT_BELOW[kind]} AND {sql} = trunc({sql})"
         value = f"CASE WHEN {is_exact} THEN CAST({sql} AS BIGINT) END"
     elif kind.startswith("DECIMAL"):
         value = f"CASE WHEN {sql} = trunc({sql}) THEN TRY_CAST({sql} AS BIGINT) END"
@@ -273,7 +274,7 @@ def _to_time(given: Given) -> str:
     elif kind == "DATE":
         value = f"TRY_CAST({sql} AS TIMESTAMP)"
     elif given.time_unit is not None and (kind in _INTEGERS or kind in _EXACT_BELOW or kind.startswith("DECIMAL")):
-        value = _from_number(sql, given.time_unit)
+        value = _from_number(sql, given.time_unit, is_float=kind in _EXACT_BELOW)
     elif kind == "VARCHAR":
         value = _from_text(given)
     elif kind in _INTEGERS or kind in _EXACT_BELOW or kind.startswith("DECIMAL"):
@@ -283,12 +284,16 @@ def _to_time(given: Given) -> str:
     return f"CASE WHEN {value} BETWEEN make_timestamp({FIRST_US}) AND make_timestamp({LAST_US}) THEN {value} END"
 
 
-def _from_number(sql: str, unit: TimeUnit) -> str:
-    """The time that lies so many units after 1970, down to the microsecond."""
+def _from_number(sql: str, unit: TimeUnit, *, is_float: bool = False) -> str:
+    """The time that lies so many units after 1970, down to the microsecond; a floating-point number is rounded to it."""
     number = f"TRY_CAST({sql} AS DECIMAL(38, 9))"
-    micros = f"floor({number} * {1_000_000 // _UNITS_PER_S[unit]})" if unit != "ns" else f"floor({number} / 1000)"
-    bounded = f"CASE WHEN {number} BETWEEN {_bounds(unit)} THEN CAST({micros} AS BIGINT) END"
-    return f"make_timestamp({bounded})"
+    if unit == "ns":
+        # Whole numbers: DuckDB divides decimals as floating-point numbers.
+        whole = f"CAST(floor({number}) AS HUGEINT)"
+        micros = f"({whole} - (({whole} % 1000) + 1000) % 1000) // 1000"
+    else:
+        micros = f"{'round' if is_float else 'floor'}({number} * {1_000_000 // _UNITS_PER_S[unit]})"
+    return f"make_timestamp(CASE WHEN {number} BETWEEN {_bounds(unit)} THEN CAST({micros} AS BIGINT) END)"
 
 
 def _bounds(unit: TimeUnit) -> str:

@@ -67,7 +67,7 @@ Space = Annotated[
 
 
 @app.command("kge")
-def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
+def pretrain_kge(
     store: Store,
     output: Output,
     as_of: AsOf = None,

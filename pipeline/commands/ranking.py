@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def train(  # noqa: PLR0913, PLR0917 - an argument an option
+def train(
     store: Store,
     output: Annotated[Path, typer.Argument(help="Model to write: a folder that does not exist yet.")],
     snapshot: Annotated[list[Path] | None, typer.Option(help="Snapshot to start tables from, one a facet.")] = None,

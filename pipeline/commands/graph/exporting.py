@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from pipeline.commands.graph.options import AsOf, MinDegree, Relations, Since, Store, SurfaceOption, open_window
+from pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_window
 from pipeline.console import stderr
+from pipeline.options import AsOf, Since
 from pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 if TYPE_CHECKING:
