@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import HeteroData
 from torch_geometric.loader import HGTLoader, LinkLoader, LinkNeighborLoader, NeighborLoader, NodeLoader
+from torch_geometric.nn import HGTConv
 from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.transforms import RandomLinkSplit, ToUndirected
 
@@ -438,3 +439,15 @@ def test_pygs_hgt_loader_runs_over_data(view: GraphView) -> None:
     data = view.to_hetero_data(reverse=True)
     batch = next(iter(HGTLoader(data, [4, 4], ("user", torch.arange(5)), batch_size=5)))
     assert batch["user"].age.shape == batch["user"].n_id.shape
+
+
+def test_hgt_convolutions_take_our_batches(view: GraphView) -> None:
+    data = view.to_hetero_data(reverse=True)
+    for name in data.node_types:
+        data[name].x = torch.ones(data[name].num_nodes, 4)
+    batch = next(iter(NodeLoader(data, view.sampler([4, 4], reverse=True, data=data), ("user", None), batch_size=5)))
+    layer = HGTConv(4, 8, data.metadata(), heads=2)
+    out = layer(batch.x_dict, batch.edge_index_dict)
+    assert out["user"].shape == (batch["user"].num_nodes, 8)
+    out["user"].sum().backward()
+    assert layer.k_rel.weight.grad.abs().sum() > 0
