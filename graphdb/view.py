@@ -21,6 +21,7 @@ from graphdb.layout import key_columns, node_table
 from graphdb.members import Members, find_members, first_seen
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
+from graphdb.properties import property_tensor
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, quote, run, select
@@ -30,7 +31,7 @@ from graphdb.window import Window, create_windows
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
-    from graphdb.pyg import ViewFeatureStore, ViewGraphStore
+    from graphdb.pyg import Properties, ViewFeatureStore, ViewGraphStore
     from graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,14 @@ class GraphView:
     def triples(self) -> Triples:
         """The window's edges of all relations, relation by relation, each ordered by tail."""
         parts = [self._columns(relation.name, ["src", "dst"]) for relation in self.relations]
-        counts = torch.tensor([len(part["src"]) for part in parts], dtype=torch.int64)
+        relation = np.empty(sum(len(part["src"]) for part in parts), np.int32)
+        first = 0
+        for number, part in enumerate(parts):
+            relation[first : first + len(part["src"])] = number
+            first += len(part["src"])
         return Triples(
             head=_concatenated([part["src"] for part in parts]),
-            relation=torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), counts),
+            relation=torch.from_numpy(relation),
             tail=_concatenated([part["dst"] for part in parts]),
         )
 
@@ -126,33 +131,37 @@ class GraphView:
         """The window's edges of one relation as compressed sparse columns."""
         return Csc.from_edges(self.edges(relation), self.num_nodes[self._relation(relation).dst])
 
-    def to_hetero_data(self) -> HeteroData:
-        """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any."""
-        from torch_geometric.data import HeteroData  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+    def to_hetero_data(self, *, reverse: bool = False, properties: Properties = True) -> HeteroData:
+        """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any.
 
-        data = HeteroData()
-        for name, num_nodes in self.num_nodes.items():
-            data[name].num_nodes = num_nodes
-        for relation in self.relations:
-            edges = self.edges(relation.name)
-            data[relation.triple].edge_index = torch.stack([edges.src, edges.dst]).long()
-            if edges.time is not None:
-                data[relation.triple].time = edges.time
-            if edges.weight is not None:
-                data[relation.triple].edge_weight = edges.weight
-        return data
+        Nodes and edges carry their properties; see `property_tensor` for their types. Text is left out.
 
-    def graph_store(self) -> ViewGraphStore:
-        """The window's topology behind PyG's GraphStore interface."""
+        Args:
+            reverse: Also hold each relation against its direction, as `(dst, rev_<name>, src)`, with the same attributes.
+                PyG's `ToUndirected` does so too, but merges the two directions of a relation between nodes of one type and
+                adds up the times of edges that meet.
+            properties: All properties, none, or those that are named for a node type or an edge type:
+                `{"pin": ["price"], ("user", "clicks", "pin"): []}`.
+
+        Raises:
+            GraphError: A property whose name PyG's loaders take or whose values no tensor holds exactly, or a reversed
+                relation that would get the name of another.
+        """
+        from graphdb.pyg import hetero_data  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+
+        return hetero_data(self, reverse=reverse, properties=properties)
+
+    def graph_store(self, *, reverse: bool = False) -> ViewGraphStore:
+        """The window's topology behind PyG's GraphStore interface; with reversed relations if so asked."""
         from graphdb.pyg import ViewGraphStore  # noqa: PLC0415 - importing PyG takes seconds
 
-        return ViewGraphStore(self)
+        return ViewGraphStore(self, reverse=reverse)
 
-    def feature_store(self) -> ViewFeatureStore:
-        """Numeric node properties behind PyG's FeatureStore interface."""
+    def feature_store(self, *, reverse: bool = False, properties: Properties = True) -> ViewFeatureStore:
+        """What nodes and edges carry behind PyG's FeatureStore interface; see `to_hetero_data`."""
         from graphdb.pyg import ViewFeatureStore  # noqa: PLC0415 - importing PyG takes seconds
 
-        return ViewFeatureStore(self)
+        return ViewFeatureStore(self, reverse=reverse, properties=properties)
 
     def write_parquet(self, folder: str | Path) -> list[Path]:
         """Writes `nodes_*`, `indices_*` and `indptr_*` Parquet files; returns them."""
@@ -163,17 +172,36 @@ class GraphView:
         write_safetensors(self, Path(path))
 
     def node_property(self, type: str, name: str) -> Array:  # noqa: A002 - as in node_ids
-        """A numeric property of a node type by idx: float64 [num_nodes], NaN where it is null."""
-        values = np.full(self.num_nodes[type], np.nan)
-        if name not in self.schema.node(type).properties:
+        """A numeric property of a node type by row: float64 [num_nodes], NaN where it is null.
+
+        Raises:
+            GraphError: There is no such property, it is no number, or a float64 cannot hold its values exactly.
+        """
+        kind = self.schema.node(type).properties.get(name)
+        if kind is None:
             msg = f"node type {type!r} has no property {name!r}, it has {list(self.schema.node(type).properties)}"
             raise GraphError(msg)
-        query = (
-            f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {quote(f'nodes_{type}')} WHERE {quote(name)} IS NOT NULL"
-        )
-        table = self._cursor.sql(query).to_arrow_table()
-        values[self._rows(type, _column(table, "idx", np.int32))] = _column(table, "value", np.float64)
-        return values
+        values = property_tensor(self.node_properties(type)[name], kind, where=f"property {name!r} of {type!r}")
+        if not values.is_floating_point():
+            msg = f"property {name!r} of {type!r} is {kind}, no number; node_properties gives it as it is stored"
+            raise GraphError(msg)
+        numbers: Array = values.double().numpy()
+        return numbers
+
+    def node_properties(self, type: str) -> pa.Table:  # noqa: A002 - as in node_ids
+        """The properties of a type's nodes as they are stored, a row for each of `num_nodes`."""
+        names = list(self.schema.node(type).properties)
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        selected = ", ".join(["idx", *map(quote, names)])
+        nodes = self._cursor.sql(f"SELECT {selected} FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
+        return nodes.select(names)
+
+    def edge_properties(self, relation: str) -> pa.Table:
+        """The properties of the window's edges of one relation as they are stored, in the order of `edges`."""
+        declared = self._relation(relation)
+        names = [*key_columns(declared), *(["weight"] if declared.weighted else [])]
+        return self._read(relation, names, list(declared.properties))[1]
 
     def node_idx(self, type: str) -> Array:  # noqa: A002 - as in node_ids
         """The store's idx of each row of a node type: int32 [num_nodes], ascending."""
@@ -193,24 +221,29 @@ class GraphView:
         *,
         reverse: bool = False,
         weighted: bool = False,
+        data: HeteroData | tuple[ViewFeatureStore, ViewGraphStore] | None = None,
         **settings: Any,
     ) -> MultifacetSampler:
         """A sampler of neighbourhoods in this window, for PyG's `NodeLoader` and `LinkLoader`.
 
         Args:
             num_neighbors: Edges to draw for a node at each hop, -1 for all; one list, or one for each relation that is walked.
-            reverse: Also walk each relation against its direction, as `rev_<name>`; the loader then takes the data of
-                `ToUndirected()(view.to_hetero_data())`.
+            reverse: Also walk each relation against its direction, as `rev_<name>`.
             weighted: Draw edges in proportion to their weights, in relations that have them.
-            **settings: Further fields of `SamplerConfig`: replace, disjoint, temporal, negative_alpha, seed, backend.
+            data: What the loader will take attributes from, to be checked: `to_hetero_data(reverse=...)`, or the feature store
+                and the graph store with the same `reverse`. Needed where a relation between nodes of one type is reversed.
+            **settings: Further fields of `SamplerConfig`: replace, disjoint, temporal, negative_alpha, exclude_positives, seed,
+                backend.
 
         Raises:
-            GraphError: No weights or no times where they are asked for, or a relation that the view has not.
+            GraphError: No weights or no times where they are asked for, a relation that the view has not, or data whose edges
+                are not those of the window.
         """
         from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
 
         config = SamplerConfig.model_validate({"num_neighbors": num_neighbors, **settings})
-        return MultifacetSampler(Topology.from_view(self, reverse=reverse, weighted=weighted), config)
+        topology = Topology.from_view(self, reverse=reverse, weighted=weighted, data=data)
+        return MultifacetSampler(topology, config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract
         """External ids of a node type: that of row `i` at position `i`; int64 or string."""
@@ -305,32 +338,52 @@ class GraphView:
 
     def _columns(self, relation: str, names: Sequence[str]) -> dict[str, Array]:
         """Columns of the window's edges, ordered by dst, and by time and src where the names include them."""
+        return self._read(relation, names)[0]
+
+    def _read(self, relation: str, names: Sequence[str], properties: Sequence[str] = ()) -> tuple[dict[str, Array], pa.Table]:
+        """Columns of the window's edges as arrays, and properties of the same edges as they are stored, in one order."""
+        if self.is_closed:
+            msg = "this view is closed; open another with GraphStore.view, or read before GraphView.close"
+            raise GraphError(msg)
+        declared = self.schema.relation(relation)
         window: Window = self._windows[relation]
         # Only a merge needs the whole key.
-        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(self.schema.relation(relation)), *names]))
-        base = self._fetch(relation, window.base, wanted)
+        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(declared), *names]))
+        base, base_properties = self._fetch(relation, window.base, wanted, properties)
         self._counts[relation] = len(base["dst"])
-        if not is_clustered(base["dst"], base.get("time")):
+        base_order = None
+        is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
-            order = order_by_column(base["dst"], self.num_nodes[self.schema.relation(relation).dst])
-            base = {name: column[order] for name, column in base.items()}
-        if not is_clustered(base["dst"], base.get("time")):
+            base_order = order_by_column(base["dst"], self.num_nodes[declared.dst])
+            base = {name: column[base_order] for name, column in base.items()}
+            is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             logger.warning(
                 "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
             )
             order = order_of(base["dst"], base.get("time"), base["src"])
+            base_order = order if base_order is None else base_order[order]
             base = {name: column[order] for name, column in base.items()}
         if window.delta is None:
-            return base
-        delta = self._fetch(relation, window.delta, wanted)
+            return base, base_properties if base_order is None else base_properties.take(pa.array(base_order))
+        delta, delta_properties = self._fetch(relation, window.delta, wanted, properties)
+        num_base = len(base["dst"])
         self._counts[relation] += len(delta["dst"])
         order = order_of(delta["dst"], delta.get("time"), delta["src"])
         delta = {name: column[order] for name, column in delta.items()}
         positions = merged_positions(_keys(base), _keys(delta))
-        return {name: merge(base[name], delta[name], positions) for name in names}
+        columns = {name: merge(base[name], delta[name], positions) for name in names}
+        if not properties:
+            return columns, base_properties
+        merged_order = merge(np.arange(num_base) if base_order is None else base_order, num_base + order, positions)
+        return columns, pa.concat_tables([base_properties, delta_properties]).take(pa.array(merged_order))
 
-    def _fetch(self, relation: str, rows: str, names: Sequence[str]) -> dict[str, Array]:
-        selected = ", ".join("CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names)
+    def _fetch(
+        self, relation: str, rows: str, names: Sequence[str], properties: Sequence[str]
+    ) -> tuple[dict[str, Array], pa.Table]:
+        keys = ["CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names]
+        selected = ", ".join([*keys, *map(quote, properties)])
         table = self._cursor.sql(f"SELECT {selected} FROM {rows}").to_arrow_table()
         columns = {name: _column(table, name, _DTYPES[name]) for name in names}
         declared = self.schema.relation(relation)
@@ -338,7 +391,7 @@ class GraphView:
         for end, name in (("src", declared.src), ("dst", declared.dst)):
             if end in columns:
                 columns[end] = self._rows(name, columns[end])
-        return columns
+        return columns, table.select(list(properties))
 
     def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """A hash of each row's external id, and of its properties where its type has any."""
