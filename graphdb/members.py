@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphdb.layout import SEEN, all_edges, node_table
+from graphdb.merging import is_clustered, translated
 from graphdb.nodes import num_idx
 from graphdb.schema import GraphSchema
 from graphdb.sql import count, quote, run
@@ -54,7 +55,7 @@ class Members:
 
     def rows(self, idx: NDArray[np.int32]) -> NDArray[np.int32]:
         """Gives the rows of idx that all belong to the window."""
-        return idx if self.row_of is None else self.row_of[idx]
+        return idx if self.row_of is None else translated(idx, self.row_of)
 
 
 def find_members(cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, as_of: dt.datetime | None) -> dict[str, Members]:
@@ -87,7 +88,9 @@ def _members(cursor: duckdb.DuckDBPyConnection, name: str, table: str | None) ->
     total = num_idx(cursor, name)
     if table is None and count(cursor, node_table(name)) == total:
         return Members(num_rows=total, table=None)
-    idx = cursor.sql(f"SELECT idx FROM {table or node_table(name)} ORDER BY idx").to_arrow_table()["idx"].to_numpy()
+    idx = cursor.sql(f"SELECT idx FROM {table or node_table(name)}").to_arrow_table()["idx"].to_numpy()
+    # They were written in order, but for those that were found through their links.
+    idx = idx if is_clustered(idx, None) else np.sort(idx)
     # Most often those left out came last, and the others are numbered as before.
     if len(idx) == 0 or int(idx[-1]) == len(idx) - 1:
         return Members(num_rows=len(idx), table=table)

@@ -8,9 +8,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from graphdb.threads import run_ranges
+
 Array = NDArray[Any]
 
 _BLOCK: Final = 4096
+_MIN_RANGE: Final = 1 << 16
 
 
 def is_clustered(dst: Array, time: Array | None) -> bool:
@@ -57,11 +60,24 @@ def merge(base: Array, delta: Array, positions: Array) -> Array:
     return merged
 
 
+def translated(idx: Array, row_of: Array) -> Array:
+    """`row_of[idx]` on several threads: int32, in the shape of `idx`, all in range."""
+    rows = np.empty(len(idx), row_of.dtype)
+    run_ranges(lambda start, stop: _translate(idx, row_of, rows, start, stop), len(idx), min_size=_MIN_RANGE)
+    return rows
+
+
 def column_pointers(dst: Array, num_dst: int) -> Array:
     """Where each column of sorted `dst` begins: int64 [num_dst + 1]."""
     pointers = np.zeros(num_dst + 1, np.int64)
     _count(dst, pointers)
     return pointers
+
+
+@numba.njit(nogil=True, cache=True)
+def _translate(idx: Array, row_of: Array, rows: Array, start: int, stop: int) -> None:
+    for place in range(start, stop):
+        rows[place] = row_of[idx[place]]
 
 
 @numba.njit(nogil=True, cache=True)
