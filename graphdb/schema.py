@@ -88,7 +88,9 @@ class Relation(_Declaration):
     name: str = Field(description="name of the relation, unique in its schema", pattern=r"\S", max_length=100)
     dst: str = Field(description="node type of the edge's tail")
     surface: Surface = Field(default="onsite", description="onsite or offsite")
-    timed: bool = Field(default=True, description="whether an edge has a time; untimed edges are in every window")
+    timed: bool = Field(
+        default=True, description="whether edges have times; an untimed one is in each window of both of its ends"
+    )
     weighted: bool = Field(default=False, description="whether an edge has a weight")
     properties: Properties = Field(default_factory=dict, description="property of an edge -> DuckDB type")
     duplicates: Duplicates = Field(
