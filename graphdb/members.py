@@ -5,9 +5,9 @@ loads. So a window that ends at `as_of` holds the nodes that were seen before:
 
 - a node of a type that timed relations touch, from its first event, or from the time that a load of nodes gave it, or else from
   the time of that load, whichever is first;
-- a node of any other type (an advertiser, a category) from when an untimed edge links it to a node that belongs, or from the time
-  of its load. Edges bring nodes in outwards only, away from the types that have times, or from head to tail: a country comes with
-  its first advertiser, and brings no other advertiser;
+- a node of any other type (an advertiser, a category) from when an untimed edge links it to a node that belongs, or from the
+  time of its load. Edges bring nodes in outwards only, away from the types that have times, or from head to tail: a country
+  comes with its first advertiser, and brings no other advertiser;
 - where no relation that leads to a type has times, all of its nodes: they have always been there.
 
 An untimed edge is in each window that holds both of its ends. A window without `as_of` holds all nodes. Forgotten ones are in
