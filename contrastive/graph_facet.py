@@ -117,7 +117,9 @@ def train_lightgcn_pairs(
     relevant = None if held_out is None else held_out.index()
 
     def give_vectors() -> dict[str, Tensor]:
-        vectors = F.normalize(propagation(rows.detach()))
+        # A row that no gradient has reached holds its first values: it is zero, as in the tables of this room.
+        touched = optimizer.state[rows]["exp_avg_sq"].any(1, keepdim=True)
+        vectors = F.normalize(propagation(rows.detach())) * touched
         items = vectors[num_queries:] * torch.from_numpy(tower.popularity_lengths()[:, None])
         return {config.query_type: vectors[:num_queries].contiguous(), config.item_type: items}
 

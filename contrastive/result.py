@@ -76,7 +76,12 @@ class ContrastiveResult:
             path,
             facet=self.facet,
             tables={
-                node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=self.optimizer.get(node_type))
+                node_type: SnapshotTable(
+                    ids=view.node_ids(node_type),
+                    vectors=vectors,
+                    optimizer=self.optimizer.get(node_type),
+                    trained=vectors.any(1),
+                )
                 for node_type, vectors in self.vectors.items()
             },
             parents=parents,

@@ -39,6 +39,7 @@ class KgeResult:
         metrics: the last row's figures without the timings, and the number of held-out edges.
         adagrad: node type -> accumulated squares of each row, float32 [num_nodes]: what a warm start needs.
         warm_start: what the training started from, or None.
+        trained: node type -> which rows a gradient has reached, bool [num_nodes]; the others hold first values. None for all.
     """
 
     config: KgeConfig
@@ -49,6 +50,7 @@ class KgeResult:
     metrics: dict[str, float]
     adagrad: dict[str, Tensor] = field(default_factory=dict)
     warm_start: WarmStart | None = None
+    trained: dict[str, Tensor] | None = None
 
     def predictor(self) -> LinkPredictor:
         """Give the scores of the trained tables."""
@@ -84,13 +86,15 @@ class KgeResult:
             metrics["search"] = search.to_dict()
         parents = [view.fingerprint]
         if self.warm_start is not None:
-            metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids)
+            metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids, self.trained)
             parents.append(self.warm_start.snapshot.fingerprint)
         tables = {}
         for node_type, vectors in self.vectors.items():
             adagrad = self.adagrad.get(node_type)
             kept = None if adagrad is None else OptimizerRows(adagrad=adagrad, lengths=torch.ones(len(adagrad)))
-            tables[node_type] = SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=kept)
+            tables[node_type] = SnapshotTable(
+                ids=view.node_ids(node_type), vectors=vectors, optimizer=kept, trained=(self.trained or {}).get(node_type)
+            )
         return Snapshot.write(
             path,
             facet="kge",

@@ -78,14 +78,17 @@ def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
     else:
         space = {
             "lr": (0.1, 0.2, 0.5, 1.0),
-            "relation_lr": (0.05, 0.2, 1.0),
+            "relation_lr_factor": (0.25, 0.5, 1.0),
             "init_scale": lengths,
             "l2": (0.0, 0.005, 0.02, 0.1),
             "num_uniform": (128, 256, 1024),
         }
     if base.model in {"distmult", "complex"}:
         space["relation_init"] = ("identity", "signs")
-    return {name: values for name, values in space.items() if name not in base.model_fields_set}
+    chosen = set(base.model_fields_set)
+    if "relation_lr" in chosen:
+        chosen.add("relation_lr_factor")
+    return {name: values for name, values in space.items() if name not in chosen}
 
 
 def search(
@@ -210,6 +213,12 @@ class _Journal:
 def _with_values(base: KgeConfig, values: Mapping[str, Any]) -> KgeConfig:
     # Only what was set: a default that is written out would count as a choice.
     document = base.model_dump(exclude_unset=True)
+    if base.relation_lr_factor is not None:
+        document["relation_lr_factor"] = base.relation_lr_factor
+    # Both say how fast relations learn: a trial's own word replaces the base's.
+    for name, other in (("relation_lr", "relation_lr_factor"), ("relation_lr_factor", "relation_lr")):
+        if name in values:
+            document.pop(other, None)
     for name, value in values.items():
         *parents, last = name.split(".")
         target = document

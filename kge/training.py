@@ -163,8 +163,14 @@ def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generato
             f"{config.relation_weights}; widen the window or the weights"
         )
     triples = TripleSet.from_view(view, relations=chosen)
-    if config.distinct_edges:
-        triples = triples.distinct()
+    if not len(triples):
+        raise ValueError(f"there are no edges to train on: all of {chosen} have weight zero in this window")
+    if config.distinct_edges and triples.weights is not None and (triples.weights != 1.0).any():
+        logger.warning(
+            "edges have weights, and distinct_edges=True learns from each pair once, whatever its weight: set "
+            "distinct_edges=False (--set distinct_edges=false) to learn from an edge as often as its weight says"
+        )
+    triples = triples.distinct() if config.distinct_edges else triples.merged()
     validated = config.validation.relations
     held = [name for name in chosen if validated is None or name in validated]
     return triples.hold_out(config.validation.model_copy(update={"relations": tuple(held)}), generator)
@@ -178,6 +184,12 @@ def _train(
     progress: Callable[[Mapping[str, float]], None] | None,
     node_ids: Callable[[str], Any],
 ) -> KgeResult:
+    weights = split.train.weights
+    if weights is not None and weights.sum() < 1:
+        raise ValueError(
+            f"the weights of {len(weights)} triples sum to {weights.sum():.4g}, and an epoch would have less than one of them: "
+            "multiply the weights"
+        )
     with ExitStack() as stack:
         trainer = _build_trainer(split, config, generator, run.lifecycle.checkpoint, stack)
         return _run(trainer, split, config, run, progress, node_ids)
@@ -250,6 +262,7 @@ def _run(
         history=history,
         metrics=metrics | {"num_held_out": float(num_held_out)},
         adagrad=state.row_squares(),
+        trained=state.trained_rows(),
         warm_start=run.lifecycle.warm_start,
     )
 
