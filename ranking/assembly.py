@@ -178,7 +178,7 @@ def table_sources(
             snapshot=by_facet[spec.facet],
             node_type=spec.node_type,
             id_map=id_maps[spec.node_type if spec.feature == RECENT_PINS else spec.feature],
-            norm=norm / spec.num_hashes,
+            norm=norm,
         )
         for spec in model.specs
         if spec.facet in by_facet

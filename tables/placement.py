@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numba
 import numpy as np
 
-from tables.idcolumn import IdColumn
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from tables.idcolumn import Ids
-    from tables.idmap import IdMap
-
-_IDS_AT_ONCE: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,31 +45,25 @@ class RowPlacement:
         return cls(first=first, num_rows=num_rows, starts=empty, positions=empty, num_positions=num_positions, num_unused=0)
 
     @classmethod
-    def by_id(cls, ids: Ids, id_map: IdMap, *, first: int, num_rows: int) -> Self:
-        """Places ids where an id map has them.
+    def by_rows(cls, rows: NDArray[np.int32], *, first: int, num_rows: int) -> Self:
+        """Places positions in the rows that they are given.
 
         Args:
-            ids: External ids of the source, by position [n].
-            id_map: Where they belong. An exact map's out-of-vocabulary row gets none of them.
+            rows: The rows of each position [n, rows a position], counted in the whole table: -1 for one that the table has no
+                row for, less for one that does not count at all. A row that a position has twice counts once.
             first: First row of the range.
             num_rows: Rows of the range.
         """
-        num_ids = len(ids)
-        rows = np.empty((num_ids, id_map.num_hashes), np.int32)
-        for start in range(0, num_ids, _IDS_AT_ONCE):
-            column = IdColumn.of(ids[start : start + _IDS_AT_ONCE], id_map.id_type)
-            rows[start : start + len(column)] = id_map.rows_of(column).reshape(len(column), -1)
-        oov_row = -1 if id_map.oov_row is None else id_map.oov_row
         starts = np.zeros(num_rows + 1, np.int32 if rows.size < np.iinfo(np.int32).max else np.int64)
-        num_unused = int(_count(rows, first, num_rows, oov_row, starts))
+        num_unused = int(_count(rows, first, num_rows, starts))
         positions = np.empty(int(starts[-1]), np.int32)
-        _place(rows, first, num_rows, oov_row, starts, positions)
+        _place(rows, first, num_rows, starts, positions)
         return cls(
             first=first,
             num_rows=num_rows,
             starts=starts,
             positions=positions,
-            num_positions=num_ids,
+            num_positions=len(rows),
             num_unused=num_unused,
         )
 
@@ -96,13 +83,13 @@ def _is_repeat(rows: Any, position: int, column: int) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(rows: Any, first: int, num_rows: int, oov_row: int, starts: Any) -> int:
-    """Fills `starts` of a range; gives the number of ids in the out-of-vocabulary row."""
+def _count(rows: Any, first: int, num_rows: int, starts: Any) -> int:
+    """Fills `starts` of a range; gives the number of positions without a row."""
     num_unused = 0
     for position in range(len(rows)):
         for column in range(rows.shape[1]):
             row = rows[position, column]
-            if row == oov_row:
+            if row == -1:
                 num_unused += 1
             elif first <= row < first + num_rows and not _is_repeat(rows, position, column):
                 starts[row - first + 1] += 1
@@ -112,12 +99,12 @@ def _count(rows: Any, first: int, num_rows: int, oov_row: int, starts: Any) -> i
 
 
 @numba.njit(nogil=True, cache=True)
-def _place(rows: Any, first: int, num_rows: int, oov_row: int, starts: Any, positions: Any) -> None:
+def _place(rows: Any, first: int, num_rows: int, starts: Any, positions: Any) -> None:
     # Each row's start serves as its cursor, and ends where the next row starts: moved back afterwards.
     for position in range(len(rows)):
         for column in range(rows.shape[1]):
             row = rows[position, column]
-            if row != oov_row and first <= row < first + num_rows and not _is_repeat(rows, position, column):
+            if first <= row < first + num_rows and not _is_repeat(rows, position, column):
                 positions[starts[row - first]] = position
                 starts[row - first] += 1
     for row in range(num_rows, 0, -1):
