@@ -20,6 +20,7 @@ from contrastive.comparison import Comparison
 from contrastive.config import ContrastiveConfig, PositivesConfig
 from contrastive.evaluation import evaluate
 from contrastive.losses import ScoreLoss
+from contrastive.pairs import Pairs
 from contrastive.positives import hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
@@ -81,7 +82,7 @@ def train_lightgcn(
 
 
 def train_lightgcn_pairs(
-    positives: Positives,
+    positives: Positives | Pairs,
     config: LightGcnConfig,
     *,
     held_out: Positives | None = None,
@@ -104,6 +105,8 @@ def train_lightgcn_pairs(
     Raises:
         ValueError: if the loss stops being a number.
     """
+    if isinstance(positives, Pairs):
+        positives = positives.positives
     generator = np.random.default_rng(config.seed)
     num_queries, num_items = positives.num_queries, positives.num_items
     seeded = torch.Generator().manual_seed(config.seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contrastive.pairs import Pairs
 from contrastive.positives import compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
@@ -76,7 +77,7 @@ def train(
 
 
 def train_pairs(
-    positives: Positives,
+    positives: Positives | Pairs,
     config: ContrastiveConfig,
     *,
     held_out: Positives | None = None,
@@ -85,7 +86,7 @@ def train_pairs(
     """Learn tables of queries and of items from plain pairs, without a graph; in a group of several processes, as `train`.
 
     Args:
-        positives: the pairs to learn from (`Positives.from_pairs`).
+        positives: the pairs to learn from: of ids (`read_pairs`), or of rows (`Positives.from_pairs`).
         config: the loss and how it is trained; what it says of relations, validation's choice and composed towers is of graphs.
         held_out: pairs to rank after each epoch, among all items that their query has not in `positives`; None for none.
         progress: called with the history's row after each epoch.
@@ -96,6 +97,8 @@ def train_pairs(
     Raises:
         ValueError: if the configuration asks for what only a graph has, or the loss stops being a number.
     """
+    if isinstance(positives, Pairs):
+        positives = positives.positives
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
     generator = np.random.default_rng(config.seed)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kge.models import Model, Side
 
-__all__ = ["Inverse", "RelationKey", "RelationParameters"]
+__all__ = ["Inverse", "RelationKey", "RelationParameters", "relation_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +139,15 @@ class RelationParameters:
 
     def __repr__(self) -> str:
         return f"RelationParameters(relations={len(self.names)}, reciprocal={self.reciprocal}, numbers={self.table.numel()})"
+
+
+def relation_names(tensors: Mapping[str, Tensor], *, reciprocal: bool) -> tuple[str, ...]:
+    """Give the names of the relations that some tensors of `RelationParameters.to_tensors` are of."""
+    parts = (name.split("/", 1) for name in tensors)
+    names = dict.fromkeys(rest.rpartition("/")[0] for kind, rest in parts if kind == "relation")
+    if reciprocal and not any(name.startswith("inverse/") for name in tensors):
+        names = {name: None for name in names if name.removesuffix(_LEGACY_INVERSE) not in names or not name.endswith("^-1")}
+    return tuple(names)
 
 
 def _tensor_name(key: RelationKey, parameter: str, *, of_state: bool) -> str:

@@ -21,6 +21,7 @@ from tables.artifact import Artifact, ArtifactError, ArtifactWriter
 from tables.codec import check_encodable
 from tables.idcolumn import IdColumn, IdType, to_arrow
 from tables.idindex import IdIndex
+from tables.idmap import IdMap
 
 if TYPE_CHECKING:
     import os
@@ -289,6 +290,40 @@ class Snapshot:
                 f"[{entry.rows}, {entry.dim}]."
             )
         return vectors
+
+    def to_embedding(self, node_type: str, *, freeze: bool = False) -> tuple[torch.nn.Embedding, IdMap]:
+        """Makes a plain torch table of a node type's vectors, and the map from external ids to its rows.
+
+        The last row is for ids that the snapshot does not know: it is zero, stays so (`padding_idx`), and so is a row that no
+        gradient has reached at first. Look ids up by ``embedding(torch.from_numpy(id_map.rows(ids)))``.
+
+        Args:
+            node_type: Which table.
+            freeze: Whether training leaves it as it is.
+
+        Returns:
+            The embedding, float32 [rows + 1, dim], and its exact id map.
+
+        Raises:
+            KeyError: There is no table for this node type.
+
+        Example:
+            >>> import tempfile
+            >>> table = SnapshotTable(ids=pa.array(["a", "b"]), vectors=torch.eye(2))
+            >>> with tempfile.TemporaryDirectory() as parent:
+            ...     snapshot = Snapshot.write(f"{parent}/kge", facet="kge", tables={"pin": table})
+            ...     embedding, id_map = snapshot.to_embedding("pin")
+            >>> embedding(torch.from_numpy(id_map.rows(["b", "new"]))).tolist()
+            [[0.0, 1.0], [0.0, 0.0]]
+        """
+        ids, vectors, trained = self.ids(node_type), self.vectors(node_type), self.trained(node_type)
+        weights = torch.zeros(len(vectors) + 1, vectors.shape[1])
+        weights[:-1] = vectors
+        if trained is not None:
+            weights[:-1][~trained] = 0.0
+        embedding = torch.nn.Embedding(weights.shape[0], weights.shape[1], padding_idx=len(vectors), _weight=weights)
+        embedding.weight.requires_grad_(not freeze)
+        return embedding, IdMap.exact(ids)
 
     def optimizer(self, node_type: str) -> OptimizerRows | None:
         """Maps what a warm start needs of a table's rows; None if the snapshot does not keep it.
