@@ -61,10 +61,42 @@ def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
     return float((precision * gains).sum())
 
 
-def log_loss(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
-    """Compute the mean binary cross entropy in nats; probabilities are clipped to [1e-7, 1 - 1e-7]."""
+def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """Compute the mean binary cross entropy in nats, weighted if so asked; probabilities are clipped to [1e-7, 1 - 1e-7]."""
     clipped = np.clip(probabilities.astype(np.float64), _LOG_CLIP, 1 - _LOG_CLIP)
-    return float(-np.where(labels > 0, np.log(clipped), np.log1p(-clipped)).mean())
+    losses = -np.where(labels > 0, np.log(clipped), np.log1p(-clipped))
+    return float(losses.mean() if weights is None else np.average(losses, weights=weights))
+
+
+def group_roc_auc(labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[Any]) -> float:
+    """Compute the mean over groups, such as users, of the ROC-AUC within each (GAUC; Zhou et al. 2018, arXiv 1706.06978).
+
+    It tells how well a user's own candidates are ordered, which is all that a ranker does. A group counts as often as it has
+    rows; one without both labels tells nothing and is left out.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: [n].
+        groups: Group of each row, [n].
+
+    Returns:
+        Area in [0, 1]; NaN if no group has both labels.
+
+    Raises:
+        ValueError: As `roc_auc`, or if the groups are not as many as the rows.
+
+    Example:
+        >>> group_roc_auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([7, 7, 8, 8]))
+        1.0
+    """
+    if np.shape(groups) != np.shape(labels):
+        raise ValueError(f"labels are {list(np.shape(labels))} and groups {list(np.shape(groups))}; expected one axis alike")
+    _presort(labels, scores)
+    _, group = np.unique(groups, return_inverse=True)
+    order = np.lexsort((scores, group))
+    ordered = scores[order]
+    area, num_rows = _group_areas(labels[order] > 0, ordered, group[order])
+    return float(area / num_rows) if num_rows else float("nan")
 
 
 def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
@@ -143,7 +175,8 @@ def evaluate(
 
     Returns:
         Under "ctr", and under "cvr" over the examples whose label is known (absent if there are none or they are
-        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, pr_auc, log_loss,
+        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, group_roc_auc (within users; absent if no
+        user has both labels), pr_auc, log_loss,
         normalized_entropy and calibration (mean prediction / mean label). For "ctr" also calibration_corrected:
         the same over all exposures that could be drawn, with predictions and rows corrected for the sampling.
 
@@ -228,12 +261,15 @@ def _task_metrics(
 ) -> dict[str, float]:
     resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed)
     low, high = _interval(resampled, confidence)
+    within = group_roc_auc(labels, scores, users)
+    grouped = {} if np.isnan(within) else {"group_roc_auc": within}
     return {
         "num_examples": len(labels),
         "num_positives": int(labels.sum()),
         "roc_auc": roc_auc(labels, scores),
         "roc_auc_low": low,
         "roc_auc_high": high,
+        **grouped,
         "pr_auc": pr_auc(labels, scores),
         "log_loss": log_loss(labels, scores),
         "normalized_entropy": normalized_entropy(labels, scores),
@@ -306,3 +342,27 @@ def _weighted_roc_auc(
         start = end
     pairs = 2 * num_positives * negatives_below
     return ordered_pairs / pairs if pairs > 0 else np.nan
+
+
+@numba.njit(nogil=True, cache=True)
+def _group_areas(positive: Any, scores: Any, group: Any) -> Any:
+    """Sum the groups' areas times their rows, and those rows; rows are sorted by group and score."""
+    total, num_rows, start = 0.0, 0, 0
+    while start < len(group):
+        pairs = negatives = positives = 0
+        place = start
+        while place < len(group) and group[place] == group[start]:
+            tied_positives = tied_negatives = 0
+            first = place
+            while place < len(group) and group[place] == group[start] and scores[place] == scores[first]:
+                tied_positives += positive[place]
+                tied_negatives += not positive[place]
+                place += 1
+            pairs += tied_positives * (2 * negatives + tied_negatives)
+            negatives += tied_negatives
+            positives += tied_positives
+        if positives > 0 and negatives > 0:
+            total += (place - start) * pairs / (2.0 * positives * negatives)
+            num_rows += place - start
+        start = place
+    return total, num_rows

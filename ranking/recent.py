@@ -101,6 +101,10 @@ class RecentPins:
         return cls(pin_ids=pin_ids, num_recent=counts.astype(np.int32))
 
 
+#: Several ids an example, of any feature, as `RecentPins` has them.
+IdLists = RecentPins
+
+
 def recent_pins(
     events: pa.Table, periods: pa.Table, user_ids: NDArray[np.int64], exposed_in: NDArray[np.int32], *, length: int
 ) -> RecentPins:
