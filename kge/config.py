@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kge.full_config import FullSoftmaxConfig
+from tables.configuration import Configuration
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "RelationInit"]
 
@@ -53,10 +54,8 @@ def _derive_relation_lr(given: dict[str, Any]) -> float:
     return factor * (lr or 1.0)  # without a valid lr, which is refused by itself
 
 
-class KgeValidation(BaseModel):
+class KgeValidation(Configuration):
     """Which edges are held out of training, to rank them after each epoch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_edges: int = Field(
         default=2000, ge=0, description="distinct edges held out over all chosen relations; 0 for no validation"
@@ -79,10 +78,8 @@ class KgeValidation(BaseModel):
     )
 
 
-class KgeConfig(BaseModel):
+class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelName = Field(default="complex", description="scoring model")
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ranking.slots import RECENT_PINS
+from tables.configuration import Configuration
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 Arm = Literal["no_ids", "scratch", "pretrained"]
@@ -21,19 +22,15 @@ def _is_empty(value: object) -> bool:
     return not value
 
 
-class HashedRows(BaseModel):
+class HashedRows(Configuration):
     """Into how many rows a feature's ids are hashed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = Field(ge=1, description="rows of the feature's tables")
     num_hashes: int = Field(default=1, ge=1, description="rows that an id reads; what it gets is their sum")
 
 
-class RankingConfig(BaseModel):
+class RankingConfig(Configuration):
     """How a ranker is built and trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="pretrained", min_length=1, description="name of the arm, written to the model")
     features: tuple[str, ...] = Field(

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as pads
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ranking.examples import ID_FEATURES, Examples, column
 from ranking.recent import IdLists
 from ranking.slots import RECENT_PINS
+from tables.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,14 +27,12 @@ _FEATURE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _TAKEN: Final = (*ID_FEATURES, RECENT_PINS)
 
 
-class LabelledColumns(BaseModel):
+class LabelledColumns(Configuration):
     """Which columns of a table are what; those that are None are filled in.
 
     Ids are integers or strings. A feature is a line: ``features={"country": "country", "device": "device", "tags": "tag_ids"}``
     reads three more of them, one a list.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     user: str = Field(default="user_id", description="user ids")
     pin: str = Field(default="pin_id", description="pin ids: of what is shown")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import override
 
+from tables.configuration import Configuration
 from tables.drift import compare_tables, match_ids
 from tables.rowwise import RowwiseAdagrad
 from tables.snapshot import Snapshot, SnapshotTable
@@ -25,10 +26,8 @@ __all__ = ["PulledAdagrad", "WarmStart", "WarmStartConfig"]
 logger = logging.getLogger(__name__)
 
 
-class WarmStartConfig(BaseModel):
+class WarmStartConfig(Configuration):
     """How a training starts from an older snapshot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pull: float = Field(
         default=0.0,
