@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from kge.projections import Projection, ProjectionKind
 from kge.translations import Translation
+from tables.boundary import expect_attributes
 from tables.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -295,6 +296,7 @@ def near_origin(vectors: Tensor) -> Tensor:
 
 def build_model(config: KgeConfig) -> Model:
     """Build the model that a configuration names."""
+    expect_attributes("config", config, ("model", "dim", "distance"), "KgeConfig")
     if config.model == "transra":
         return TransRA(config.dim, config.rank, config.distance)
     models: dict[str, type[Model]] = {

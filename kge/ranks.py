@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kge.models import Side, near_origin
+from tables.boundary import expect_attributes
 from tables.lanes import Lanes
 from tables.pairs import PairIndex
 
@@ -123,6 +124,7 @@ def rank_edges(
         ValueError: if a score is not a number.
         KeyError: if there is no such relation.
     """
+    check_edges(predictor, edges, known)
     ranks = {
         name: EdgeRanks(heads=np.empty(len(edge_list)), tails=np.empty(len(edge_list)))
         for name, edge_list in edges.items()
@@ -148,6 +150,33 @@ def rank_edges(
 
             lanes.run(run_lane, run_lane)
     return ranks
+
+
+def check_edges(predictor: LinkPredictor, edges: Mapping[str, EdgeList], known: Mapping[str, PairIndex]) -> None:
+    """Refuse edges that a predictor cannot rank.
+
+    Raises:
+        TypeError: if it is no predictor.
+        KeyError: if a relation is not the predictor's, or nothing is known of it.
+        ValueError: if heads and tails are not as many, or one lies outside its table.
+    """
+    expect_attributes(
+        "predictor", predictor, ("ends_of", "score_candidates"), "LinkPredictor, such as result.predictor() gives"
+    )
+    for name, edge_list in edges.items():
+        ends = predictor.ends_of(name)
+        if len(edge_list) and name not in known:
+            raise KeyError(f"nothing is known of relation {name!r}; known are {sorted(known)}: index what is ranked too")
+        if edge_list.heads.shape != edge_list.tails.shape:
+            raise ValueError(
+                f"relation {name!r}: heads and tails are {list(edge_list.heads.shape)} and "
+                f"{list(edge_list.tails.shape)}; expected as "
+                "many"
+            )
+        for end, column, node_type in (("head", edge_list.heads, ends[0]), ("tail", edge_list.tails, ends[1])):
+            num_rows = len(predictor.vectors[node_type])
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < num_rows:
+                raise ValueError(f"relation {name!r}: a {end} lies outside the {num_rows} rows of {node_type!r}")
 
 
 def _distinct_queries(relation: str, side: Side, edges: EdgeList, known: PairIndex) -> _Queries:

@@ -13,6 +13,8 @@ import numpy as np
 
 from kge.config import KgeConfig
 from kge.training import train_triples
+from kge.triples import TripleSplit
+from tables.boundary import expect_type
 from tables.checkpoint import Checkpoint, CheckpointError, SavedState
 from tables.training import Lifecycle
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from kge.triples import TripleSplit
 
 __all__ = ["Search", "Trial", "default_space", "search"]
 
@@ -72,6 +73,7 @@ class Search:
 
 def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
     """Give values around those that public graphs were tuned to, for the fields that `base` has not set itself."""
+    expect_type("base", base, KgeConfig)
     lengths = (0.01, 0.1, 0.3)
     if base.full_softmax is not None:
         space: dict[str, tuple[Any, ...]] = {"lr": (0.1, 0.3, 0.5), "init_scale": lengths, "n3": (0.0, 0.02, 0.1, 0.2)}
@@ -125,6 +127,8 @@ def search(
         ValueError: if there is nothing to validate on, a field's name or value is wrong, or every trial failed.
         CheckpointError: if the folder holds another search, or any while `resume` is not set.
     """
+    expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
+    expect_type("base", base, KgeConfig)
     space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
     if num_trials < 1 or reduction < 2:

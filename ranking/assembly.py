@@ -14,6 +14,7 @@ from ranking.slots import RECENT_PINS, Slot
 from ranking.sources import TableSource
 from ranking.upper import UpperModel
 from tables import IdMap
+from tables.boundary import expect_attributes
 from tables.idcolumn import to_arrow
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: Rank
     Returns:
         Feature -> id map; empty for a ranker without ids.
     """
+    expect_attributes("examples", examples, ("distinct_ids", "ids"), "Examples")
+    expect_attributes("config", config, ("features", "hash_rows"), "RankingConfig")
     maps: dict[str, IdMap] = {}
     for feature in config.features if config.facets else ():
         hashed = config.hash_rows.get(feature)
@@ -106,6 +109,10 @@ def make_model(
     Raises:
         ValueError: If the configuration asks for a sequence and there are no recent pins.
     """
+    expect_attributes("config", config, ("features", "sequence"), "RankingConfig")
+    lacking = [name for name in config.features if config.facets and name not in id_maps]
+    if lacking:
+        raise ValueError(f"there are no id maps of {lacking}; make_id_maps makes those of a configuration")
     has_sequence = config.sequence != "none"
     if has_sequence and num_recent < 1:
         raise ValueError(

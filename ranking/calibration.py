@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tables.boundary import expect_type
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -106,6 +108,7 @@ def expected_calibration_error(buckets: Sequence[CalibrationBucket]) -> float:
     Raises:
         ValueError: If there are no buckets.
     """
+    expect_type("buckets", buckets, list, tuple, hint="calibration_buckets gives them")
     if not buckets:
         raise ValueError("there are no buckets: give those of calibration_buckets")
     total = sum(bucket.weight for bucket in buckets)

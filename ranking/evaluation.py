@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from ranking.calibration import correct_for_sampling
+from ranking.calibration import as_numbers, correct_for_sampling
+from ranking.examples import Examples
+from tables.boundary import expect_type
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ranking.examples import Examples
 
 _LOG_CLIP = 1e-7
 
@@ -89,9 +90,9 @@ def group_roc_auc(labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[An
         >>> group_roc_auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([7, 7, 8, 8]))
         1.0
     """
+    _presort(labels, scores)
     if np.shape(groups) != np.shape(labels):
         raise ValueError(f"labels are {list(np.shape(labels))} and groups {list(np.shape(groups))}; expected one axis alike")
-    _presort(labels, scores)
     _, group = np.unique(groups, return_inverse=True)
     order = np.lexsort((scores, group))
     ordered = scores[order]
@@ -134,6 +135,9 @@ def bootstrap_roc_auc(
     Raises:
         ValueError: As `roc_auc`, or if a row's user is not in the population.
     """
+    order, tie_ends = _presort(labels, scores)
+    if np.shape(users) != labels.shape:
+        raise ValueError(f"labels are {list(labels.shape)} and users are {list(np.shape(users))}; expected one axis alike")
     distinct, user_idx = np.unique(users, return_inverse=True)
     if population is not None:
         strangers = np.setdiff1d(distinct, population, assume_unique=True)
@@ -144,7 +148,6 @@ def bootstrap_roc_auc(
         user_idx = np.searchsorted(population, distinct)[user_idx]
         distinct = population
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
-    order, tie_ends = _presort(labels, scores)
     positive, row_user_idx = labels[order] > 0, user_idx[order]
     areas = np.empty(num_resamples, dtype=np.float64)
 
@@ -183,6 +186,8 @@ def evaluate(
     Raises:
         ValueError: If the shapes do not match, a score is no probability, or the CTR labels are all alike.
     """
+    expect_type("scores", scores, np.ndarray)
+    expect_type("examples", examples, Examples)
     if scores.shape != (len(examples), 2):
         raise ValueError(f"scores are {list(scores.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
     if not ((scores >= 0) & (scores <= 1)).all():
@@ -230,6 +235,11 @@ def compare(
         p_value, two-sided: twice the smaller share of resamples on either side of no difference, at least
         2 / (num_resamples + 1), which is as little as so many resamples can tell.
     """
+    expect_type("examples", examples, Examples)
+    for name, values in (("scores", scores), ("baseline", baseline)):
+        expect_type(name, values, np.ndarray)
+        if values.shape != (len(examples), 2):
+            raise ValueError(f"{name} is {list(values.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
     differences: dict[str, dict[str, float]] = {}
     for task, (column, labels) in enumerate((("ctr", examples.ctr_label), ("cvr", examples.cvr_label))):
         known = np.isfinite(labels)
@@ -302,13 +312,16 @@ def _p_value(differences: NDArray[np.float64]) -> float:
 
 def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows by ascending score, and the end of each run of tied scores."""
+    for name, values in (("labels", labels), ("scores", scores)):
+        as_numbers(name, values)
+        expect_type(name, values, np.ndarray)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(f"labels are {list(labels.shape)} and scores {list(scores.shape)}; expected one axis alike")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    values = np.unique(labels).tolist()
-    if values != [0, 1]:
-        raise ValueError(f"labels hold the values {values[:5]}; ROC-AUC needs both 0 and 1 and nothing else")
+    found = np.unique(labels).tolist()
+    if found != [0, 1]:
+        raise ValueError(f"labels hold the values {found[:5]}; ROC-AUC needs both 0 and 1 and nothing else")
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))

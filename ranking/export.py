@@ -16,6 +16,7 @@ from ranking.layout import RowLayout, TableSpec
 from ranking.programs import export_pooling, export_upper
 from ranking.slots import RECENT_PINS, make_slots
 from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
+from tables.boundary import expect_attributes, expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,6 +182,7 @@ def export_model(
     Raises:
         ArtifactError: If the path exists, or a field is not JSON.
     """
+    expect_attributes("result", result, ("model", "id_maps", "config"), "RankingResult, such as train gives")
     model = result.model
     with ArtifactWriter(path, kind=KIND, replace=replace) as writer:
         (writer.directory / "vectors").mkdir()
@@ -253,6 +255,7 @@ def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:
     Raises:
         ArtifactError: If there is no such artefact, or it is not what its manifest says.
     """
+    expect_type("path", path, str, Path)
     return ExportedModel(Artifact.open(path, kind=KIND, verify=verify))
 
 

@@ -26,6 +26,7 @@ from ranking.features import (
 )
 from ranking.negatives import WEIGHTINGS, listed, sample_negatives
 from ranking.recent import recent_pins
+from tables.boundary import expect_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,6 +76,7 @@ def build_examples(
             exposure (no such visit or no such placement).
     """
     started = time.perf_counter()
+    expect_attributes("store", store, ("sql",), "a graph store, or what answers SQL as one")
     if negatives < 1:
         raise ValueError(f"negatives is {negatives}; expected at least 1 a positive")
     if weighting not in WEIGHTINGS:

@@ -6,19 +6,19 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import nn
 
 from ranking.coverage import InitReport
 from ranking.filler import TableFiller
 from ranking.shards import choose_tables, find_tables
+from ranking.sources import TableSource
+from tables.boundary import expect_type
 from tables.normal import fill_normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
-
     from ranking.layout import TableSpec
-    from ranking.sources import TableSource
 
 logger = getLogger(__name__)
 
@@ -57,6 +57,9 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
           table  snapshot      rows   filled          missing  collided  unused ids  norm before  after
           t_pin  kge 9d3a51c2  2,049  2,048 (100.0%)        1         0           0            1      1
     """
+    expect_type("model", model, nn.Module)
+    for name, source in sources.items():
+        expect_type(f"sources[{name!r}]", source, TableSource)
     tables = choose_tables(find_tables(model), sources)
     fillers = [TableFiller(name, tables[name], source) for name, source in sources.items()]
     coverages, samples = [], {}

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from ranking.examples import ID_FEATURES, Examples, column
 from ranking.recent import IdLists
 from ranking.slots import RECENT_PINS
+from tables.boundary import expect_type
 from tables.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def read_examples(source: Any, columns: LabelledColumns) -> Examples:
         >>> read_examples(rows, LabelledColumns(dense=("price",)))
         Examples(2 rows, 1 positives, 0 conversions)
     """
+    expect_type("columns", columns, LabelledColumns)
     fields = columns.model_dump(exclude={"dense", "features", "max_list_length", "num_recent_pins"})
     wanted = list(
         dict.fromkeys([*(name for name in fields.values() if name is not None), *columns.features.values(), *columns.dense])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ranking.export import KIND
 from ranking.heads import TASKS
 from tables import Artifact, ArtifactWriter, IdMap
+from tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +63,7 @@ def write_model(
         >>> tables = {"user": torch.ones(2, 8), "pin": torch.ones(3, 8)}
         >>> write_model("model", Upper(), tables, {"user": users, "pin": pins})  # doctest: +SKIP
     """
+    expect_type("upper", upper, nn.Module)
     dim = _check_tables(tables, id_maps)
     program = _export(upper, len(dense_names), len(tables), dim)
     with ArtifactWriter(path, kind=KIND, replace=replace) as writer:

@@ -125,6 +125,8 @@ def recent_pins(
     Raises:
         ValueError: If a period is not in periods.
     """
+    if user_ids.shape != exposed_in.shape:
+        raise ValueError(f"there are {len(user_ids)} users and {len(exposed_in)} periods of exposures; expected as many")
     starts = periods["start_time"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
     numbers = periods["period"].to_numpy()
     by_number = np.argsort(numbers)

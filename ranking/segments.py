@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ranking.evaluation import evaluate
+from ranking.examples import Examples
+from tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
-
-    from ranking.examples import Examples
 
 
 def standard_segments(examples: Examples, training: Examples, *, head_share: float = 0.5) -> dict[str, NDArray[np.bool_]]:
@@ -33,6 +33,8 @@ def standard_segments(examples: Examples, training: Examples, *, head_share: flo
     Raises:
         ValueError: If `head_share` is not between 0 and 1.
     """
+    expect_type("examples", examples, Examples)
+    expect_type("training", training, Examples)
     if not 0 < head_share < 1:
         raise ValueError(f"head_share is {head_share}; expected between 0 and 1")
     segments: dict[str, NDArray[np.bool_]] = {}
@@ -82,6 +84,7 @@ def evaluate_segments(
     """
     measured: dict[str, dict[str, dict[str, float]]] = {}
     for name, mask in segments.items():
+        expect_type(f"segment {name!r}", mask, np.ndarray)
         if mask.shape != (len(examples),) or mask.dtype != np.bool_:
             raise ValueError(f"segment {name!r} is {mask.dtype}{list(mask.shape)}; expected bool[{len(examples)}]")
         part = examples.take(mask)

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
 from ranking.columns import Columns
+from ranking.config import RankingConfig
+from ranking.examples import Examples
 from ranking.fit import Fit
 from ranking.initialise import init_random, init_tables
 from ranking.runlog import RunLog
@@ -20,6 +22,7 @@ from ranking.scoring import score_columns
 from ranking.sharded import ShardedTrainer
 from ranking.trainer import Trainer
 from tables import Lifecycle
+from tables.boundary import expect_type
 from tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
@@ -29,9 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from ranking.config import RankingConfig
     from ranking.coverage import InitReport
-    from ranking.examples import Examples
     from ranking.fit import StepTaker
     from ranking.model import RankingModel
     from tables import CollisionReport, IdMap, Snapshot, TrainingRun
@@ -127,6 +128,9 @@ def train(
         CheckpointError: If there is a checkpoint of another run, or one that was not to be resumed.
         KeyboardInterrupt: If a stop was asked for; the state is saved.
     """
+    for name, given in (("examples_train", examples_train), ("examples_valid", examples_valid)):
+        expect_type(name, given, Examples, hint="read_examples makes them of labelled rows")
+    expect_type("config", config, RankingConfig)
     if examples_train.dense_names != examples_valid.dense_names:
         raise ValueError(
             f"dense features differ: {examples_train.dense_names} in training, {examples_valid.dense_names} in validation"

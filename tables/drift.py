@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tables.boundary import expect_attributes
 from tables.idmap import IdMap
 from tables.neighbors import find_neighbors
 
@@ -96,6 +97,8 @@ def compare_snapshots(
     Raises:
         ValueError: A table's dimension or type of id differs.
     """
+    for name, given in (("old", old), ("new", new)):
+        expect_attributes(name, given, ("node_types", "vectors", "trained"), "Snapshot")
     from tables.snapshot import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
 
     tables = {
