@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ranking.coverage import TableCoverage
 from ranking.projection import Projection, make_projection
-from ranking.row_numbers import row_numbers
+from ranking.row_numbers import positions_by_row, row_numbers
 from tables.placement import RowPlacement
 from tables.rowcopy import RowSums, copy_rows
 
@@ -72,7 +72,8 @@ class TableFiller:
                 )
         # Before the first table is written, so that a wrong row leaves all tables as they are.
         self._placed: list[tuple[Shard, RowPlacement]] | None = None
-        self._rows = row_numbers(source, table.num_rows, table=name) if table.shards else None
+        self._by_row = positions_by_row(source, table.num_rows, table=name) if table.shards else None
+        self._rows = row_numbers(source, table.num_rows, table=name) if table.shards and self._by_row is None else None
         for shard in table.shards:
             if shard.weights.dtype not in _TYPES:
                 raise TypeError(f"table {name} is kept as {shard.weights.dtype}; expected one of {_TYPES}")
@@ -118,8 +119,7 @@ class TableFiller:
 
     def forget(self) -> None:
         """Free what it has placed."""
-        self._placed = None
-        self._rows = None
+        self._placed = self._by_row = self._rows = None
 
     def samples(self) -> list[tuple[int, int, Tensor]]:
         """Give some of the filled rows of this process, as they are now: row, first column, and values."""
@@ -138,6 +138,10 @@ class TableFiller:
         return self._placed
 
     def _place_in(self, shard: Shard) -> RowPlacement:
+        if self._by_row is not None:
+            positions, num_unused = self._by_row
+            own = positions[shard.row : shard.row + len(shard.weights)]
+            return RowPlacement.one_each(own, first=shard.row, num_positions=len(self.vectors), num_unused=num_unused)
         if self._rows is None:
             return RowPlacement.in_order(len(self.vectors), first=shard.row, num_rows=len(shard.weights))
         return RowPlacement.by_rows(self._rows, first=shard.row, num_rows=len(shard.weights))

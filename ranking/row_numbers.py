@@ -42,27 +42,63 @@ def row_numbers(source: TableSource, num_rows: int, *, table: str) -> NDArray[np
         TypeError: If the rows are no integers, or the ids of another type than the mapping's.
     """
     rows = _numbers(source, num_rows, table)
-    trained = source.snapshot.trained(source.node_type)
-    left_out = None if trained is None else ~trained.numpy()
-    if source.except_ids_of is not None:
-        known = _known(source, table)
-        left_out = known if left_out is None else left_out | known
+    left_out = _left_out(source, table)
     if rows is None:
         if left_out is None or not left_out.any():
             return None
         rows = np.arange(source.snapshot.num_rows(source.node_type), dtype=np.int32)
     rows = rows[:, None] if rows.ndim == 1 else rows
     if source.padding_row is not None and (rows == source.padding_row).any():
-        place = int(np.flatnonzero((rows == source.padding_row).any(1))[0])
-        raise ValueError(
-            f"table {table}: id {_id_at(source, place)!r} has row {source.padding_row}, which is the padding row and stands "
-            "for no "
-            "id; give it another row, or another padding row"
-        )
+        _refuse_padding(source, int(np.flatnonzero((rows == source.padding_row).any(1))[0]), table)
     if left_out is not None and left_out.any():
         rows = rows.copy()
         rows[left_out] = LEFT_OUT
     return rows
+
+
+def positions_by_row(source: TableSource, num_rows: int, *, table: str) -> tuple[NDArray[np.int32], int] | None:
+    """Give the position that each row has, where an exact id map gives each id one of its own: as `row_numbers`, at once.
+
+    Args:
+        source: The source.
+        num_rows: Rows of the table.
+        table: The table's name, for errors.
+
+    Returns:
+        int32 [num_rows], -1 for a row without a position, and the number of ids without a row; None for other sources.
+
+    Raises:
+        ValueError: If the padding row belongs to an id.
+    """
+    if source.id_map is None or source.id_map.index is None:
+        return None
+    column = IdColumn.of(source.snapshot.ids(source.node_type), source.id_map.id_type)
+    positions, num_unused = source.id_map.index.invert(column, num_rows)
+    if source.padding_row is not None and positions[source.padding_row] >= 0:
+        _refuse_padding(source, int(positions[source.padding_row]), table)
+    left_out = _left_out(source, table)
+    if left_out is not None and left_out.any():
+        positions[(positions >= 0) & left_out[positions]] = NO_ROW
+        # A position that is left out is not counted either.
+        num_unused = int((~left_out).sum()) - int((positions >= 0).sum())
+    return positions, num_unused
+
+
+def _left_out(source: TableSource, table: str) -> NDArray[np.bool_] | None:
+    """Say which positions do not count: those without a gradient, and an older snapshot's; None for none."""
+    trained = source.snapshot.trained(source.node_type)
+    left_out = None if trained is None else ~trained.numpy()
+    if source.except_ids_of is not None:
+        known = _known(source, table)
+        left_out = known if left_out is None else left_out | known
+    return left_out
+
+
+def _refuse_padding(source: TableSource, place: int, table: str) -> None:
+    raise ValueError(
+        f"table {table}: id {_id_at(source, place)!r} has row {source.padding_row}, which is the padding row and stands for "
+        "no id; give it another row, or another padding row"
+    )
 
 
 def _numbers(source: TableSource, num_rows: int, table: str) -> NDArray[np.int32] | None:
@@ -92,8 +128,6 @@ def _look_up(id_map: IdMap, ids: pa.Array) -> NDArray[np.int32]:
     for start in range(0, len(ids), _IDS_AT_ONCE):
         column = IdColumn.of(ids[start : start + _IDS_AT_ONCE], id_map.id_type)
         rows[start : start + len(column)] = id_map.rows_of(column).reshape(len(column), -1)
-    if id_map.oov_row is not None:
-        rows[rows == id_map.oov_row] = NO_ROW
     return rows
 
 
