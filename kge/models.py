@@ -286,12 +286,12 @@ def near_origin(vectors: Tensor) -> Tensor:
     if not len(vectors):
         return vectors.new_zeros(vectors.shape[1])
     with torch.no_grad():
-        mean = vectors.mean(0, dtype=torch.float64)
-        spread = float((vectors - mean.to(vectors)).square().mean().sqrt())
+        mean = vectors.mean(0)
+        spread = float(torch.linalg.vector_norm(vectors - mean)) / vectors.numel() ** 0.5
         if not 0 < spread < math.inf:
-            return mean.to(vectors)
+            return mean
         step = 2.0 ** math.floor(math.log2(spread))
-        return ((mean / step).round() * step).to(vectors)
+        return ((mean.double() / step).round() * step).to(vectors)
 
 
 def build_model(config: KgeConfig) -> Model:
