@@ -9,13 +9,15 @@ export TORCH_INDEX_URL
 # More arguments for one run: make test PYTEST_ARGS="tests/setup -x", make demo DEMO_ARGS=--quick
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# A wheel of pyg-lib for `make test-pyg-lib`; by default PyG's own wheel host has one.
+PYG_LIB ?=
 # torch's CPU build, so that no CUDA library enters the lists.
 UV_COMPILE_FLAGS ?= --torch-backend=cpu
 
 BIN := .venv/bin
 UV_COMPILE := uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate $(UV_COMPILE_FLAGS)
 
-.PHONY: help demo test lint format doctor hooks requirements wheel clean distclean venv venv-dev
+.PHONY: help demo test test-pyg-lib lint format doctor hooks requirements wheel clean distclean venv venv-dev
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +27,14 @@ demo: venv  ## install what is missing, then run the whole flow on real data (DE
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
+
+# In a folder of its own: .venv, and the plain run of the tests, must not need pyg-lib.
+test-pyg-lib: export PYTHONPATH := $(CURDIR)/build/pyg-lib
+test-pyg-lib: venv-dev  ## the tests that pyg-lib touches, with pyg-lib (PYG_LIB=path/to/pyg_lib-*.whl for a wheel at hand)
+	rm -rf build/pyg-lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/pyg-lib $(or $(PYG_LIB),-r requirements/pyg-lib.txt)
+	$(BIN)/python -c "import torch_geometric.typing as t; assert t.WITH_PYG_LIB, 'pyg-lib does not load with this torch'"
+	$(BIN)/python -m pytest tests/graphdb/sampling tests/graphdb/test_pyg.py $(PYTEST_ARGS)
 
 lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
 	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports; do \

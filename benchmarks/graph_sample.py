@@ -8,6 +8,9 @@ the machine does slows both.
 The torch peer draws the same: without replacement by Floyd's algorithm over all nodes of a hop at once, and numbers nodes
 through a dense table without sorting. It works on 64-bit indices, which is what torch indexes fastest with. It runs on one
 thread as well as on all: where other work shares the cores, torch's threads wait for one another, and one is faster.
+
+The rows of loaders are whole batches with the features of their nodes, beside PyG's NeighborLoader where pyg-lib is installed:
+`PYTHONPATH=build/pyg-lib python -m benchmarks graph_sample` after `make test-pyg-lib`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import numpy as np
 import torch
 import torch_geometric.typing
 from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.loader import NeighborLoader, NodeLoader
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
@@ -34,6 +39,7 @@ DRAWS_PER_S = Metric(name="draws_per_s", unit="1/s", better=HIGHER)
 FANOUTS = [15, 10]
 BATCH_SIZE = 1024
 ALPHA = 0.75
+NUM_FEATURES = 64
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -76,6 +82,7 @@ def run(quick: bool) -> Iterator[Row]:
         value, _ = _contest(_draw(_sampler(graph, **settings)), None, own_batches)
         edges = sum(len(adjacency) for adjacency in graph.relations.values()) // 2
         yield Row(case=f"{name}, {edges // 100_000 / 10:g}M edges", metric=EDGES_PER_S, value=value, config=config)
+    yield from _loader_rows(num_edges // 4, num_batches)
     yield _walk_row(topology, size, num_batches)
     yield _negative_row(topology, size, num_batches)
 
@@ -217,6 +224,42 @@ class TorchSampler:
         taken = torch.arange(fanout) < degree[:, None]
         position = torch.arange(len(nodes))[:, None].expand(-1, fanout)
         return (begin[:, None] + chosen)[taken], position[taken]
+
+
+def _loader_rows(num_edges: int, num_batches: int) -> Iterator[Row]:
+    """Whole batches of PyG's loaders, with the features of their nodes; the peer samples by pyg-lib where it is installed."""
+    topology = _topology(num_edges, seed=4)
+    data = HeteroData()
+    generator = torch.Generator().manual_seed(5)
+    for name, count in topology.num_nodes.items():
+        data[name].x = torch.rand(count, NUM_FEATURES, generator=generator)
+    for edge_type, adjacency in topology.relations.items():
+        dst = np.repeat(np.arange(len(adjacency.colptr) - 1), adjacency.degrees)
+        data[edge_type].edge_index = torch.from_numpy(np.stack([adjacency.row.astype(np.int64), dst]))
+    for name, replace in (("without replacement", False), ("with replacement", True)):
+        settings: dict[str, Any] = {"input_nodes": "user", "batch_size": BATCH_SIZE}
+        ours: Callable[[Tensor], int] = _load(NodeLoader(data, _sampler(Topology.from_data(data), replace=replace), **settings))
+        peer = None
+        if torch_geometric.typing.WITH_PYG_LIB:
+            peer = _load(NeighborLoader(data, FANOUTS, replace=replace, **settings))
+        value, peer_value = _contest(ours, peer, _batches(topology.num_nodes["user"], num_batches))
+        yield Row(
+            case=f"loader {name}, {num_edges // 100_000 / 10:g}M edges",
+            metric=EDGES_PER_S,
+            value=value,
+            peer=None if peer is None else Peer(name="NeighborLoader, pyg_lib", value=peer_value),
+            config={"edges": num_edges, "features": NUM_FEATURES, "batch_size": BATCH_SIZE, "threads": torch.get_num_threads()},
+        )
+
+
+def _load(loader: NodeLoader) -> Callable[[Tensor], int]:
+    """Makes a batch around users, and counts its edges."""
+
+    def load(users: Tensor) -> int:
+        batch = loader(users)
+        return sum(batch[edge_type].edge_index.size(1) for edge_type in batch.edge_types)
+
+    return load
 
 
 def _walk_row(topology: Topology, size: str, num_batches: int) -> Row:

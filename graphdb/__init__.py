@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from graphdb.reading import Reading
 from graphdb.recipe import Recipe
 from graphdb.report import LoadReport
 from graphdb.schema import GraphSchema, NodeType, Relation
@@ -30,6 +31,7 @@ __all__ = [
     "NegativeSampler",
     "NodeType",
     "Query",
+    "Reading",
     "Recipe",
     "Relation",
     "SamplerConfig",

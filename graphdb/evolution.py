@@ -12,26 +12,24 @@ from graphdb.sql import GraphError, quote, run
 from graphdb.storage import Storage
 
 
-def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType) -> GraphSchema:
-    """Adds a node type; returns the schema that has it."""
+def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType) -> None:
+    """Adds a node type."""
     changed = _checked(nodes=(*schema.nodes, node), relations=schema.relations)
     create_node_type(connection, node)
-    return _stored(connection, changed)
+    _store(connection, changed)
 
 
-def add_relation(
-    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, relation: Relation
-) -> GraphSchema:
-    """Adds a relation; returns the schema that has it."""
+def add_relation(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, relation: Relation) -> None:
+    """Adds a relation."""
     changed = _checked(nodes=schema.nodes, relations=(*schema.relations, relation))
     create_relation(connection, changed, storage, relation)
-    return _stored(connection, changed)
+    _store(connection, changed)
 
 
 def add_property(
     connection: duckdb.DuckDBPyConnection, schema: GraphSchema, storage: Storage, owner: str, name: str, duckdb_type: str
-) -> GraphSchema:
-    """Adds a property to a node type or a relation; returns the schema that has it."""
+) -> None:
+    """Adds a property to a node type or a relation."""
     is_node = any(node.name == owner for node in schema.nodes)
     old: NodeType | Relation = schema.node(owner) if is_node else schema.relation(owner)
     if name.lower() in {known.lower() for known in old.properties}:
@@ -50,13 +48,13 @@ def add_property(
         nodes, relations = schema.nodes, tuple(new if relation == old else relation for relation in schema.relations)
     changed = _checked(nodes=nodes, relations=relations)
     for table in tables:
-        run(connection, f"ALTER TABLE {table} ADD COLUMN {quote(name)} {duckdb_type}")
+        run(connection, f"ALTER TABLE {table} ADD COLUMN {quote(name)} {new.properties[name]}")
     if isinstance(new, NodeType):
         create_node_view(connection, new)
     else:
-        storage.base(connection, new).add_column(name, duckdb_type)
+        storage.base(connection, new).add_column(name, new.properties[name])
         create_edge_view(connection, new)
-    return _stored(connection, changed)
+    _store(connection, changed)
 
 
 def _checked(*, nodes: tuple[NodeType, ...], relations: tuple[Relation, ...]) -> GraphSchema:
@@ -66,6 +64,5 @@ def _checked(*, nodes: tuple[NodeType, ...], relations: tuple[Relation, ...]) ->
         raise GraphError(str(error)) from error
 
 
-def _stored(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> GraphSchema:
+def _store(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> None:
     run(connection, "UPDATE _meta SET value = ? WHERE key = 'schema'", [schema.model_dump_json()])
-    return schema

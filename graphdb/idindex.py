@@ -27,7 +27,7 @@ class IdIndex:
         bits = max(_FIRST_BITS, (2 * len(ids)).bit_length())
         self._slots = np.zeros(2 << bits, np.int64)
         self._taken = _put(ids, idx, self._slots)
-        self._first = first
+        self.first = first
         self._new = np.empty(1 << _FIRST_BITS, np.int64)
         self._num_new = 0
 
@@ -49,13 +49,22 @@ class IdIndex:
                 self._grow()
             # Half of the slots stay free, and every new id has its place in the list.
             room = min(len(self._slots) // 4 - self._taken, len(self._new) - self._num_new)
-            position, added = _add(ids, position, self._slots, self._new, self._num_new, self._first, room, idx)
+            position, added = _add(ids, position, self._slots, self._new, self._num_new, self.first, room, idx)
             self._num_new += added
             self._taken += added
 
+    @property
+    def num_idx(self) -> int:
+        """The idx given so far: those of known ids, those of forgotten ones, and those of new ids."""
+        return self.first + self._num_new
+
+    def keep_earliest(self, idx: Array, time: Array, earliest: Array) -> None:
+        """Lowers `earliest`, int64 [num_idx], to the least `time`, int64 [E], of each of `idx`, int32 [E]."""
+        _keep_earliest(idx, time, earliest)
+
     def renumber(self, idx: Array, by: Array) -> None:
         """Gives the new ids among `idx` the idx `first + by[i]` in place of `first + i`."""
-        _renumber(idx, self._first, by)
+        _renumber(idx, self.first, by)
 
     def _grow(self) -> None:
         old = self._slots.reshape(-1, 2)
@@ -113,3 +122,9 @@ def _renumber(idx: Array, first: int, by: Array) -> None:
     for edge in range(len(idx)):
         if idx[edge] >= first:
             idx[edge] = first + by[idx[edge] - first]
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_earliest(idx: Array, time: Array, earliest: Array) -> None:
+    for edge in range(len(idx)):
+        earliest[idx[edge]] = min(earliest[idx[edge]], time[edge])

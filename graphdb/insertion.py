@@ -32,13 +32,13 @@ class Insertion:
         """Inserts rows.
 
         Args:
-            rows: A FROM clause: src and dst by idx, the relation's values, and `_order0`, `_order1`, ...
+            rows: A FROM clause: src and dst by idx, the relation's values, and `_mf_order0`, `_mf_order1`, ...
             num_orders: How many columns there are of the order that rows with the same key have among themselves.
 
         Returns:
             Edges that are new.
         """
-        order = ", ".join([self._base.order, *(f"_order{position}" for position in range(num_orders))])
+        order = ", ".join([self._base.order, *(f"_mf_order{position}" for position in range(num_orders))])
         clustered = f"SELECT {edge_columns(self._relation)} FROM {rows} ORDER BY {order}"
         if self._base.takes_first_batch():
             loaded = changed(self._connection, f"INSERT INTO {self._base.table} {clustered}") - self._fold_duplicates(

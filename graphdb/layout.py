@@ -12,7 +12,7 @@ STORE_TABLES = (
     (
         "CREATE TABLE _load (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, source VARCHAR NOT NULL, read BIGINT NOT NULL, "
         "loaded BIGINT NOT NULL, already_there BIGINT NOT NULL, held BIGINT NOT NULL, rejected BIGINT NOT NULL, "
-        "content VARCHAR, loaded_at TIMESTAMP NOT NULL)"
+        "loaded_at TIMESTAMP NOT NULL)"
     ),
     (
         "CREATE TABLE _rejected (load_id INTEGER NOT NULL, target VARCHAR NOT NULL, file VARCHAR, row BIGINT NOT NULL, "
@@ -22,10 +22,15 @@ STORE_TABLES = (
         "CREATE TABLE _removal (kind VARCHAR NOT NULL, target VARCHAR NOT NULL, before TIMESTAMP, idx INTEGER, "
         "edges BIGINT NOT NULL, removed_at TIMESTAMP NOT NULL)"
     ),
-    "CREATE VIEW loads AS SELECT * EXCLUDE (content) FROM _load",
+    "CREATE VIEW loads AS SELECT * FROM _load",
     "CREATE VIEW rejected_rows AS SELECT * FROM _rejected",
     "CREATE VIEW removals AS SELECT * FROM _removal",
 )
+
+#: The column of a node table that tells from when on a node exists, in microseconds since 1970 (UTC): from its first event,
+#: or from
+#: the time that a load of nodes gives it, or else from the time of that load, whichever is first.
+SEEN = "_mf_seen"
 
 
 def node_table(name: str) -> str:
@@ -99,22 +104,28 @@ def edges_query(relation: Relation, rows: str) -> str:
     )
 
 
+def nodes_query(node: NodeType) -> str:
+    """SQL of a node type's ids and properties: the body of a `nodes_*` view."""
+    return f"SELECT * EXCLUDE ({SEEN}) FROM {node_table(node.name)}"
+
+
 def create_node_type(connection: duckdb.DuckDBPyConnection, node: NodeType) -> None:
     """Creates the table and the view of a node type."""
     properties = "".join(f", {quote(name)} {kind}" for name, kind in node.properties.items())
-    run(connection, f"CREATE TABLE {node_table(node.name)} (idx INTEGER NOT NULL, id {node.sql_id_type} NOT NULL{properties})")
+    columns = f"idx INTEGER NOT NULL, id {node.sql_id_type} NOT NULL, {SEEN} BIGINT NOT NULL{properties}"
+    run(connection, f"CREATE TABLE {node_table(node.name)} ({columns})")
     create_node_view(connection, node)
 
 
 def create_node_view(connection: duckdb.DuckDBPyConnection, node: NodeType) -> None:
     """Creates the `nodes_*` view of a node type, or creates it anew."""
-    run(connection, f"CREATE OR REPLACE VIEW {quote(f'nodes_{node.name}')} AS SELECT * FROM {node_table(node.name)}")
+    run(connection, f"CREATE OR REPLACE VIEW {quote(f'nodes_{node.name}')} AS {nodes_query(node)}")
 
 
 def create_delta(connection: duckdb.DuckDBPyConnection, relation: Relation, src: NodeType, dst: NodeType) -> str:
     """Creates the tables of the edges that wait for a compaction or their nodes; returns SQL of an edge table's columns."""
     values = ", time TIMESTAMP NOT NULL" if relation.timed else ""
-    values += ", weight FLOAT NOT NULL" if relation.weighted else ""
+    values += ", weight DOUBLE NOT NULL" if relation.weighted else ""
     values += "".join(f", {quote(name)} {kind}" for name, kind in relation.properties.items())
     columns = f"src INTEGER NOT NULL, dst INTEGER NOT NULL{values}"
     run(connection, f"CREATE TABLE {delta_table(relation.name)} ({columns})")

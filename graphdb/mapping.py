@@ -17,17 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from graphdb.batch import Batch
-from graphdb.layout import node_table, value_columns
-from graphdb.nodes import insert_nodes, num_idx
+from graphdb.layout import SEEN, node_table, value_columns
+from graphdb.nodes import NOW_US, insert_nodes, num_idx, see_nodes
 from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import count, run
+from graphdb.sql import count, run, unregister
 
 if TYPE_CHECKING:
     from graphdb.idindex import IdIndex
+    from graphdb.merging import Array
 
 # Below, a join is done sooner than the index's kernels are loaded; above, the rows may take a gigabyte.
 MIN_ROWS_IN_MEMORY = 100_000
 MAX_VALUES_IN_MEMORY = 100_000_000
+_NEVER = np.iinfo(np.int64).max
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class MappedRows:
     """Rows by idx, in no order.
 
     Attributes:
-        sql: A FROM clause with src, dst, the relation's values, and `_order0`, `_order1`, ...
+        sql: A FROM clause with src, dst, the relation's values, and `_mf_order0`, `_mf_order1`, ...
         created: Node type -> nodes that were created.
     """
 
@@ -59,11 +61,11 @@ def join(
         schema: The store's schema.
         relation: The relation.
         given: A parenthesised query of the rows by external id.
-        num_orders: How many `_orderN` columns they have.
+        num_orders: How many `_mf_orderN` columns they have.
         num_known: About how many rows there are, where every one of them has its nodes.
     """
     columns = ["src.idx AS src", "dst.idx AS dst", *(f"given.{name}" for name in value_columns(relation))]
-    columns += [f"given._order{position}" for position in range(num_orders)]
+    columns += [f"given._mf_order{position}" for position in range(num_orders)]
     joins = []
     for end, name in (("src", relation.src), ("dst", relation.dst)):
         nodes, identifier = node_table(name), f"given.{end}"
@@ -88,9 +90,10 @@ def create_and_map(
         batch: The rows.
         order: Expressions of the rows' order in the source.
     """
-    num_rows = batch.read - batch.bad
-    ordered = [f"{expression} AS _order{position}" for position, expression in enumerate(order)]
+    num_rows = batch.num_right
+    ordered = [f"{expression} AS _mf_order{position}" for position, expression in enumerate(order)]
     types = {name: schema.node(name) for name in (relation.src, relation.dst)}
+    before = {name: num_idx(connection, name) for name in types}
     created = {
         node.name: _create(connection, schema, relation, batch, node.name)
         for node in types.values()
@@ -104,13 +107,15 @@ def create_and_map(
             try:
                 yield MappedRows(sql="_mapped_in_memory", created=_some(created))
             finally:
-                connection.unregister("_mapped_in_memory")
+                unregister(connection, "_mapped_in_memory")
             return
     created |= {
         node.name: _create(connection, schema, relation, batch, node.name) for node in types.values() if node.id_type == "int64"
     }
     given = batch.select(*ordered)
     sql = join(connection, schema, relation, given, num_orders=len(order), num_known=num_rows)
+    if any(before.values()):
+        see_nodes(connection, schema, relation, sql, before)
     yield MappedRows(sql=sql, created=_some(created))
 
 
@@ -120,14 +125,14 @@ def _some(created: Mapping[str, int]) -> dict[str, int]:
 
 def _create(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, relation: Relation, batch: Batch, name: str) -> int:
     """Creates the nodes of one type that the batch lacks, by SQL; returns their number."""
-    table, created = node_table(name), 0
-    for end, kind in (("src", relation.src), ("dst", relation.dst)):
-        if kind == name:
-            # Most batches bring few new nodes: telling them apart first spares most of the work of making them distinct.
-            known = f" ANTI JOIN {table} AS kept ON kept.id = given.{end}" if count(connection, table) else ""
-            ids = f"SELECT DISTINCT {end} AS id FROM {batch.select()} AS given{known}"
-            created += insert_nodes(connection, schema.node(name), ids)
-    return created
+    table = node_table(name)
+    seen = "min(epoch_us(time))" if relation.timed else NOW_US
+    time = ", time" if relation.timed else ""
+    ends = [end for end, kind in (("src", relation.src), ("dst", relation.dst)) if kind == name]
+    rows = " UNION ALL ".join(f"SELECT {end} AS id{time} FROM {batch.select()}" for end in ends)
+    # Most batches bring few new nodes: telling them apart first spares most of the work of making them distinct.
+    known = f" ANTI JOIN {table} AS kept USING (id)" if count(connection, table) else ""
+    return insert_nodes(connection, schema.node(name), f"SELECT id, {seen} AS {SEEN} FROM ({rows}) AS given{known} GROUP BY id")
 
 
 def _fits_in_memory(connection: duckdb.DuckDBPyConnection, relation: Relation, num_rows: int, num_orders: int) -> bool:
@@ -156,7 +161,7 @@ def _map_in_memory(
         indexes[name] = index
     ends = [("src", relation.src), ("dst", relation.dst)]
     keys = [f"{_key(end, schema, name)} AS {end}" for end, name in ends]
-    columns = ", ".join([*keys, *value_columns(relation), *(f"_order{position}" for position in range(len(ordered)))])
+    columns = ", ".join([*keys, *value_columns(relation), *(f"_mf_order{position}" for position in range(len(ordered)))])
     table = connection.sql(f"SELECT {columns} FROM {batch.select(*ordered)}").to_arrow_table()
     mapped = {end: np.empty(table.num_rows, np.int32) for end, _ in ends}
 
@@ -166,19 +171,71 @@ def _map_in_memory(
             indexes[name].add(chunk.to_numpy().view(np.int64), mapped[end][position : position + len(chunk)])
             position += len(chunk)
 
-    _run([lambda end=end, name=name: map_end(end, name) for end, name in ends], at_once=len(indexes) == len(ends))  # type: ignore[misc]
+    at_once = len(indexes) == len(ends)
+    _run([lambda end=end, name=name: map_end(end, name) for end, name in ends], at_once=at_once)  # type: ignore[misc]
+    seen = _earliest(table, mapped, indexes, ends, at_once=at_once) if relation.timed else {}
     for name, index in indexes.items():
+        if relation.timed:
+            _see_earlier(connection, name, seen[name][: index.first])
         if len(index.new_ids):
-            order = np.argsort(index.new_ids)
-            rank = np.empty(len(order), np.int32)
-            rank[order] = np.arange(len(order), dtype=np.int32)
-            connection.register("_new_ids", pa.table({"id": index.new_ids[order]}))
-            created[name] = insert_nodes(connection, schema.node(name), "SELECT id FROM _new_ids")
-            connection.unregister("_new_ids")
+            new_seen = seen[name][index.first :] if relation.timed else None
+            created[name], rank = _insert_new(connection, schema, index, name, new_seen)
             for end, kind in ends:
                 if kind == name:
                     index.renumber(mapped[end], rank)
     return pa.table({name: mapped.get(name, table[name]) for name in table.column_names})
+
+
+def _earliest(
+    table: pa.Table,
+    mapped: Mapping[str, Array],
+    indexes: Mapping[str, IdIndex],
+    ends: Sequence[tuple[str, str]],
+    *,
+    at_once: bool,
+) -> dict[str, Array]:
+    """Node type -> by idx, the time of its first event in the batch, in microseconds."""
+    seen = {name: np.full(index.num_idx, _NEVER, np.int64) for name, index in indexes.items()}
+    times = table["time"].cast(pa.int64())
+
+    def see_end(end: str, name: str) -> None:
+        position = 0
+        for chunk in times.chunks:
+            indexes[name].keep_earliest(mapped[end][position : position + len(chunk)], chunk.to_numpy(), seen[name])
+            position += len(chunk)
+
+    _run([lambda end=end, name=name: see_end(end, name) for end, name in ends], at_once=at_once)  # type: ignore[misc]
+    return seen
+
+
+def _insert_new(
+    connection: duckdb.DuckDBPyConnection, schema: GraphSchema, index: IdIndex, name: str, seen: Array | None
+) -> tuple[int, Array]:
+    """Creates the nodes of an index's new ids, seen from given times or from now on; returns their number, and their ranks."""
+    order = np.argsort(index.new_ids)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    columns = {"id": index.new_ids[order], **({} if seen is None else {SEEN: seen[order]})}
+    connection.register("_new_ids", pa.table(columns))
+    first = SEEN if seen is not None else f"{NOW_US} AS {SEEN}"
+    number = insert_nodes(connection, schema.node(name), f"SELECT id, {first} FROM _new_ids")
+    connection.unregister("_new_ids")
+    return number, rank
+
+
+def _see_earlier(connection: duckdb.DuckDBPyConnection, name: str, seen: Array) -> None:
+    """Lets known nodes be seen from the times of the batch on, by idx, where they were not seen before."""
+    nodes = connection.sql(f"SELECT idx, {SEEN} AS seen FROM {node_table(name)}").to_arrow_table()
+    idx, known = nodes["idx"].to_numpy(), nodes["seen"].to_numpy()
+    # A type of string ids has its new nodes by now.
+    is_old = idx < len(seen)
+    idx, known = idx[is_old], known[is_old]
+    earlier = seen[idx] < known
+    if not earlier.any():
+        return
+    connection.register("_seen", pa.table({"idx": idx[earlier], "seen": seen[idx[earlier]]}))
+    run(connection, f"UPDATE {node_table(name)} AS kept SET {SEEN} = given.seen FROM _seen AS given WHERE kept.idx = given.idx")
+    connection.unregister("_seen")
 
 
 def _key(identifier: str, schema: GraphSchema, node: str) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from graphdb.layout import delta_table, node_table, out_table
-from graphdb.neighborhood import IdCache, neighbors
-from graphdb.reach import Node, Reach, Step, ends, hops_table
+from graphdb.layout import delta_table, edge_table, node_table, out_table
+from graphdb.neighborhood import FEW_STEPS, IdCache, neighbors
+from graphdb.reach import Node, Reach, Step, ends, hops_table, union_of
+from graphdb.reverse import parse_step
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, quote_text, run
 
 Direction = Literal["out", "in", "both"]
-INVERSE: Final = "^-1"
 
 
 class Queries:
@@ -91,16 +92,26 @@ class Queries:
         limit: int = 100,
     ) -> pa.Table:
         """The nodes that two nodes of a type are both linked to: columns relation, direction, type, id (as text)."""
-        pair = self.idx(type, id), self.idx(type, other)
-        parts = []
-        for edge, way in self._steps(type, relation, "both"):
-            own, far, far_type = ends(edge, way)
-            sides = [f"SELECT {far} AS idx FROM {self._edges(edge, way)} WHERE {own} = {idx}" for idx in pair]
-            parts.append(
-                f"SELECT {quote_text(edge.name)} AS relation, '{way}' AS direction, {quote_text(far_type)} AS type, "
-                f"CAST(id AS VARCHAR) AS id FROM ({' INTERSECT '.join(sides)}) JOIN {node_table(far_type)} USING (idx)"
-            )
-        return self._table(f"FROM ({' UNION ALL '.join(parts)}) ORDER BY relation, direction, id LIMIT {int(limit)}")
+        pair = {self.idx(type, id), self.idx(type, other)}
+        steps = [(edge, way, self._edges(edge, way)) for edge, way in self._steps(type, relation, "both")]
+        shared = (
+            f"SELECT step, far FROM {union_of(steps)} WHERE near IN ({', '.join(map(str, pair))}) "
+            f"GROUP BY ALL HAVING count(DISTINCT near) = {len(pair)}"
+        )
+        names = ", ".join(
+            f"({position}, {quote_text(edge.name)}, {quote_text(way)}, {quote_text(ends(edge, way)[2])})"
+            for position, (edge, way, _) in enumerate(steps)
+        )
+        ids = " UNION ALL ".join(
+            f"SELECT {quote_text(far_type)} AS type, idx AS far, CAST(id AS VARCHAR) AS id FROM {node_table(far_type)} "
+            "WHERE idx IN (SELECT far FROM shared)"
+            for far_type in dict.fromkeys(ends(edge, way)[2] for edge, way, _ in steps)
+        )
+        return self._table(
+            f"WITH shared AS MATERIALIZED ({shared}), steps(step, relation, direction, type) AS (VALUES {names}) "
+            f"SELECT relation, direction, type, id FROM shared JOIN steps USING (step) JOIN ({ids}) USING (type, far) "
+            f"ORDER BY relation, direction, id LIMIT {int(limit)}"
+        )
 
     def top(
         self,
@@ -119,8 +130,8 @@ class Queries:
         """
         rows, kind = f"SELECT {self.idx(type, id)}::INTEGER AS idx, 1::HUGEINT AS edges", type
         for name in path:
-            wanted = "in" if name.endswith(INVERSE) else "both"
-            edge, way = self._steps(kind, name.removesuffix(INVERSE), wanted)[0]
+            relation, is_inverse = parse_step(name, self._rows)
+            edge, way = self._steps(kind, relation, "in" if is_inverse else "both")[0]
             own, far, kind = ends(edge, way)
             rows = (
                 f"SELECT edge.{far} AS idx, sum(near.edges) AS edges FROM {self._edges(edge, way)} AS edge "
@@ -198,9 +209,22 @@ class Queries:
         return Reach(self._cursor, self._schema, steps)
 
     def _edges(self, relation: Relation, way: str) -> str:
-        if way == "out" and self._is_whole and relation.out_clustered:
-            return f"(FROM {out_table(relation.name)} UNION ALL FROM {delta_table(relation.name)})"
-        return self._rows[relation.name]
+        if not self._is_whole:
+            return self._rows[relation.name]
+        is_settled = relation.name not in self._waiting
+        if way == "out" and relation.out_clustered:
+            copy = out_table(relation.name)
+            return copy if is_settled else f"(FROM {copy} UNION ALL FROM {delta_table(relation.name)})"
+        return edge_table(relation.name) if is_settled else self._rows[relation.name]
+
+    @functools.cached_property
+    def _waiting(self) -> frozenset[str]:
+        """The relations that may have edges waiting for a compaction; where there are many, one query finds out which have."""
+        names = list(self._rows)
+        if len(names) <= FEW_STEPS:
+            return frozenset(names)
+        parts = [f"SELECT {position} WHERE EXISTS (FROM {delta_table(name)})" for position, name in enumerate(names)]
+        return frozenset(names[position] for (position,) in run(self._cursor, " UNION ALL ".join(parts)))
 
     def idx(self, kind: str, identifier: int | str, *, missing_ok: bool = False) -> int:
         """The idx of a node; -1 for one that is not there, where that is no error.

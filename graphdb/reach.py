@@ -26,7 +26,7 @@ PathStep = tuple[str, str, Node]
 
 
 class Reach:
-    """Breadth-first search in SQL: each hop is one scan of each relation that leaves the layer before.
+    """Breadth-first search in SQL: each hop is one query over all relations that join two types.
 
     Args:
         cursor: Where to ask.
@@ -36,7 +36,8 @@ class Reach:
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, steps: Callable[[str], Iterable[Step]]) -> None:
         self._cursor = cursor
-        self._steps = {node.name: list(steps(node.name)) for node in schema.nodes}
+        self._types = [node.name for node in schema.nodes]
+        self._steps = {node.name: _by_far_type(steps(node.name)) for node in schema.nodes}
 
     def layers(self, start: Node, num_hops: int, *, until: Node | None = None) -> list[Layer]:
         """The nodes at each distance from `start`, from 0 on; ends early where `until` or nothing new is reached.
@@ -47,15 +48,16 @@ class Reach:
         if not 0 <= num_hops <= MAX_HOPS:
             msg = f"expected 0 to {MAX_HOPS} hops, got {num_hops}"
             raise GraphError(msg)
-        seen = {name: np.zeros(num_idx(self._cursor, name), np.bool_) for name in self._steps}
+        seen = {name: np.zeros(num_idx(self._cursor, name), np.bool_) for name in self._types}
         seen[start[0]][start[1]] = True
         layers: list[Layer] = [{start[0]: np.array([start[1]], np.int32)}]
         while len(layers) <= num_hops and layers[-1] and not (until and _holds(layers[-1], until)):
             before = {name: known.copy() for name, known in seen.items()}
             for kind, idx in layers[-1].items():
-                for relation, way, rows in self._steps[kind]:
-                    own, far, far_type = ends(relation, way)
-                    near = f"(SELECT DISTINCT {far} AS idx FROM {rows} AS edge SEMI JOIN _near ON _near.idx = edge.{own})"
+                for far_type, steps in self._steps[kind].items():
+                    near = (
+                        f"(SELECT DISTINCT far AS idx FROM {union_of(steps)} AS edge SEMI JOIN _near ON _near.idx = edge.near)"
+                    )
                     reached = self._ask(near, _near=idx)["idx"].to_numpy()
                     seen[far_type][reached] = True
             found = {name: np.flatnonzero(known & ~before[name]).astype(np.int32) for name, known in seen.items()}
@@ -80,17 +82,18 @@ class Reach:
         """The steps that lead from a layer to each of some nodes, at most `limit` of one relation to one node."""
         found: dict[Node, list[tuple[Node, str, str]]] = {node: [] for node in nodes}
         for kind, idx in layer.items():
-            for relation, way, rows in self._steps[kind]:
-                own, far, far_type = ends(relation, way)
+            for far_type, steps in self._steps[kind].items():
                 wanted = np.array(sorted(idx for name, idx in nodes if name == far_type), np.int32)
                 if not len(wanted):
                     continue
                 query = (
-                    f"(SELECT DISTINCT {own} AS near, {far} AS far FROM {rows} AS edge "
-                    f"SEMI JOIN _near ON _near.idx = edge.{own} SEMI JOIN _far ON _far.idx = edge.{far}) "
-                    f"QUALIFY row_number() OVER (PARTITION BY far ORDER BY near) <= {int(limit)} ORDER BY far, near"
+                    f"(SELECT DISTINCT step, near, far FROM {union_of(steps)} AS edge "
+                    "SEMI JOIN _near ON _near.idx = edge.near SEMI JOIN _far ON _far.idx = edge.far) "
+                    f"QUALIFY row_number() OVER (PARTITION BY step, far ORDER BY near) <= {int(limit)} ORDER BY step, far, near"
                 )
-                for near, reached in zip(*self._ask(query, _near=idx, _far=wanted).to_pydict().values(), strict=True):
+                rows = self._ask(query, _near=idx, _far=wanted).to_pydict()
+                for step, near, reached in zip(rows["step"], rows["near"], rows["far"], strict=True):
+                    relation, way, _ = steps[step]
                     found[far_type, reached].append(((kind, near), relation.name, way))
         return found
 
@@ -107,6 +110,22 @@ class Reach:
 def ends(relation: Relation, way: str) -> tuple[str, str, str]:
     """The column of the near end, that of the far end, and the far end's type."""
     return ("src", "dst", relation.dst) if way == "out" else ("dst", "src", relation.src)
+
+
+def union_of(steps: Sequence[Step]) -> str:
+    """A FROM clause of the edges of some steps: columns step (the position in `steps`), near, far."""
+    parts = []
+    for position, (relation, way, rows) in enumerate(steps):
+        own, other, _ = ends(relation, way)
+        parts.append(f"SELECT {position} AS step, {own} AS near, {other} AS far FROM {rows}")
+    return f"({' UNION ALL '.join(parts)})"
+
+
+def _by_far_type(steps: Iterable[Step]) -> dict[str, list[Step]]:
+    grouped: dict[str, list[Step]] = {}
+    for step in steps:
+        grouped.setdefault(ends(*step[:2])[2], []).append(step)
+    return grouped
 
 
 def hops_table(layers: Sequence[Layer]) -> pa.Table:

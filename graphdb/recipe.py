@@ -7,7 +7,6 @@ import glob
 import importlib.util
 import logging
 import os
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,12 @@ from typing import Annotated, Any
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
+from graphdb.plain_tables import typed_rows
 from graphdb.progress import Progress
+from graphdb.reading import FORMATS, Reading, open_files
 from graphdb.report import LoadReport
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.sql import GraphError, quote, quote_text, run
+from graphdb.schema import GraphSchema, NodeType, Relation, read_toml, told_by_section
+from graphdb.sql import GraphError, first_line, quote, quote_text, run
 from graphdb.store import GraphStore
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class FileReading(Reading):
+    """How one raw file is read."""
+
+    types: dict[str, str] = Field(
+        default_factory=dict, description="column -> DuckDB type; those of text files are text otherwise"
+    )
+
+
 class RecipeSource(_Section):
     """Where the raw files come from: a package on the index, or a folder that the user names."""
 
@@ -40,9 +49,10 @@ class RecipeSource(_Section):
     module: str | None = Field(default=None, description="top-level module of the package; it is located, never imported")
     folder: str = Field(default="", description="folder of the files within the module")
     files: tuple[str, ...] = Field(
-        description="the files, each a table of its name up to the first dot: Parquet, CSV, or text with the column `line`",
+        description="the files, each a table of its name up to the first dot: Parquet, CSV, JSON lines, or lines of text",
         min_length=1,
     )
+    read: dict[str, FileReading] = Field(default_factory=dict, description="file -> how it is read")
 
 
 class Splits(_Section):
@@ -89,8 +99,14 @@ class Recipe(_Section):
         if not path.is_file():
             msg = f"no recipe {str(name)!r}, known: {', '.join(cls.names())}; or give the path of a TOML file"
             raise GraphError(msg)
-        with path.open("rb") as file:
-            return cls.model_validate(tomllib.load(file))
+        document = read_toml(path)
+        with told_by_section(path):
+            recipe = cls.model_validate(document)
+        unread = sorted(set(recipe.source.read) - set(recipe.source.files))
+        if unread:
+            msg = f"{path}: [source.read] names {unread[0]!r}, which is not one of files = {list(recipe.source.files)}"
+            raise GraphError(msg)
+        return recipe
 
     @property
     def graph_schema(self) -> GraphSchema:
@@ -164,15 +180,16 @@ class Recipe(_Section):
                 GraphStore.create(unfinished, self._expanded(raw).graph_schema) as store,
             ):
                 for name, fields in self.nodes.items():
-                    reports.append(store.load_nodes(name, _rows(raw, fields["sql"]), progress=progress))
+                    reports.append(store.load_nodes(name, self._rows(raw, f"nodes.{name}", fields), progress=progress))
                     if on_load:
                         on_load(reports[-1])
                 for name, fields in self._expanded(raw).relations.items():
-                    reports.append(store.load_edges(name, _rows(raw, fields["sql"]), progress=progress))
+                    rows = self._rows(raw, f"relations.{name}", fields)
+                    reports.append(store.load_edges(name, rows, progress=progress))
                     if on_load:
                         on_load(reports[-1])
                 for name, fields in self.tables.items():
-                    count = store.load_table(name, _rows(raw, fields["sql"]))
+                    count = store.load_table(name, self._rows(raw, f"tables.{name}", fields))
                     logger.info("table %s: %d rows", name, count)
             unfinished.replace(path)
         finally:
@@ -187,19 +204,51 @@ class Recipe(_Section):
                 relations[name] = fields
                 continue
             rest = {key: value for key, value in fields.items() if key != "each"}
-            for (value,) in run(raw, fields["each"]):
+            with self._told(f"relations.{name}"):
+                values = run(raw, fields["each"])
+            for (value,) in values:
                 relations[str(value)] = {**rest, "sql": rest["sql"].replace("$each", quote_text(str(value)))}
         return self.model_copy(update={"relations": relations})
 
     @contextlib.contextmanager
     def _open_raw(self, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect() as raw:
+            run(raw, "SET GLOBAL TimeZone = 'UTC'")
             for file in self.source.files:
-                rows = _read(_find(folder, file) or folder / file)
-                run(raw, f"CREATE VIEW {quote(file.partition('.')[0])} AS FROM {rows}")
+                path = _find(folder, file) or folder / file
+                with self._told(f"source, {path}"):
+                    run(raw, f"CREATE VIEW {quote(file.partition('.')[0])} AS {self._read(raw, file, path)}")
             for name, sql in self.steps.items():
-                run(raw, f"CREATE TABLE {quote(name)} AS {sql}")
+                with self._told(f"steps.{name}"):
+                    run(raw, f"CREATE TABLE {quote(name)} AS {sql}")
             yield raw
+
+    def _read(self, raw: duckdb.DuckDBPyConnection, file: str, path: Path) -> str:
+        """A query of a file's rows."""
+        reading = self.source.read.get(file, FileReading())
+        if reading.format is None and not {suffix.lower() for suffix in path.suffixes} & set(FORMATS):
+            options = (
+                "columns = {'line': 'VARCHAR'}, delim = chr(1), quote = '', escape = '', header = false, auto_detect = false"
+            )
+            return f"FROM read_csv({quote_text(glob.escape(str(path)))}, {options})"
+        parts = open_files(raw, [str(path)], None, reading, sets_aside=False)
+        return typed_rows(parts, reading.types, reading, where=str(path))
+
+    def _rows(self, raw: duckdb.DuckDBPyConnection, section: str, fields: dict[str, Any]) -> Any:
+        if not isinstance(fields.get("sql"), str):
+            msg = f"recipe {self.name!r}, [{section}]: there is no sql that gives its rows"
+            raise GraphError(msg)
+        with self._told(section):
+            return raw.sql(fields["sql"]).to_arrow_table()
+
+    @contextlib.contextmanager
+    def _told(self, section: str) -> Iterator[None]:
+        """Tells an error of a recipe's SQL by its section."""
+        try:
+            yield
+        except duckdb.Error as error:
+            msg = f"recipe {self.name!r}, [{section}]: {first_line(error)}"
+            raise GraphError(msg) from error
 
 
 def _find(folder: Path, file: str) -> Path | None:
@@ -207,26 +256,10 @@ def _find(folder: Path, file: str) -> Path | None:
     return next((path for suffix in ("", ".gz", ".zst") if (path := folder / f"{file}{suffix}").is_file()), None)
 
 
-def _read(path: Path) -> str:
-    """A FROM clause of a file's rows."""
-    kinds = {suffix.lower() for suffix in path.suffixes}
-    name = quote_text(glob.escape(str(path)))
-    if ".parquet" in kinds:
-        return f"read_parquet({name})"
-    if kinds & {".csv", ".tsv"}:
-        return f"read_csv({name})"
-    options = "columns = {'line': 'VARCHAR'}, delim = chr(1), quote = '', escape = '', header = false, auto_detect = false"
-    return f"read_csv({name}, {options})"
-
-
-def _rows(raw: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    return raw.sql(sql).to_arrow_table()
-
-
 def _without_sql(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != "sql"}
 
 
 def _remove(path: Path) -> None:
-    for leftover in (path, path.with_name(f"{path.name}.wal")):
+    for leftover in (path, path.with_name(f"{path.name}.wal"), path.with_name(f"{path.name}.lock")):
         leftover.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from graphdb.sql import run
+from graphdb.sql import GraphError, run
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class LoadReport:
         seconds: Wall time.
         held: Edges that wait for their nodes, where the caller asked for that.
         released: Relation -> edges that had waited for the nodes of this load, and are in the graph now.
+        absent: Declared properties that the source has no column of, which are as they were.
     """
 
     target: str
@@ -41,6 +42,7 @@ class LoadReport:
     seconds: float
     held: int = 0
     released: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     @property
     def num_rejected(self) -> int:
@@ -63,14 +65,40 @@ def rejected_by_reason(connection: duckdb.DuckDBPyConnection, load_id: int) -> d
     return dict(run(connection, query, [load_id]))
 
 
-def record(connection: duckdb.DuckDBPyConnection, load_id: int, report: LoadReport, content: str | None = None) -> LoadReport:
+def refuse_too_many(connection: duckdb.DuckDBPyConnection, load_id: int, max_rejected: int | None, *, where: str) -> None:
+    """Refuses a load of which more rows were set aside than its caller allows.
+
+    Raises:
+        GraphError: There are more; the message has the reasons, and the first row of each.
+    """
+    if max_rejected is None:
+        return
+    rejected = rejected_by_reason(connection, load_id)
+    if sum(rejected.values()) <= max_rejected:
+        return
+    query = (
+        "SELECT reason, count(*), arg_min(coalesce(file || ', ', '') || 'row ' || row, (coalesce(file, ''), row)) "
+        "FROM _rejected "
+        "WHERE load_id = ? GROUP BY reason ORDER BY ALL"
+    )
+    reasons = "; ".join(
+        f"{reason}: {number} ({first} is the first)" for reason, number, first in run(connection, query, [load_id])
+    )
+    msg = (
+        f"{where}: {sum(rejected.values())} rows would be set aside, more than max_rejected={max_rejected}, so "
+        f"nothing is loaded: {reasons}"
+    )
+    raise GraphError(msg)
+
+
+def record(connection: duckdb.DuckDBPyConnection, load_id: int, report: LoadReport) -> LoadReport:
     """Writes a load into the store's own account of loads."""
     run(
         connection,
-        "INSERT INTO _load VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, now()::TIMESTAMP)",
+        "INSERT INTO _load VALUES (?, ?, ?, ?, ?, ?, ?, ?, now()::TIMESTAMP)",
         [
             load_id, report.target, report.source, report.read, report.loaded, report.already_there, report.held,
-            report.num_rejected, content,
+            report.num_rejected,
         ],
     )  # fmt: skip
     logger.info(

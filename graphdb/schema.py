@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from graphdb.sql import GraphError
 
@@ -17,7 +18,10 @@ Surface = Literal["onsite", "offsite"]
 Duplicates = Literal["first", "last", "sum", "all"]
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_PROPERTY_TYPES = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP"})
+#: DuckDB types that a property can have.
+PROPERTY_TYPES = frozenset({"BOOLEAN", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP"})
+#: What columns of the store's own begin with.
+_OWN_PREFIX = "_mf_"
 _RESERVED_NODE_PROPERTIES = frozenset({"idx", "id"})
 _RESERVED_EDGE_PROPERTIES = frozenset({"src", "dst", "src_idx", "dst_idx", "src_id", "dst_id", "time", "weight"})
 
@@ -26,12 +30,22 @@ class _Declaration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _in_capitals(properties: Any) -> Any:
+    """DuckDB's names of types, which may be written small."""
+    if not isinstance(properties, Mapping):
+        return properties
+    return {name: kind.strip().upper() if isinstance(kind, str) else kind for name, kind in properties.items()}
+
+
+Properties = Annotated[dict[str, str], BeforeValidator(_in_capitals)]
+
+
 class NodeType(_Declaration):
     """A type of node, such as user, pin or advertiser."""
 
     name: str = Field(description="name of the node type", pattern=r"\S", max_length=100)
     id_type: IdType = Field(default="int64", description="type of the external ids: int64 or string")
-    properties: dict[str, str] = Field(default_factory=dict, description="property name -> DuckDB type")
+    properties: Properties = Field(default_factory=dict, description="property name -> DuckDB type")
 
     @model_validator(mode="after")
     def _check_properties(self) -> Self:
@@ -74,9 +88,11 @@ class Relation(_Declaration):
     name: str = Field(description="name of the relation, unique in its schema", pattern=r"\S", max_length=100)
     dst: str = Field(description="node type of the edge's tail")
     surface: Surface = Field(default="onsite", description="onsite or offsite")
-    timed: bool = Field(default=True, description="whether an edge has a time; untimed edges are in every window")
+    timed: bool = Field(
+        default=True, description="whether edges have times; an untimed one is in each window of both of its ends"
+    )
     weighted: bool = Field(default=False, description="whether an edge has a weight")
-    properties: dict[str, str] = Field(default_factory=dict, description="property of an edge -> DuckDB type")
+    properties: Properties = Field(default_factory=dict, description="property of an edge -> DuckDB type")
     duplicates: Duplicates = Field(
         default="first",
         description="what becomes of rows with the same src, dst and time: the first or the last stands, their weights are "
@@ -130,13 +146,22 @@ class GraphSchema(_Declaration):
 
     @classmethod
     def from_toml(cls, path: str | Path) -> GraphSchema:
-        """Reads `[nodes.<name>]` and `[relations.<name>]` tables; keys that are not the schema's are refused."""
-        with Path(path).open("rb") as file:
-            document = tomllib.load(file)
-        return cls(
-            nodes=tuple(NodeType(name=name, **fields) for name, fields in document.get("nodes", {}).items()),
-            relations=tuple(Relation(name=name, **fields) for name, fields in document.get("relations", {}).items()),
-        )
+        """Reads `[nodes.<name>]` and `[relations.<name>]` tables.
+
+        Raises:
+            GraphError: The file cannot be read, or has a section or a key that is not the schema's.
+        """
+        document = read_toml(path)
+        unknown = [name for name in document if name not in {"nodes", "relations"}]
+        if unknown:
+            way = "a recipe is given as such" if "source" in document else "expected [nodes.<name>] and [relations.<name>]"
+            msg = f"{path}: unknown section {', '.join(map(repr, unknown))}; {way}"
+            raise GraphError(msg)
+        with told_by_section(path):
+            return cls(
+                nodes=tuple(_declared(NodeType, "nodes", document) if "nodes" in document else ()),
+                relations=tuple(_declared(Relation, "relations", document)),
+            )
 
     def node(self, name: str) -> NodeType:
         """The node type called `name`; `GraphError` lists the known ones."""
@@ -155,14 +180,65 @@ class GraphSchema(_Declaration):
         raise GraphError(msg)
 
 
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        GraphError: There is none at `path`, or it is not TOML.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}"
+        raise GraphError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not TOML: {error}"
+        raise GraphError(msg) from error
+
+
+@contextlib.contextmanager
+def told_by_section(path: str | Path, section: str = "") -> Iterator[None]:
+    """Tells what a file's declarations lack by section and key, as the file has them.
+
+    Raises:
+        GraphError: Something is wrong with them.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            place = ".".join(str(part) for part in (section, *fault["loc"]) if part != "")
+            told = _FAULTS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+            faults.append(f"{f'[{place}] ' if place else ''}{told}")
+        msg = f"{path}: {'; '.join(faults)}"
+        raise GraphError(msg) from error
+
+
+#: Faults by pydantic's name of their kind.
+_FAULTS = {"extra_forbidden": "is no key that is known here", "missing": "is missing"}
+_Declared = TypeVar("_Declared", NodeType, Relation)
+
+
+def _declared(kind: type[_Declared], section: str, document: Mapping[str, Any]) -> Iterator[_Declared]:
+    tables = document.get(section, {})
+    if not isinstance(tables, Mapping) or not all(isinstance(fields, Mapping) for fields in tables.values()):
+        msg = f"expected tables [{section}.<name>], got {section} = {tables!r}"
+        raise GraphError(msg)
+    for name, fields in tables.items():
+        with told_by_section("the schema", f"{section}.{name}"):
+            yield kind.model_validate({"name": name, **fields})
+
+
 def _check_properties(owner: str, properties: dict[str, str], reserved: frozenset[str]) -> None:
     _refuse_duplicates(f"{owner}: property", list(properties))
     for name, duckdb_type in properties.items():
-        if name.lower() in reserved:
+        if name.lower() in reserved or name.lower().startswith(_OWN_PREFIX):
             msg = f"{owner}: property {name!r} is reserved; rename the column"
             raise ValueError(msg)
-        if duckdb_type not in _PROPERTY_TYPES:
-            msg = f"{owner}: property {name!r} has type {duckdb_type!r}, expected one of {', '.join(sorted(_PROPERTY_TYPES))}"
+        if duckdb_type not in PROPERTY_TYPES:
+            msg = f"{owner}: property {name!r} has type {duckdb_type!r}, expected one of {', '.join(sorted(PROPERTY_TYPES))}"
             raise ValueError(msg)
 
 

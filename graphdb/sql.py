@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import duckdb
 import pyarrow as pa
 
 _NAME = re.compile(r"[^\x00]{1,200}")
+_KIND = re.compile(r"^(\w+ )*Error: ")
 
 
 class GraphError(ValueError):
@@ -39,7 +41,9 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def run(connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+def run(
+    connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
     """Runs statements and returns the last one's rows, so that the connection is free for the next."""
     return connection.execute(query, params).fetchall()
 
@@ -72,6 +76,21 @@ def select(
     except duckdb.Error as error:
         msg = f"the query failed: {error}"
         raise GraphError(msg) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of DuckDB says, without its kind, the query and the stack that it prints."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _KIND.sub("", text)
+
+
+def unregister(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Takes back the name of rows in memory.
+
+    After an error, which has aborted the transaction, nothing can be taken back: the name goes with its cursor.
+    """
+    with contextlib.suppress(duckdb.TransactionException):
+        connection.unregister(name)
 
 
 def begin_reading(connection: duckdb.DuckDBPyConnection) -> None:

@@ -26,7 +26,7 @@ def describe_all(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> 
     """Nodes by type, and for each relation its edges, ends and time range, as JSON-able fields."""
     relations = {}
     for relation in schema.relations:
-        times = "min(time), max(time)" if relation.timed else "NULL, NULL"
+        times = "min(time)::VARCHAR, max(time)::VARCHAR" if relation.timed else "NULL, NULL"
         query = f"SELECT count(*), count(DISTINCT src), count(DISTINCT dst), {times} FROM {all_edges(relation.name)}"
         edges, sources, targets, first, last = run(connection, query)[0]
         relations[relation.name] = {
@@ -39,7 +39,15 @@ def describe_all(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> 
             "held": count(connection, held_table(relation.name)),
             "distinct_src": sources,
             "distinct_dst": targets,
-            "first": first.isoformat() if first else None,
-            "last": last.isoformat() if last else None,
+            "first": _iso(first),
+            "last": _iso(last),
         }
     return {"nodes": count_all(connection, schema)["nodes"], "relations": relations}
+
+
+def _iso(time: str | None) -> str | None:
+    """DuckDB's text of a time in ISO 8601; as text, since it may be beyond the years that Python can hold."""
+    if time is None:
+        return None
+    seconds, dot, fraction = time.replace(" ", "T", 1).partition(".")
+    return seconds + dot + fraction.ljust(6, "0") if dot else seconds

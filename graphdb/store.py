@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime as dt
 import logging
-import threading
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import duckdb
 import pyarrow as pa
 
 from graphdb import evolution, loading, nodes, retention
-from graphdb.database import create_database, open_database
-from graphdb.edgelog import log_bytes, sweep
+from graphdb.edgelog import log_bytes
 from graphdb.layout import all_edges
-from graphdb.loading import MissingNodes
-from graphdb.neighborhood import IdCache
+from graphdb.loading import EdgeLoad, MissingNodes
+from graphdb.nodes import NodeLoad, Nulls
+from graphdb.plain_tables import load_table
 from graphdb.progress import Progress, watched
 from graphdb.queries import Direction, Queries
+from graphdb.reading import Reading
 from graphdb.report import LoadReport
 from graphdb.schema import GraphSchema, NodeType, Relation, Surface
-from graphdb.source import Source, scan
-from graphdb.sql import GraphError, begin_reading, changed, quote, run, select
+from graphdb.session import Session, back_up
+from graphdb.source import Source
+from graphdb.sql import GraphError, select
 from graphdb.statistics import count_all, describe_all
 from graphdb.storage import EdgeStorage, Storage, log_folder
+from graphdb.times import Time, utc
 
 if TYPE_CHECKING:
     from graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
-
-_OWN_PREFIXES = ("_", "nodes_", "edges_", "rejected_rows", "loads", "removals")
 
 
 class GraphStore:
@@ -58,18 +54,10 @@ class GraphStore:
         (2, 1, GraphStore(user=2, pin=2, (user, clicks, pin)=2))
     """
 
-    def __init__(
-        self, connection: duckdb.DuckDBPyConnection, path: Path, schema: GraphSchema, storage: Storage, *, read_only: bool
-    ) -> None:
-        self._connection = connection
-        self._storage = storage
-        self._views: weakref.WeakSet[GraphView] = weakref.WeakSet()
-        self._writing = threading.Lock()
-        self._ids = IdCache()
-        self._asking = threading.local()
-        self.path = path
-        self.schema = schema
-        self.read_only = read_only
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.path = session.path
+        self.read_only = session.read_only
 
     @classmethod
     def create(
@@ -97,7 +85,7 @@ class GraphStore:
         """
         path = Path(path)
         storage = Storage(log_folder(path) if edge_log == "parquet" else None)
-        return cls(create_database(path, schema, storage, memory_limit, threads), path, schema, storage, read_only=False)
+        return cls(Session.create(path, schema, storage, memory_limit, threads))
 
     @classmethod
     def open(
@@ -114,13 +102,29 @@ class GraphStore:
         Raises:
             GraphError: There is no store at `path`, another process writes to it, or it was written by a newer version.
         """
-        path = Path(path)
-        connection, schema, storage = open_database(path, read_only, memory_limit, threads)
-        return cls(connection, path, schema, storage, read_only=read_only)
+        return cls(Session.open(Path(path), memory_limit, threads, read_only=read_only))
+
+    @staticmethod
+    def backup(path: str | Path, to: str | Path) -> None:
+        """Copies a store, whether or not a process writes to it: another process reads the copy meanwhile.
+
+        Args:
+            path: The store's file.
+            to: The file to make; it appears there whole or not at all, and holds what was committed last.
+
+        Raises:
+            GraphError: There is no store at `path`, or something at `to`.
+        """
+        back_up(Path(path), Path(to))
 
     def close(self) -> None:
         """Closes the file; views of the store end with it."""
-        self._connection.close()
+        self._session.close()
+
+    @property
+    def schema(self) -> GraphSchema:
+        """The node types and relations."""
+        return self._session.schema
 
     def __enter__(self) -> Self:
         return self
@@ -140,23 +144,34 @@ class GraphStore:
         source: Source,
         *,
         id: str = "id",  # noqa: A002 - the public contract
+        time: str | None = None,
+        nulls: Nulls = "keep",
+        max_rejected: int | None = None,
         progress: Progress | None = None,
+        **reading: Any,
     ) -> LoadReport:
-        """Loads nodes of one type with their properties.
+        """Loads nodes of one type with their properties; declared properties that the source lacks stay as they are.
 
         Args:
             type: Node type.
-            source: Files, a `Query`, an Arrow table or a data frame, with the id and the declared properties as columns.
+            source: Files, a folder, a `Query`, an Arrow table or a data frame, with the id and properties as columns.
             id: Column of the external ids.
+            time: Column of the time from which on a node exists; by default it does from its first event, or from now.
+            nulls: Whether a null leaves a property as it was ("keep"), or takes its value away ("write").
+            max_rejected: Rows that may be set aside; with more of them nothing is loaded. Any number by default.
             progress: Called during a long load with the step's name and the share of it that is done.
+            **reading: Fields of `Reading`: how files, times and nulls are read.
 
         Raises:
-            GraphError: Unknown type, missing column, or a column type that cannot hold the ids. Nothing is loaded then.
+            GraphError: Unknown type, missing column, or a column type that cannot be meant. Nothing is loaded then.
         """
-        node = self.schema.node(type)
-        with self._transaction() as cursor, watched(cursor, progress, f"nodes of {type}"):
-            report = nodes.load_nodes(cursor, node, source, id_column=id)
-            return dataclasses.replace(report, released=loading.release_held(cursor, self.schema, self._storage, type))
+        options = Reading.of(reading)
+        with self._session.transaction(f"nodes of {type!r}") as cursor, watched(cursor, progress, f"nodes of {type}"):
+            node = self.schema.node(type)
+            load = NodeLoad(node=node, id_column=id, time_column=time, nulls=nulls, max_rejected=max_rejected, reading=options)
+            report = nodes.load_nodes(cursor, load, source)
+            released = loading.release_held(cursor, self.schema, self._session.storage, type)
+            return dataclasses.replace(report, released=released)
 
     def load_edges(
         self,
@@ -168,67 +183,94 @@ class GraphStore:
         time: str = "time",
         weight: str = "weight",
         missing_nodes: MissingNodes = "create",
+        batch: str | None = None,
+        max_rejected: int | None = None,
         progress: Progress | None = None,
+        **reading: Any,
     ) -> LoadReport:
-        """Loads edges of one relation; the same rows a second time add nothing.
+        """Loads edges of one relation; the same file, or the batch of the same name, a second time adds nothing.
 
         Args:
             relation: Name of the relation.
-            source: Files, a `Query`, an Arrow table or a data frame.
+            source: Files, a folder, a `Query`, an Arrow table or a data frame.
             src: Column of the head's external id.
             dst: Column of the tail's external id.
-            time: Column of the time (a timestamp without zone is UTC); read where the relation is timed.
+            time: Column of the time (one without a zone is UTC); read where the relation is timed.
             weight: Column of the weight; read where the relation is weighted.
             missing_nodes: What becomes of an edge whose node is unknown: it creates the node, is rejected, or is held until
                 `load_nodes` brings the node.
+            batch: The batch's name, where `duplicates` is "sum" or "all" and its rows do not come from files: what comes under
+                the same name is the same batch, what comes under another is another.
+            max_rejected: Rows that may be set aside; with more of them nothing is loaded. Any number by default.
             progress: Called during a long load with the step's name and the share of it that is done.
+            **reading: Fields of `Reading`: how files, times and nulls are read.
 
         Raises:
-            GraphError: Unknown relation, missing column, or a column type that does not fit. Nothing is loaded then.
+            GraphError: Unknown relation, missing column, a column type that cannot be meant, or rows of which it cannot be told
+                whether they were loaded before. Nothing is loaded then.
         """
-        declared = self.schema.relation(relation)
-        columns = {"src": src, "dst": dst, "time": time, "weight": weight}
-        with self._transaction() as cursor, watched(cursor, progress, f"edges of {declared}"):
-            return loading.load_edges(
-                cursor, self.schema, self._storage, declared, source, columns=columns, missing_nodes=missing_nodes
+        options = Reading.of(reading)
+        with self._session.transaction(f"edges of {relation!r}") as cursor, watched(cursor, progress, f"edges of {relation}"):
+            load = EdgeLoad(
+                relation=self.schema.relation(relation),
+                columns={"src": src, "dst": dst, "time": time, "weight": weight},
+                missing_nodes=missing_nodes,
+                batch=batch,
+                max_rejected=max_rejected,
+                reading=options,
             )
+            return loading.load_edges(cursor, self.schema, self._session.storage, load, source)
 
-    def load_table(self, name: str, source: Source) -> int:
+    def load_table(self, name: str, source: Source, *, types: Mapping[str, str] | None = None, **reading: Any) -> int:
         """Replaces a plain table beside the graph (impressions, calendars, labels) by the rows of `source`.
+
+        Args:
+            name: The table's name.
+            source: Files, a folder, a `Query`, an Arrow table or a data frame.
+            types: Column -> DuckDB type, for columns of text files, which are text otherwise.
+            **reading: Fields of `Reading`.
 
         Returns:
             Rows of the table.
 
         Raises:
-            GraphError: The name is one of the store's own.
+            GraphError: The name is one of the store's own, or a value is not of its column's type.
         """
-        if name.lower().startswith(_OWN_PREFIXES):
-            msg = f"table {name!r}: names that start with {', '.join(_OWN_PREFIXES)} belong to the store; choose another"
-            raise GraphError(msg)
-        with self._transaction() as cursor, scan(cursor, source) as rows:
-            return changed(cursor, f"CREATE OR REPLACE TABLE {quote(name)} AS SELECT * FROM {rows}")
+        options = Reading.of(reading)
+        with self._session.transaction(f"table {name!r}") as cursor:
+            return load_table(cursor, name, source, types or {}, options)
 
     def compact(self) -> dict[str, int]:
         """Merges the edges that came since the last compaction into the clustered tables.
 
+        After `forget`, the file is written anew, so that no byte of what was forgotten stays in it.
+
         Returns:
             Relation -> edges merged.
         """
-        self._sweep()
+        self._session.sweep()
         merged = {}
         for relation in self.schema.relations:
-            with self._transaction() as cursor:
-                merged[relation.name] = self._storage.base(cursor, relation).compact()
-        if any(merged.values()):
-            # Gives the file's space back now; an open view can be in the way, and then a later checkpoint does.
-            with contextlib.suppress(duckdb.TransactionException):
-                run(self._connection, "CHECKPOINT")
+            with self._session.transaction(f"compacting {relation}") as cursor:
+                merged[relation.name] = self._session.storage.base(cursor, relation).compact()
+        with self._session.reading() as cursor:
+            holds_forgotten = retention.holds_forgotten(cursor)
+        if holds_forgotten:
+            self._session.sweep()
+            if self._session.rewrite():
+                with self._session.transaction("compacting") as cursor:
+                    retention.mark_rewritten(cursor)
+            else:
+                logger.warning(
+                    "%s still holds bytes of forgotten nodes: close its views and its other handles, and compact again",
+                    self.path,
+                )
         return merged
 
     def view(
         self,
-        as_of: dt.datetime | None = None,
-        since: dt.datetime | None = None,
+        as_of: Time | None = None,
+        since: Time | None = None,
         relations: Sequence[str] | None = None,
         surface: Surface | None = None,
         min_degree: int | Mapping[str, int] | None = None,
@@ -237,7 +279,8 @@ class GraphStore:
         """Opens the window `since <= time < as_of` as the store is now; later loads do not change it.
 
         Args:
-            as_of: End of the window, not within it; times without a zone are UTC.
+            as_of: End of the window, not within it; times without a zone are UTC. Nodes that were first seen later are not in
+            it.
             since: Start of the window, within it.
             relations: Names of the relations to keep; all by default.
             surface: Keep onsite or offsite relations only.
@@ -248,6 +291,8 @@ class GraphStore:
         Raises:
             GraphError: Nothing has such a name, a named relation ends in a type that is not kept, or the window is empty.
         """
+        since, as_of = utc(since, "since"), utc(as_of, "as_of")
+        self._session.refresh()
         chosen = [self.schema.relation(name) for name in relations] if relations is not None else list(self.schema.relations)
         chosen = [relation for relation in chosen if surface is None or relation.surface == surface]
         if types is not None:
@@ -260,16 +305,16 @@ class GraphStore:
         from graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
 
         view = GraphView(
-            self._connection.cursor(),
+            self._session.connection.cursor(),
             self.schema,
-            self._storage,
+            self._session.storage,
             chosen,
-            since=_utc(since),
-            as_of=_utc(as_of),
+            since=since,
+            as_of=as_of,
             min_degree=min_degree,
             types=types,
         )
-        self._views.add(view)
+        self._session.site.views.add(view)
         return view
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
@@ -278,17 +323,14 @@ class GraphStore:
         Raises:
             GraphError: More than one statement, or one that is not a SELECT.
         """
-        with self._reading() as cursor:
+        with self._session.reading() as cursor:
             return select(cursor, query, params)
 
     @property
     def queries(self) -> Queries:
         """Ready-made questions to the whole graph, each answered by an Arrow table."""
         rows = {relation.name: all_edges(relation.name) for relation in self.schema.relations}
-        if not hasattr(self._asking, "cursor"):
-            # A cursor's first query costs more than all that follow; a thread cannot use another's.
-            self._asking.cursor = self._connection.cursor()
-        return Queries(self._asking.cursor, self.schema, rows, ids=self._ids, is_whole=True)
+        return Queries(self._session.cursor(), self.schema, rows, ids=self._session.site.ids, is_whole=True)
 
     def neighbors(
         self,
@@ -297,8 +339,8 @@ class GraphStore:
         *,
         relation: str | None = None,
         direction: Direction = "both",
-        since: dt.datetime | None = None,
-        as_of: dt.datetime | None = None,
+        since: Time | None = None,
+        as_of: Time | None = None,
         limit: int = 100,
     ) -> pa.Table:
         """The neighbours of one node, latest first.
@@ -306,9 +348,8 @@ class GraphStore:
         Returns:
             A table with columns relation, direction, type, id (as text), time, weight.
         """
-        return self.queries.neighbors(
-            type, id, relation=relation, direction=direction, since=_utc(since), as_of=_utc(as_of), limit=limit
-        )
+        since, as_of = utc(since, "since"), utc(as_of, "as_of")
+        return self.queries.neighbors(type, id, relation=relation, direction=direction, since=since, as_of=as_of, limit=limit)
 
     def add_node_type(self, node: NodeType) -> None:
         """Adds a node type to the schema.
@@ -316,8 +357,8 @@ class GraphStore:
         Raises:
             GraphError: There is one of that name.
         """
-        with self._transaction() as cursor:
-            self.schema = evolution.add_node_type(cursor, self.schema, node)
+        with self._session.changing_schema() as cursor:
+            evolution.add_node_type(cursor, self.schema, node)
 
     def add_relation(self, relation: Relation) -> None:
         """Adds a relation between known node types to the schema.
@@ -325,8 +366,8 @@ class GraphStore:
         Raises:
             GraphError: There is one of that name, or a node type is unknown.
         """
-        with self._transaction() as cursor:
-            self.schema = evolution.add_relation(cursor, self.schema, self._storage, relation)
+        with self._session.changing_schema() as cursor:
+            evolution.add_relation(cursor, self.schema, self._session.storage, relation)
 
     def add_property(self, owner: str, name: str, duckdb_type: str) -> None:
         """Adds a property, null so far, to a node type or a relation.
@@ -339,23 +380,26 @@ class GraphStore:
         Raises:
             GraphError: Nothing has that name, or it has such a property.
         """
-        with self._transaction() as cursor:
-            self.schema = evolution.add_property(cursor, self.schema, self._storage, owner, name, duckdb_type)
+        with self._session.changing_schema() as cursor:
+            evolution.add_property(cursor, self.schema, self._session.storage, owner, name, duckdb_type)
 
-    def drop_before(self, time: dt.datetime, relations: Sequence[str] | None = None) -> dict[str, int]:
+    def drop_before(self, time: Time, relations: Sequence[str] | None = None) -> dict[str, int]:
         """Drops the edges of timed relations from before a time; the `removals` view keeps the account.
 
         Returns:
             Relation -> edges dropped.
         """
+        before = utc(time)
         chosen = [self.schema.relation(name) for name in relations] if relations is not None else self.schema.relations
-        with self._transaction() as cursor:
-            return retention.drop_before(cursor, self._storage, chosen, _utc(time))
+        with self._session.transaction("dropping edges") as cursor:
+            return retention.drop_before(cursor, self._session.storage, chosen, before)
 
     def forget(self, type: str, id: int | str) -> dict[str, int]:  # noqa: A002 - the public contract
         """Deletes a node, its edges and what was rejected or held of it; its idx is never given again.
 
-        The `removals` view keeps the type, the idx and the time, not the id: the same id loaded later is another node.
+        The `removals` view keeps the type, the idx and the time, not the id: the same id loaded later is another node. Bytes of
+        the id stay in the file until `compact`, which writes it anew. Plain tables are yours: a warning names those that hold
+        it.
 
         Returns:
             Relation -> edges deleted.
@@ -363,54 +407,17 @@ class GraphStore:
         Raises:
             GraphError: There is no such node.
         """
-        with self._transaction() as cursor:
-            return retention.forget(cursor, self.schema, self._storage, self.schema.node(type), id)
+        with self._session.transaction(f"forgetting a {type}") as cursor:
+            return retention.forget(cursor, self.schema, self._session.storage, self.schema.node(type), id)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Nodes by type and edges by relation."""
-        with self._reading() as cursor:
+        with self._session.reading() as cursor:
             return count_all(cursor, self.schema)
 
     def stats(self) -> dict[str, Any]:
         """Counts, time ranges, distinct ends and size on disk, as JSON-able fields."""
-        with self._reading() as cursor:
-            log = 0 if self._storage.log is None else log_bytes(self._storage.log)
+        with self._session.reading() as cursor:
+            storage = self._session.storage
+            log = 0 if storage.log is None else log_bytes(storage.log)
             return {**describe_all(cursor, self.schema), "bytes": self.path.stat().st_size + log}
-
-    def _sweep(self) -> None:
-        """Removes the files of the log that earlier changes left, unless a view may read them still."""
-        if self._storage.log is not None and not self.read_only and all(view.is_closed for view in self._views):
-            with self._transaction() as cursor:
-                sweep(cursor, self._storage.log)
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._connection.cursor() as cursor:
-            begin_reading(cursor)
-            yield cursor
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        if self.read_only:
-            msg = f"{self.path} is open read-only; open it with GraphStore.open(path) to write"
-            raise GraphError(msg)
-        with self._writing:
-            cursor = self._connection.cursor()
-            cursor.begin()
-            try:
-                yield cursor
-            except BaseException:
-                cursor.rollback()
-                raise
-            else:
-                cursor.commit()
-                self._ids.clear()
-            finally:
-                cursor.close()
-
-
-def _utc(time: dt.datetime | None) -> dt.datetime | None:
-    """A time as DuckDB's TIMESTAMP has it: UTC, without a zone."""
-    if time is None or time.tzinfo is None:
-        return time
-    return time.astimezone(dt.UTC).replace(tzinfo=None)

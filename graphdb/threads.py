@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 
 _MIN_RANGE: Final = 16_384
 _MAX_THREADS: Final = 64
+_RANGES_PER_THREAD: Final = 4
 
 
 class _Pool:
@@ -46,7 +47,10 @@ os.register_at_fork(after_in_child=_reset)
 
 
 def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: int, num_threads: int | None = None) -> None:
-    """Runs `kernel(start, stop)` over `range(total)`, cut evenly over some threads.
+    """Runs `kernel(start, stop)` over `range(total)`, cut into ranges that some threads take one after another.
+
+    Where other work shares the cores, a thread that is kept waiting holds up no more than the range that it has begun: the
+    others take the rest.
 
     Args:
         kernel: Takes a half-open range; must release the GIL to gain anything, and must not call `run_ranges`.
@@ -54,20 +58,28 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
         min_size: The smallest range that is worth a thread of its own.
         num_threads: How many; by default as many as torch is set to, which is 1 within a data loader's worker.
     """
-    num_ranges = max(1, min(num_threads or _torch_threads(), total // max(1, min_size), _MAX_THREADS))
-    if num_ranges == 1:
+    num_workers = max(1, min(num_threads or _torch_threads(), total // max(1, min_size), _MAX_THREADS))
+    if num_workers == 1:
         kernel(0, total)
         return
+    num_ranges = min(total, _RANGES_PER_THREAD * num_workers)
     bounds = [total * part // num_ranges for part in range(num_ranges + 1)]
+    left = iter(range(num_ranges))
+
+    def work() -> None:
+        for part in left:  # a range's iterator is safe to share under the GIL
+            kernel(bounds[part], bounds[part + 1])
+
     executor = _pool.executor()
-    futures = [executor.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, num_ranges)]
+    futures = [executor.submit(work) for _ in range(num_workers - 1)]
     try:
-        kernel(bounds[0], bounds[1])
+        work()
     finally:
-        # Even after an error no thread may still write into the caller's arrays.
-        for future in futures:
+        # What has not begun by now finds nothing left. Even after an error no thread may still write into the caller's arrays.
+        begun = [future for future in futures if not future.cancel()]
+        for future in begun:
             future.exception()
-    for future in futures:
+    for future in begun:
         future.result()
 
 

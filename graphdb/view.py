@@ -18,9 +18,10 @@ import torch
 from graphdb.edges import Csc, Edges, Triples
 from graphdb.files import write_parquet, write_safetensors
 from graphdb.layout import key_columns, node_table
+from graphdb.members import Members, find_members, first_seen
 from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
-from graphdb.nodes import num_idx
+from graphdb.properties import property_tensor
 from graphdb.queries import Queries
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import GraphError, begin_reading, count, quote, run, select
@@ -30,7 +31,7 @@ from graphdb.window import Window, create_windows
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
-    from graphdb.pyg import ViewFeatureStore, ViewGraphStore
+    from graphdb.pyg import Properties, ViewFeatureStore, ViewGraphStore
     from graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class GraphView:
         relations: The relations of the view, in the order that `Triples.relation` counts.
         since: Start of the window (UTC, within it), or None.
         as_of: End of the window (UTC, not within it), or None.
-        num_nodes: Kept node type -> rows, so that every idx of the type is below it.
+        num_nodes: Kept node type -> its nodes that belong to the window (see `graphdb.members`); they are its rows 0, 1, ...
         num_edges: Relation name -> edges in the window.
     """
 
@@ -76,15 +77,16 @@ class GraphView:
         self.since = since
         self.as_of = as_of
         self._counts: dict[str, int] = {}
+        self._types = [node.name for node in schema.nodes if types is None or node.name in types]
         self._generation = self._begin()
-        kept = [node.name for node in schema.nodes if types is None or node.name in types]
-        self.num_nodes = {name: num_idx(cursor, name) for name in kept}
+        self.num_nodes = {name: self._members[name].num_rows for name in self._types}
 
     def _begin(self) -> tuple[Any, ...]:
         """Begins the transaction that is the view's snapshot; returns what tells the store's contents apart."""
         begin_reading(self._cursor)
+        self._members = find_members(self._cursor, self.schema, self.as_of)
         self._windows = create_windows(
-            self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree
+            self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree, self._members
         )
         return run(
             self._cursor, "SELECT (SELECT count(*) FROM _load), (SELECT count(*) FROM _removal), count(*) FROM duckdb_tables()"
@@ -114,10 +116,14 @@ class GraphView:
     def triples(self) -> Triples:
         """The window's edges of all relations, relation by relation, each ordered by tail."""
         parts = [self._columns(relation.name, ["src", "dst"]) for relation in self.relations]
-        counts = torch.tensor([len(part["src"]) for part in parts], dtype=torch.int64)
+        relation = np.empty(sum(len(part["src"]) for part in parts), np.int32)
+        first = 0
+        for number, part in enumerate(parts):
+            relation[first : first + len(part["src"])] = number
+            first += len(part["src"])
         return Triples(
             head=_concatenated([part["src"] for part in parts]),
-            relation=torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), counts),
+            relation=torch.from_numpy(relation),
             tail=_concatenated([part["dst"] for part in parts]),
         )
 
@@ -125,33 +131,37 @@ class GraphView:
         """The window's edges of one relation as compressed sparse columns."""
         return Csc.from_edges(self.edges(relation), self.num_nodes[self._relation(relation).dst])
 
-    def to_hetero_data(self) -> HeteroData:
-        """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any."""
-        from torch_geometric.data import HeteroData  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+    def to_hetero_data(self, *, reverse: bool = False, properties: Properties = True) -> HeteroData:
+        """The window as PyG's HeteroData: `edge_index` int64 [2, E], with `time` and `edge_weight` where there are any.
 
-        data = HeteroData()
-        for name, num_nodes in self.num_nodes.items():
-            data[name].num_nodes = num_nodes
-        for relation in self.relations:
-            edges = self.edges(relation.name)
-            data[relation.triple].edge_index = torch.stack([edges.src, edges.dst]).long()
-            if edges.time is not None:
-                data[relation.triple].time = edges.time
-            if edges.weight is not None:
-                data[relation.triple].edge_weight = edges.weight
-        return data
+        Nodes and edges carry their properties; see `property_tensor` for their types. Text is left out.
 
-    def graph_store(self) -> ViewGraphStore:
-        """The window's topology behind PyG's GraphStore interface."""
+        Args:
+            reverse: Also hold each relation against its direction, as `(dst, rev_<name>, src)`, with the same attributes.
+                PyG's `ToUndirected` does so too, but merges the two directions of a relation between nodes of one type and
+                adds up the times of edges that meet.
+            properties: All properties, none, or those that are named for a node type or an edge type:
+                `{"pin": ["price"], ("user", "clicks", "pin"): []}`.
+
+        Raises:
+            GraphError: A property whose name PyG's loaders take or whose values no tensor holds exactly, or a reversed
+                relation that would get the name of another.
+        """
+        from graphdb.pyg import hetero_data  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+
+        return hetero_data(self, reverse=reverse, properties=properties)
+
+    def graph_store(self, *, reverse: bool = False) -> ViewGraphStore:
+        """The window's topology behind PyG's GraphStore interface; with reversed relations if so asked."""
         from graphdb.pyg import ViewGraphStore  # noqa: PLC0415 - importing PyG takes seconds
 
-        return ViewGraphStore(self)
+        return ViewGraphStore(self, reverse=reverse)
 
-    def feature_store(self) -> ViewFeatureStore:
-        """Numeric node properties behind PyG's FeatureStore interface."""
+    def feature_store(self, *, reverse: bool = False, properties: Properties = True) -> ViewFeatureStore:
+        """What nodes and edges carry behind PyG's FeatureStore interface; see `to_hetero_data`."""
         from graphdb.pyg import ViewFeatureStore  # noqa: PLC0415 - importing PyG takes seconds
 
-        return ViewFeatureStore(self)
+        return ViewFeatureStore(self, reverse=reverse, properties=properties)
 
     def write_parquet(self, folder: str | Path) -> list[Path]:
         """Writes `nodes_*`, `indices_*` and `indptr_*` Parquet files; returns them."""
@@ -162,15 +172,48 @@ class GraphView:
         write_safetensors(self, Path(path))
 
     def node_property(self, type: str, name: str) -> Array:  # noqa: A002 - as in node_ids
-        """A numeric property of a node type by idx: float64 [num_nodes], NaN where it is null."""
-        values = np.full(self.num_nodes[type], np.nan)
-        if name not in self.schema.node(type).properties:
+        """A numeric property of a node type by row: float64 [num_nodes], NaN where it is null.
+
+        Raises:
+            GraphError: There is no such property, it is no number, or a float64 cannot hold its values exactly.
+        """
+        kind = self.schema.node(type).properties.get(name)
+        if kind is None:
             msg = f"node type {type!r} has no property {name!r}, it has {list(self.schema.node(type).properties)}"
             raise GraphError(msg)
-        query = f"SELECT idx, CAST({quote(name)} AS DOUBLE) AS value FROM {node_table(type)} WHERE {quote(name)} IS NOT NULL"
-        table = self._cursor.sql(query).to_arrow_table()
-        values[_column(table, "idx", np.int32)] = _column(table, "value", np.float64)
-        return values
+        values = property_tensor(self.node_properties(type)[name], kind, where=f"property {name!r} of {type!r}")
+        if not values.is_floating_point():
+            msg = f"property {name!r} of {type!r} is {kind}, no number; node_properties gives it as it is stored"
+            raise GraphError(msg)
+        numbers: Array = values.double().numpy()
+        return numbers
+
+    def node_properties(self, type: str) -> pa.Table:  # noqa: A002 - as in node_ids
+        """The properties of a type's nodes as they are stored, a row for each of `num_nodes`."""
+        names = list(self.schema.node(type).properties)
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        selected = ", ".join(["idx", *map(quote, names)])
+        nodes = self._cursor.sql(f"SELECT {selected} FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
+        return nodes.select(names)
+
+    def edge_properties(self, relation: str) -> pa.Table:
+        """The properties of the window's edges of one relation as they are stored, in the order of `edges`."""
+        declared = self._relation(relation)
+        names = [*key_columns(declared), *(["weight"] if declared.weighted else [])]
+        return self._read(relation, names, list(declared.properties))[1]
+
+    def node_idx(self, type: str) -> Array:  # noqa: A002 - as in node_ids
+        """The store's idx of each row of a node type: int32 [num_nodes], ascending."""
+        idx = self._members_of(type).idx
+        return np.arange(self.num_nodes[type], dtype=np.int32) if idx is None else idx
+
+    def first_seen(self, type: str) -> Array:  # noqa: A002 - as in node_ids
+        """When each node of a type was first seen: int64 [num_nodes], microseconds from 1970 (UTC), the minimum for always."""
+        self._members_of(type)
+        idx, seen = first_seen(self._cursor, self.schema, type)
+        belongs = np.isin(idx, self.node_idx(type), assume_unique=True)
+        return np.ascontiguousarray(seen[belongs])
 
     def sampler(
         self,
@@ -178,38 +221,41 @@ class GraphView:
         *,
         reverse: bool = False,
         weighted: bool = False,
+        data: HeteroData | tuple[ViewFeatureStore, ViewGraphStore] | None = None,
         **settings: Any,
     ) -> MultifacetSampler:
         """A sampler of neighbourhoods in this window, for PyG's `NodeLoader` and `LinkLoader`.
 
         Args:
             num_neighbors: Edges to draw for a node at each hop, -1 for all; one list, or one for each relation that is walked.
-            reverse: Also walk each relation against its direction, as `rev_<name>`; the loader then takes the data of
-                `ToUndirected()(view.to_hetero_data())`.
+            reverse: Also walk each relation against its direction, as `rev_<name>`.
             weighted: Draw edges in proportion to their weights, in relations that have them.
-            **settings: Further fields of `SamplerConfig`: replace, disjoint, temporal, negative_alpha, seed, backend.
+            data: What the loader will take attributes from, to be checked: `to_hetero_data(reverse=...)`, or the feature store
+                and the graph store with the same `reverse`. Needed where a relation between nodes of one type is reversed.
+            **settings: Further fields of `SamplerConfig`: replace, disjoint, temporal, negative_alpha, exclude_positives, seed,
+                backend.
 
         Raises:
-            GraphError: No weights or no times where they are asked for, or a relation that the view has not.
+            GraphError: No weights or no times where they are asked for, a relation that the view has not, or data whose edges
+                are not those of the window.
         """
         from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
 
         config = SamplerConfig.model_validate({"num_neighbors": num_neighbors, **settings})
-        return MultifacetSampler(Topology.from_view(self, reverse=reverse, weighted=weighted), config)
+        topology = Topology.from_view(self, reverse=reverse, weighted=weighted, data=data)
+        return MultifacetSampler(topology, config)
 
     def node_ids(self, type: str) -> pa.Array:  # noqa: A002 - the public contract
-        """External ids of a node type: that of idx `i` at position `i`; int64 or string, null where it was forgotten."""
-        self.schema.node(type)
-        nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)} ORDER BY idx").to_arrow_table()
-        ids = pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
-        if len(ids) == self.num_nodes[type]:
-            return ids
-        positions = np.full(self.num_nodes[type], -1)
-        positions[nodes["idx"].to_numpy()] = np.arange(len(ids))
-        return ids.take(pa.array(positions, mask=positions < 0))
+        """External ids of a node type: that of row `i` at position `i`; int64 or string."""
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
+        return pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
 
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
-        """Runs one read-only query; `edges_*` are cut to the window, `nodes_*` and the plain tables are whole.
+        """Runs one read-only query; `edges_*` and `nodes_*` are cut to the window, plain tables are whole.
+
+        `src_idx`, `dst_idx` and `idx` are the store's, as `node_idx` has them.
 
         Raises:
             GraphError: More than one statement, one that is not a SELECT, or one that fails.
@@ -228,7 +274,7 @@ class GraphView:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the window's content: nodes and edges by external id, in whatever order they were loaded."""
+        """SHA-256 (hex) of the window's content by external id, properties included, in whatever order it was loaded."""
         digest = hashlib.sha256()
         hashes = {node.name: self._node_hashes(node.name) for node in self.schema.nodes if node.name in self.num_nodes}
         for name in sorted(hashes):
@@ -240,8 +286,22 @@ class GraphView:
                 mixed = _mix(mixed) + edges.time.numpy().view(np.uint64)
             if edges.weight is not None:
                 mixed = _mix(mixed) + edges.weight.numpy().view(np.uint32)
-            digest.update(f"edge {relation.model_dump_json()} {len(edges)} {int(_mix(mixed).sum())}\n".encode())
+            total = str(int(_mix(mixed).sum()))
+            if relation.properties:
+                total = f"{total} {self._property_sum(relation, hashes)}"
+            digest.update(f"edge {relation.model_dump_json()} {len(edges)} {total}\n".encode())
         return digest.hexdigest()
+
+    def _property_sum(self, relation: Relation, hashes: Mapping[str, np.ndarray[Any, np.dtype[np.uint64]]]) -> int:
+        """What tells the properties of a relation's edges, with their ends and times, from others."""
+        content = ", ".join([*key_columns(relation)[2:], *map(quote, relation.properties)])
+        query = f"SELECT src, dst, md5_number_lower(row({content})::VARCHAR) AS hash FROM {self._windows[relation.name].rows}"
+        table = self._cursor.sql(query).to_arrow_table()
+        ends = [
+            hashes[name][self._rows(name, _column(table, end, np.int32))]
+            for end, name in (("src", relation.src), ("dst", relation.dst))
+        ]
+        return int(_mix(_mix(_mix(ends[0]) + ends[1]) + _column(table, "hash", np.uint64)).sum())
 
     def close(self) -> None:
         """Ends the view's transaction; the counts and the exported tensors stay valid."""
@@ -256,6 +316,16 @@ class GraphView:
             raise GraphError(msg)
         return relation
 
+    def _members_of(self, name: str) -> Members:
+        self.schema.node(name)
+        if name not in self._types:
+            msg = f"node type {name!r} is not in this view, which has {self._types}"
+            raise GraphError(msg)
+        return self._members[name]
+
+    def _rows(self, name: str, idx: Array) -> Array:
+        return self._members[name].rows(idx)
+
     def _recover(self, error: GraphError) -> None:
         """Begins anew after a failed query, which has ended the transaction; the store must be as it was."""
         if not isinstance(error.__cause__, duckdb.Error):
@@ -268,40 +338,69 @@ class GraphView:
 
     def _columns(self, relation: str, names: Sequence[str]) -> dict[str, Array]:
         """Columns of the window's edges, ordered by dst, and by time and src where the names include them."""
+        return self._read(relation, names)[0]
+
+    def _read(self, relation: str, names: Sequence[str], properties: Sequence[str] = ()) -> tuple[dict[str, Array], pa.Table]:
+        """Columns of the window's edges as arrays, and properties of the same edges as they are stored, in one order."""
+        if self.is_closed:
+            msg = "this view is closed; open another with GraphStore.view, or read before GraphView.close"
+            raise GraphError(msg)
+        declared = self.schema.relation(relation)
         window: Window = self._windows[relation]
         # Only a merge needs the whole key.
-        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(self.schema.relation(relation)), *names]))
-        base = self._fetch(window.base, wanted)
+        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(declared), *names]))
+        base, base_properties = self._fetch(relation, window.base, wanted, properties)
         self._counts[relation] = len(base["dst"])
-        if not is_clustered(base["dst"], base.get("time")):
+        base_order = None
+        is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
-            order = order_by_column(base["dst"], self.num_nodes[self.schema.relation(relation).dst])
-            base = {name: column[order] for name, column in base.items()}
-        if not is_clustered(base["dst"], base.get("time")):
+            base_order = order_by_column(base["dst"], self.num_nodes[declared.dst])
+            base = {name: column[base_order] for name, column in base.items()}
+            is_ordered = is_clustered(base["dst"], base.get("time"))
+        if not is_ordered:
             logger.warning(
                 "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
             )
             order = order_of(base["dst"], base.get("time"), base["src"])
+            base_order = order if base_order is None else base_order[order]
             base = {name: column[order] for name, column in base.items()}
         if window.delta is None:
-            return base
-        delta = self._fetch(window.delta, wanted)
+            return base, base_properties if base_order is None else base_properties.take(pa.array(base_order))
+        delta, delta_properties = self._fetch(relation, window.delta, wanted, properties)
+        num_base = len(base["dst"])
         self._counts[relation] += len(delta["dst"])
         order = order_of(delta["dst"], delta.get("time"), delta["src"])
         delta = {name: column[order] for name, column in delta.items()}
         positions = merged_positions(_keys(base), _keys(delta))
-        return {name: merge(base[name], delta[name], positions) for name in names}
+        columns = {name: merge(base[name], delta[name], positions) for name in names}
+        if not properties:
+            return columns, base_properties
+        merged_order = merge(np.arange(num_base) if base_order is None else base_order, num_base + order, positions)
+        return columns, pa.concat_tables([base_properties, delta_properties]).take(pa.array(merged_order))
 
-    def _fetch(self, rows: str, names: Sequence[str]) -> dict[str, Array]:
-        table = self._cursor.sql(f"SELECT {', '.join(names)} FROM {rows}").to_arrow_table()
-        return {name: _column(table, name, _DTYPES[name]) for name in names}
+    def _fetch(
+        self, relation: str, rows: str, names: Sequence[str], properties: Sequence[str]
+    ) -> tuple[dict[str, Array], pa.Table]:
+        keys = ["CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names]
+        selected = ", ".join([*keys, *map(quote, properties)])
+        table = self._cursor.sql(f"SELECT {selected} FROM {rows}").to_arrow_table()
+        columns = {name: _column(table, name, _DTYPES[name]) for name in names}
+        declared = self.schema.relation(relation)
+        # Rows ascend with idx: edges stay in their order.
+        for end, name in (("src", declared.src), ("dst", declared.dst)):
+            if end in columns:
+                columns[end] = self._rows(name, columns[end])
+        return columns, table.select(list(properties))
 
     def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """A hash of each idx's external id; 0 where it was forgotten."""
-        query = f"SELECT idx, md5_number_lower(CAST(id AS VARCHAR)) AS hash FROM {node_table(name)}"
-        table = self._cursor.sql(query).to_arrow_table()
+        """A hash of each row's external id, and of its properties where its type has any."""
+        content = "md5_number_lower(CAST(id AS VARCHAR))"
+        if properties := self.schema.node(name).properties:
+            content = f"xor({content}, md5_number_lower(row({', '.join(map(quote, properties))})::VARCHAR))"
+        table = self._cursor.sql(f"SELECT idx, {content} AS hash FROM {quote(f'nodes_{name}')}").to_arrow_table()
         hashes = np.zeros(self.num_nodes[name], np.uint64)
-        hashes[_column(table, "idx", np.int32)] = _column(table, "hash", np.uint64)
+        hashes[self._rows(name, _column(table, "idx", np.int32))] = _column(table, "hash", np.uint64)
         return hashes
 
 

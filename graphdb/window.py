@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import duckdb
 
-from graphdb.layout import delta_table, edge_columns, edge_table, edges_query
+from graphdb.layout import delta_table, edge_columns, edge_table, edges_query, nodes_query
+from graphdb.members import Members
 from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import count, quote, quote_text, run
 from graphdb.storage import Base, Storage
@@ -45,6 +46,7 @@ def create_windows(
     since: dt.datetime | None,
     as_of: dt.datetime | None,
     min_degree: int | Mapping[str, int] | None,
+    members: Mapping[str, Members],
 ) -> dict[str, Window]:
     """The windows of a view's relations, and for its cursor the `edges_*` views over them.
 
@@ -56,15 +58,34 @@ def create_windows(
         since: Start of the window, within it.
         as_of: End of the window, not within it.
         min_degree: Edges that a node must have in all windows together.
+        members: Node type -> the nodes that belong to the view.
     """
     windows = {relation.name: _window(cursor, storage.base(cursor, relation), relation, since, as_of) for relation in relations}
+    windows = {relation.name: _with_members(windows[relation.name], relation, members) for relation in relations}
     if min_degree is not None:
         windows = _with_min_degree(cursor, schema, relations, windows, min_degree)
     for relation in schema.relations:
         rows = windows[relation.name].rows if relation.name in windows else f"(FROM {edge_table(relation.name)} WHERE false)"
         # Temporary views hide the store's own of the same name, for this cursor only.
         run(cursor, f"CREATE TEMP VIEW {quote(f'edges_{relation.name}')} AS {edges_query(relation, rows)}")
+    for node in schema.nodes:
+        table = members[node.name].table
+        if table is not None:
+            own = f"SELECT * FROM ({nodes_query(node)}) WHERE idx IN (SELECT idx FROM {table})"
+            run(cursor, f"CREATE TEMP VIEW {quote(f'nodes_{node.name}')} AS {own}")
     return windows
+
+
+def _with_members(window: Window, relation: Relation, members: Mapping[str, Members]) -> Window:
+    """Leaves the edges both of whose ends belong to the view: timed ones do, as their ends are seen by then."""
+    if relation.timed:
+        return window
+    conditions = [
+        f"{end} IN (SELECT idx FROM {members[name].table})"
+        for end, name in (("src", relation.src), ("dst", relation.dst))
+        if members[name].table is not None
+    ]
+    return window.where(" AND ".join(conditions)) if conditions else window
 
 
 def _window(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,34 @@ import typer
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the configuration; the value is JSON or a bare word."),
+]
+
+
+def parse_time(text: str) -> dt.datetime:
+    """Reads a time: ISO 8601, in UTC unless it has an offset.
+
+    Example:
+        >>> parse_time("2026-07-01T14:00:00+02:00")
+        datetime.datetime(2026, 7, 1, 12, 0)
+    """
+    from graphdb.times import utc
+
+    try:
+        time = utc(text)
+    except ValueError as error:
+        msg = f"{text!r} is not a time: expected one such as 2026-07-01, '2026-07-01 12:00:00' or 2026-07-01T14:00:00+02:00"
+        raise typer.BadParameter(msg) from error
+    assert time is not None  # noqa: S101 - text is some time, or refused
+    return time
+
+
+AsOf = Annotated[
+    dt.datetime | None,
+    typer.Option(parser=parse_time, metavar="TIME", help="End of the window (UTC unless it has an offset; not within it)."),
+]
+Since = Annotated[
+    dt.datetime | None,
+    typer.Option(parser=parse_time, metavar="TIME", help="Start of the window (UTC unless it has an offset; within it)."),
 ]
 CheckpointEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between two checkpoints.")]
 Resume = Annotated[

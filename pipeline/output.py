@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -24,6 +24,8 @@ def _width() -> int | None:
 
 
 _FILE_WIDTH = 240
+_MAX_TABLE_ROWS = 1_000
+_BATCH_ROWS = 10_000
 
 stdout = Console(width=_width())
 
@@ -79,15 +81,83 @@ def emit_rows(
 
 
 def emit_arrow(table: pa.Table, *, as_json: bool, drop_empty: bool = False) -> None:
-    """Prints an Arrow table: as a list of objects, or for a reader, without the columns that hold nothing if so asked."""
-    rows = table.to_pylist()
+    """Prints an Arrow table: as a JSON list of objects, one a line, or for a reader.
+
+    A terminal shows the first rows of a long table and how many there are; a file or a pipe gets them all.
+
+    Args:
+        table: The rows.
+        as_json: Whether to print JSON.
+        drop_empty: Whether a reader is spared columns that hold nothing.
+    """
     if as_json:
-        emit_json(rows)
+        _write_json(table)
         return
     if drop_empty:
         table = table.select([name for name in table.column_names if table[name].null_count < table.num_rows])
+    if table.num_rows > _MAX_TABLE_ROWS and not sys.stdout.isatty():
+        _write_lines(table)
+        return
+    shown = table.slice(0, _MAX_TABLE_ROWS)
     # An integer in a query's result may be an id, which no reader wants grouped.
+    rows = [dict(zip(table.column_names, values, strict=True)) for values in _rows(shown)]
     emit_rows(rows, columns=table.column_names, grouped=False)
+    if shown.num_rows < table.num_rows:
+        rest = f"{table.num_rows - shown.num_rows:,} more of {table.num_rows:,} rows; --json, or a pipe or file, gets them all"
+        stdout.print(rest, style="dim", highlight=False, soft_wrap=True)
+
+
+def _write_json(table: pa.Table) -> None:
+    """Writes rows as they are encoded: a row costs microseconds, and no more than a batch is held."""
+    names = table.column_names
+    before = "[\n"
+    for batch in _batches(table):
+        lines = (json.dumps(dict(zip(names, row, strict=True)), default=str) for row in _rows(batch, is_json=True))
+        typer.echo(before + ",\n".join(lines), nl=False)
+        before = ",\n"
+    typer.echo("\n]" if table.num_rows else "[]")
+
+
+def _write_lines(table: pa.Table) -> None:
+    """Writes rows in columns as wide as the first rows need them; rich would lay out the whole table, in milliseconds a row."""
+    widths: list[int] = []
+    rights = [pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in table.schema]
+    for batch in _batches(table):
+        cells = [[show(value, grouped=False).replace("\n", "\\n") for value in column] for column in _columns(batch)]
+        if not widths:
+            heads = [name.replace("_", " ") for name in table.column_names]
+            widths = [max(len(head), *map(len, column)) for head, column in zip(heads, cells, strict=True)]
+            typer.echo(_line(heads, widths, rights))
+            typer.echo("  ".join("\u2500" * width for width in widths))
+        typer.echo("\n".join(_line(row, widths, rights) for row in zip(*cells, strict=True)))
+
+
+def _line(cells: Iterable[str], widths: Iterable[int], rights: Iterable[bool]) -> str:
+    padded = [f"{cell:{'>' if is_right else '<'}{width}}" for cell, width, is_right in zip(cells, widths, rights, strict=True)]
+    return "  ".join(padded).rstrip()
+
+
+def _batches(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, _BATCH_ROWS):
+        yield table.slice(start, _BATCH_ROWS)
+
+
+def _rows(table: pa.Table, *, is_json: bool = False) -> Iterable[tuple[Any, ...]]:
+    return zip(*_columns(table, is_json=is_json), strict=True)
+
+
+def _columns(table: pa.Table, *, is_json: bool = False) -> list[list[Any]]:
+    """The values of each column; times beyond the years that Python can hold as text."""
+    columns = []
+    for column in table.columns:
+        try:
+            values = column.to_pylist()
+        except (ValueError, OverflowError):
+            texts = column.to_numpy().astype(str)
+            values = [None if text == "NaT" else text.replace("T", " ") for text in texts]
+        is_plain = pa.types.is_integer(column.type) or pa.types.is_string(column.type)
+        columns.append([_plain(value) for value in values] if is_json and not is_plain else values)
+    return columns
 
 
 def show(value: Any, *, grouped: bool = True) -> str:

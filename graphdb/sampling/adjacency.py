@@ -9,13 +9,12 @@ import numba
 import numpy as np
 
 from graphdb.merging import is_clustered
+from graphdb.reverse import EdgeType
 from graphdb.sql import GraphError
 from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-EdgeType = tuple[str, str, str]
 
 _MIN_COLUMNS_PER_THREAD: Final = 1 << 12
 _MAX_DEGREE: Final = 1 << 32

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from graphdb.sampling.adjacency import EdgeType
+from graphdb.reverse import EdgeType
 from graphdb.sql import GraphError
 
 Backend = Literal["auto", "numba", "pyg_lib"]
@@ -41,9 +41,14 @@ class SamplerConfig(BaseModel):
         ge=0,
         description="negatives of a link are drawn in proportion to degree^alpha within the link's relation; 0 is uniform",
     )
+    exclude_positives: bool = Field(
+        default=False,
+        description="draw a link's negative again where it is an edge of the link's relation; in temporal sampling, an edge up "
+        "to the link's time",
+    )
     seed: int = Field(default=0, description="seed of all that the sampler draws")
     backend: Backend = Field(
-        default="auto", description="numba, pyg_lib, or auto: pyg-lib where it is installed and can do the rest of the settings"
+        default="auto", description="numba (this package's own kernels), pyg_lib, or auto: numba, which is the faster"
     )
 
     @model_validator(mode="after")

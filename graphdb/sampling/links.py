@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling
 
-    from graphdb.sampling.adjacency import EdgeType
-
-End = Literal["src", "dst"]
+    from graphdb.reverse import EdgeType
+    from graphdb.sampling.link_negatives import LinkNegatives
 
 
 class Links:
@@ -30,31 +28,28 @@ class Links:
     Args:
         inputs: The P positives.
         edge_type: Their edge type.
-        negatives: What negatives to add, or None.
-        draw: Draws nodes for an end of the edge type: (end, number) -> integers [number].
+        wanted: What negatives to add, or None.
+        negatives: Draws them.
     """
 
     def __init__(
-        self,
-        inputs: EdgeSamplerInput,
-        edge_type: EdgeType,
-        negatives: NegativeSampling | None,
-        draw: Callable[[End, int], Tensor],
+        self, inputs: EdgeSamplerInput, edge_type: EdgeType, wanted: NegativeSampling | None, negatives: LinkNegatives
     ) -> None:
         self._inputs = inputs
         self._edge_type = edge_type
-        self._is_triplet = negatives is not None and negatives.is_triplet()
+        self._is_triplet = wanted is not None and wanted.is_triplet()
         self.num_positives = inputs.row.numel()
         self.src, self.dst = inputs.row.long(), inputs.col.long()
         self.label = inputs.label
-        if negatives is None:
+        if wanted is None:
             return
-        num_negatives = math.ceil(self.num_positives * negatives.amount)
-        if not self._is_triplet:
-            self.src = torch.cat([self.src, draw("src", num_negatives).long()])
+        times = None if inputs.time is None else inputs.time.long().numpy()
+        src, dst = negatives.draw(edge_type, wanted, self.src.numpy(), times)
+        if src is not None:
+            self.src = torch.cat([self.src, torch.from_numpy(src)])
             label = torch.ones(self.num_positives) if self.label is None else self.label
-            self.label = torch.cat([label, label.new_zeros(num_negatives, *label.shape[1:])])
-        self.dst = torch.cat([self.dst, draw("dst", num_negatives).long()])
+            self.label = torch.cat([label, label.new_zeros(len(src), *label.shape[1:])])
+        self.dst = torch.cat([self.dst, torch.from_numpy(dst)])
 
     def sample(self, sample: Callable[[Seeds], HeteroSamplerOutput], *, disjoint: bool) -> HeteroSamplerOutput:
         """Samples around the ends of all links, and adds the metadata that `LinkLoader` reads.

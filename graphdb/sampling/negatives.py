@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from graphdb.counter import draw_below, draw_unit, key_at
+from graphdb.sampling.neighbors import first_above
 from graphdb.sampling.stream import Stream
 from graphdb.sql import GraphError
 from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from graphdb.view import GraphView
 
 _MIN_DRAWS_PER_THREAD: Final = 1 << 14
@@ -33,6 +37,7 @@ class NegativeSampler:
         degrees: [n], each node's degree, or any weight; finite and not negative.
         alpha: The exponent, at least 0.
         seed: Seed of the draws.
+        first_seen: int64 [n], from when on each node exists: draws that have a time then take nodes seen by it.
 
     Raises:
         GraphError: A degree that is negative, NaN or infinite; no node to draw; or a negative alpha.
@@ -43,7 +48,9 @@ class NegativeSampler:
         [1, 1, 1, 1]
     """
 
-    def __init__(self, degrees: Tensor, *, alpha: float = 0.75, seed: int = 0) -> None:
+    def __init__(
+        self, degrees: Tensor, *, alpha: float = 0.75, seed: int = 0, first_seen: NDArray[np.int64] | None = None
+    ) -> None:
         weights = degrees.detach().cpu().double().reshape(-1).numpy()
         bad = ~(weights >= 0) | np.isinf(weights)
         if bad.any():
@@ -62,6 +69,8 @@ class NegativeSampler:
         self._probabilities = weights / total
         self._stream = Stream(seed)
         self._threshold, self._alias = _alias_table(self._probabilities)
+        self._first_seen = first_seen
+        self._history = None if first_seen is None else _History.of(self._probabilities, first_seen)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_nodes={len(self._probabilities)}, alpha={self.alpha:g})"
@@ -107,17 +116,73 @@ class NegativeSampler:
         """
         return self.draw(size, self._stream.next_key())
 
-    def draw(self, size: int | Sequence[int], key: int) -> Tensor:
-        """Draws negatives from a key of the caller's; int32, idx."""
+    def draw(self, size: int | Sequence[int], key: int, *, times: NDArray[np.int64] | None = None) -> Tensor:
+        """Draws negatives from a key of the caller's; int32, idx.
+
+        Args:
+            size: Number of draws, or a shape.
+            key: 64-bit key.
+            times: int64, one for each draw: only nodes first seen at or before it are drawn, in proportion to their weights.
+                Needs `first_seen`.
+
+        Raises:
+            GraphError: No node that can be drawn had been seen at one of the times.
+        """
         shape = (size,) if isinstance(size, int) else tuple(size)
         out = np.empty(math.prod(shape), np.int32)
         wide_key = np.uint64(key)
+        if times is None:
+            run_ranges(
+                lambda start, stop: _draw(self._threshold, self._alias, wide_key, out, start, stop),
+                len(out),
+                min_size=_MIN_DRAWS_PER_THREAD,
+            )
+            return torch.from_numpy(out).reshape(shape)
+        history = self._history
+        if history is None:
+            msg = "draws with times need to know when each node was first seen; give NegativeSampler first_seen"
+            raise GraphError(msg)
         run_ranges(
-            lambda start, stop: _draw(self._threshold, self._alias, wide_key, out, start, stop),
+            lambda start, stop: _draw_by(history.since, history.nodes, history.cumulative, times, wide_key, out, start, stop),
             len(out),
             min_size=_MIN_DRAWS_PER_THREAD,
         )
+        if len(out) and out.min() < 0:
+            time = int(times[int(out.argmin())])
+            msg = (
+                f"no node that can be drawn had been seen at the time {time} (microseconds since 1970) of a link; "
+                "leave out links before the first nodes, or negative_alpha, which nodes without an edge cannot meet"
+            )
+            raise GraphError(msg)
         return torch.from_numpy(out).reshape(shape)
+
+    def weights(self, times: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """The probability of each node, up to a factor, at a time of shape [1], or at any; float64 [n]."""
+        if times is None or self._first_seen is None:
+            return self._probabilities.copy()
+        weights: NDArray[np.float64] = np.where(self._first_seen <= times[0], self._probabilities, 0.0)
+        return weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _History:
+    """The nodes that can be drawn, in the order in which they were first seen.
+
+    Attributes:
+        since: int64 [m], ascending.
+        nodes: int32 [m].
+        cumulative: float64 [m], running sums of their probabilities.
+    """
+
+    since: NDArray[np.int64]
+    nodes: NDArray[np.int32]
+    cumulative: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float64], first_seen: NDArray[np.int64]) -> _History:
+        nodes = np.flatnonzero(probabilities)
+        nodes = nodes[np.argsort(first_seen[nodes], kind="stable")]
+        return cls(since=first_seen[nodes], nodes=nodes.astype(np.int32), cumulative=np.cumsum(probabilities[nodes]))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -162,3 +227,28 @@ def _draw(threshold: Any, alias: Any, key: Any, out: Any, start: int, stop: int)
         node, counter = draw_below(own_key, 0, len(threshold))
         unit, counter = draw_unit(own_key, counter)
         out[position] = node if unit < threshold[node] else alias[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw_by(since: Any, nodes: Any, cumulative: Any, times: Any, key: Any, out: Any, start: int, stop: int) -> None:
+    """Draws among the nodes that had been seen at each time; -1 where there was none."""
+    for position in range(start, stop):
+        end = first_after(since, times[position])
+        if end == 0:
+            out[position] = -1
+            continue
+        unit, _ = draw_unit(key_at(key, position), 0)
+        out[position] = nodes[first_above(cumulative, 0, end, unit * cumulative[end - 1])]
+
+
+@numba.njit(nogil=True, cache=True)
+def first_after(since: Any, time: int) -> int:
+    """The number of ascending times that are not after `time`."""
+    first, end = 0, len(since)
+    while first < end:
+        middle = (first + end) >> 1
+        if since[middle] <= time:
+            first = middle + 1
+        else:
+            end = middle
+    return first

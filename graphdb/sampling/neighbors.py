@@ -91,7 +91,8 @@ def draw_neighbors(
             _draw_uniform(starts, ends, offsets, wide_key, replace, edge, start, stop)
         else:
             _draw_weighted(starts, ends, offsets, wide_key, replace, cumulative, weight, edge, start, stop)
-        _gather(offsets, adjacency.row, first_center, edge, node, center, start, stop)
+        _fill_centers(offsets, first_center, center, start, stop)
+        _gather(offsets, adjacency.row, edge, node, start, stop)
 
     mean_edges = max(1, total // max(1, len(centers)))
     run_ranges(draw, len(centers), min_size=max(1, _MIN_EDGES_PER_THREAD // mean_edges))
@@ -158,19 +159,20 @@ def _count(
 
 @numba.njit(nogil=True, cache=True)
 def _insert(sorted_edges: Any, first: int, end: int, edge: int) -> bool:
-    """Inserts `edge` into the ascending run `first:end`, unless it is there; the slot `end` is free."""
-    low, high = first, end
-    while low < high:
-        middle = (low + high) >> 1
-        if sorted_edges[middle] < edge:
-            low = middle + 1
-        else:
-            high = middle
-    if low < end and sorted_edges[low] == edge:
+    """Inserts `edge` into the ascending run `first:end`, unless it is there; the slot `end` is free.
+
+    The larger ones move up while the place is looked for: one loop, whose end is the only branch that is hard to predict. They
+    move back in the rare case that the edge is there.
+    """
+    hole = end
+    while hole > first and sorted_edges[hole - 1] > edge:
+        sorted_edges[hole] = sorted_edges[hole - 1]
+        hole -= 1
+    if hole > first and sorted_edges[hole - 1] == edge:
+        for slot in range(hole, end):
+            sorted_edges[slot] = sorted_edges[slot + 1]
         return False
-    for slot in range(end, low, -1):
-        sorted_edges[slot] = sorted_edges[slot - 1]
-    sorted_edges[low] = edge
+    sorted_edges[hole] = edge
     return True
 
 
@@ -307,9 +309,13 @@ def _draw_rest(
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(offsets: Any, row: Any, first_center: int, edges: Any, nodes: Any, centers: Any, start: int, stop: int) -> None:
+def _fill_centers(offsets: Any, first_center: int, centers: Any, start: int, stop: int) -> None:
     for position in range(start, stop):
         for slot in range(offsets[position], offsets[position + 1]):
             centers[slot] = first_center + position
+
+
+@numba.njit(nogil=True, cache=True)
+def _gather(offsets: Any, row: Any, edges: Any, nodes: Any, start: int, stop: int) -> None:
     for slot in range(offsets[start], offsets[stop]):
         nodes[slot] = row[edges[slot]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch_geometric.sampler import (
 )
 
 from graphdb.sampling import pyg_lib
-from graphdb.sampling.links import End, Links
-from graphdb.sampling.negatives import NegativeSampler
+from graphdb.sampling.link_negatives import LinkNegatives
+from graphdb.sampling.links import Links
 from graphdb.sampling.stream import Stream
 from graphdb.sampling.subgraph import Seeds, SubgraphSampler
 from graphdb.sampling.topology import HOMOGENEOUS_EDGE, HOMOGENEOUS_NODE, Topology
@@ -28,10 +27,8 @@ from graphdb.sql import GraphError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.sampling.adjacency import EdgeType
+    from graphdb.reverse import EdgeType
     from graphdb.sampling.config import SamplerConfig
-
-logger = logging.getLogger(__name__)
 
 
 class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric is untyped
@@ -42,14 +39,16 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
     What is drawn depends on the seed, the call and the place in the subgraph, not on the number of threads.
 
     A loader's negatives are nodes of the right type, drawn by `NegativeSampling`'s own weights where it has them, else in
-    proportion to degree^`negative_alpha`. They are not checked against the graph: a few are true neighbours.
+    proportion to degree^`negative_alpha`; where links have times, only nodes that had been seen by then. A few are true
+    neighbours, unless `exclude_positives` is set.
 
     Args:
         topology: The graph, of a `GraphView` or of PyG's `Data` or `HeteroData`.
         config: What to draw.
 
     Raises:
-        GraphError: Temporal sampling of a graph without times, or settings that the chosen backend cannot do.
+        GraphError: A reversed relation between nodes of one type without a check of the loader's data (see
+            `Topology.from_view`), temporal sampling of a graph without times, or settings that the chosen backend cannot do.
 
     Example:
         >>> from graphdb.sampling import SamplerConfig, Topology
@@ -62,22 +61,22 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
     """
 
     def __init__(self, topology: Topology, config: SamplerConfig) -> None:
+        topology.refuse_unchecked()
         if config.temporal is not None and not topology.is_timed:
             msg = f"temporal={config.temporal!r}, but no relation of {topology} has times; leave it out"
             raise GraphError(msg)
-        missing = pyg_lib.missing(topology, config)
-        if config.backend == "pyg_lib" and missing is not None:
-            msg = f"backend='pyg_lib': {missing}; backend='numba' needs nothing"
-            raise GraphError(msg)
+        if config.backend == "pyg_lib":
+            missing = pyg_lib.missing(topology, config)
+            if missing is not None:
+                msg = f"backend='pyg_lib': {missing}; backend='numba' needs nothing"
+                raise GraphError(msg)
         self.topology = topology
         self.config = config
-        self.backend = "numba" if config.backend == "numba" or missing is not None else "pyg_lib"
-        logger.debug("sampling by %s%s", self.backend, f": {missing}" if missing else "")
+        self.backend = "pyg_lib" if config.backend == "pyg_lib" else "numba"
         kind = SubgraphSampler if self.backend == "numba" else pyg_lib.PygLibSampler
         self._subgraphs = kind(topology, config)
         self._stream = Stream(config.seed)
-        self._negatives: dict[tuple[EdgeType, End], NegativeSampler] = {}
-        self._given_negatives: dict[End, tuple[Tensor, NegativeSampler]] = {}
+        self._negatives = LinkNegatives(topology, config, self._stream)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.topology}, backend={self.backend})"
@@ -125,11 +124,7 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
         self._nodes(edge_type[2], inputs.col)
         self._times(inputs.time, inputs.row.numel())
 
-        def draw(end: End, number: int) -> Tensor:
-            negatives = self._negatives_of(edge_type, end, neg_sampling)
-            return negatives.draw(number, self._stream.next_key())
-
-        links = Links(inputs, edge_type, neg_sampling, draw)
+        links = Links(inputs, edge_type, neg_sampling, self._negatives)
         output = links.sample(
             lambda seeds: self._subgraphs.sample(seeds, self._stream.next_key()), disjoint=self.config.is_disjoint
         )
@@ -163,33 +158,6 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
             msg = f"the seeds' times are {times.dtype} {list(times.shape)}, expected integers [{num_seeds}]"
             raise GraphError(msg)
         return times.long().contiguous()
-
-    def _negatives_of(self, edge_type: EdgeType, end: End, wanted: NegativeSampling | None) -> NegativeSampler:
-        weight: Tensor | None = getattr(wanted, f"{end}_weight")
-        if weight is not None:
-            kept = self._given_negatives.get(end)
-            if kept is None or kept[0] is not weight:
-                num_nodes = self._num_nodes(edge_type, end)
-                if weight.numel() != num_nodes:
-                    msg = f"{end}_weight has {weight.numel()} weights, expected one for each of {num_nodes} nodes"
-                    raise GraphError(msg)
-                kept = self._given_negatives[end] = weight, NegativeSampler(weight, alpha=1.0)
-            return kept[1]
-        if (edge_type, end) not in self._negatives:
-            self._negatives[edge_type, end] = NegativeSampler(self._degrees(edge_type, end), alpha=self.config.negative_alpha)
-        return self._negatives[edge_type, end]
-
-    def _degrees(self, edge_type: EdgeType, end: End) -> Tensor:
-        num_nodes = self._num_nodes(edge_type, end)
-        if self.config.negative_alpha == 0:
-            return torch.ones(num_nodes)
-        adjacency = self.topology.relation(edge_type)
-        if end == "dst":
-            return torch.from_numpy(adjacency.degrees)
-        return torch.from_numpy(np.bincount(adjacency.row, minlength=num_nodes))
-
-    def _num_nodes(self, edge_type: EdgeType, end: End) -> int:
-        return self.topology.num_nodes[edge_type[0] if end == "src" else edge_type[2]]
 
     def _unwrapped(self, output: HeteroSamplerOutput) -> HeteroSamplerOutput | SamplerOutput:
         """The output of a graph without types."""

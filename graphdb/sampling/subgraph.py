@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -12,15 +12,19 @@ from torch_geometric.sampler import HeteroSamplerOutput
 
 from graphdb.counter import derive_key
 from graphdb.sampling.neighbors import Neighbors, draw_neighbors
-from graphdb.sampling.numbering import DisjointNumbering, ScratchPool, SharedNumbering
+from graphdb.sampling.numbering import DisjointNumbering, Frontier, Numbering, ScratchPool, SharedNumbering
+from graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from graphdb.sampling.adjacency import EdgeType
+    from graphdb.reverse import EdgeType
     from graphdb.sampling.config import SamplerConfig
     from graphdb.sampling.topology import Topology
+
+
+_MIN_EDGES_AT_ONCE: Final = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +72,10 @@ class SubgraphSampler:
         self.config = config
         self._fanouts = config.fanouts(topology.relations)
         self._pool = ScratchPool()
+        by_src_type: dict[str, list[EdgeType]] = {}
+        for edge_type in topology.relations:
+            by_src_type.setdefault(edge_type[0], []).append(edge_type)
+        self._by_src_type = list(by_src_type.values())
 
     def sample(self, seeds: Seeds, key: int) -> HeteroSamplerOutput:
         """One subgraph; equal keys give equal subgraphs, on any number of threads."""
@@ -94,9 +102,7 @@ class SubgraphSampler:
                     latest=self.config.temporal == "last",
                 )
                 drawn[edge_type].append(neighbors)
-                rows[edge_type].append(
-                    numberings[edge_type[0]].add(neighbors.node, neighbors.center - frontier.first, frontier)
-                )
+            self._number(hop, numberings, frontiers, drawn, rows)
             for name, numbering in numberings.items():
                 num_nodes[name].append(len(numbering) - sum(num_nodes[name]))
         output = HeteroSamplerOutput(
@@ -114,6 +120,26 @@ class SubgraphSampler:
         for numbering in numberings.values():
             numbering.close()
         return output
+
+    def _number(
+        self,
+        hop: int,
+        numberings: Mapping[str, Numbering],
+        frontiers: Mapping[str, Frontier],
+        drawn: Mapping[EdgeType, Sequence[Neighbors]],
+        rows: Mapping[EdgeType, list[NDArray[np.int64]]],
+    ) -> None:
+        """Numbers the nodes that a hop has reached: those of one type relation by relation, the types at once."""
+
+        def number(start: int, stop: int) -> None:
+            for relations in self._by_src_type[start:stop]:
+                for edge_type in relations:
+                    neighbors, frontier = drawn[edge_type][hop], frontiers[edge_type[2]]
+                    numbers = numberings[edge_type[0]].add(neighbors.node, neighbors.center - frontier.first, frontier)
+                    rows[edge_type].append(numbers)
+
+        num_drawn = sum(len(parts[hop].node) for parts in drawn.values())
+        run_ranges(number, len(self._by_src_type), min_size=1 if num_drawn >= _MIN_EDGES_AT_ONCE else len(self._by_src_type))
 
     def _numbering(self, num_nodes: int) -> SharedNumbering | DisjointNumbering:
         return DisjointNumbering(num_nodes) if self.config.is_disjoint else SharedNumbering(num_nodes, self._pool)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from graphdb.counter import derive_key, draw_below, draw_unit, key_at
+from graphdb.reverse import INVERSE, parse_step
 from graphdb.sampling.neighbors import first_above, first_not_before
 from graphdb.sampling.stream import Stream
-from graphdb.sampling.topology import REVERSE_PREFIX, Topology
+from graphdb.sampling.topology import Topology
 from graphdb.sql import GraphError
 from graphdb.threads import run_ranges
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from graphdb.sampling.adjacency import Adjacency
     from graphdb.view import GraphView
 
-INVERSE: Final = "^-1"
-
 _MIN_WALKS_PER_THREAD: Final = 1 << 12
+_BLOCK: Final = 256
 _NO_TIMES: Final = np.empty(0, np.int64)
 _NO_SUMS: Final = np.empty(0, np.float64)
 
@@ -87,7 +87,8 @@ class MetapathWalker:
             weighted: Whether steps along weighted relations go in proportion to the weights.
             seed: Seed of the walks.
         """
-        names = dict.fromkeys(step.removesuffix(INVERSE) for step in metapath)
+        known = [relation.name for relation in view.relations]
+        names = dict.fromkeys(parse_step(step, known)[0] for step in metapath)
         return cls(Topology.from_view(view, relations=names, reverse=True, weighted=weighted), metapath, seed=seed)
 
     def walk(self, starts: Tensor, *, length: int | None = None, times: Tensor | None = None) -> Tensor:
@@ -130,6 +131,12 @@ class MetapathWalker:
         adjacency: Adjacency, times: NDArray[np.int64] | None, key: int, nodes: NDArray[np.int32], reached: NDArray[np.int32]
     ) -> None:
         timed = times is not None and adjacency.time is not None
+        if not timed and adjacency.cumulative is None:
+            uniform = adjacency.colptr, adjacency.row, np.uint64(key), nodes, reached
+            run_ranges(
+                lambda start, stop: _advance_uniformly(*uniform, start, stop), len(nodes), min_size=_MIN_WALKS_PER_THREAD
+            )
+            return
         arrays = (
             adjacency.colptr,
             adjacency.row,
@@ -146,9 +153,9 @@ class MetapathWalker:
 def _adjacency(topology: Topology, step: str) -> Adjacency:
     """The in-edges along whose other ends a step goes: those of the reversed relation for a step along it."""
     if step.endswith(INVERSE):
-        return topology.relation(step.removesuffix(INVERSE))
+        return topology.step(step)
     try:
-        return topology.relation(f"{REVERSE_PREFIX}{step}")
+        return topology.step(step)
     except GraphError as error:
         msg = f"step {step!r} needs the relation's reverse: {error}; build the topology with reverse=True"
         raise GraphError(msg) from error
@@ -162,6 +169,33 @@ def _check_starts(starts: Tensor, node_type: str, num_nodes: int) -> None:
         position = int(((starts < 0) | (starts >= num_nodes)).nonzero()[0])
         msg = f"starts[{position}] is {int(starts[position])}; {node_type!r} has nodes 0 to {num_nodes - 1}"
         raise GraphError(msg)
+
+
+@numba.njit(nogil=True, cache=True)
+def _advance_uniformly(colptr: Any, row: Any, key: Any, nodes: Any, reached: Any, start: int, stop: int) -> None:
+    """Moves each walk along one of its edges.
+
+    Block by block, and in a block first all columns, then all draws, then all neighbours: so the processor waits for many
+    reads of memory at once. `edges` is -1 where a walk has ended.
+    """
+    firsts, edges = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    for block in range(start, stop, _BLOCK):
+        size = min(_BLOCK, stop - block)
+        for place in range(size):
+            node = nodes[block + place]
+            column = max(node, 0)
+            firsts[place] = colptr[column]
+            edges[place] = colptr[column + 1] - colptr[column] if node >= 0 else 0
+        for place in range(size):
+            degree = edges[place]
+            edges[place] = -1
+            if degree > 0:
+                drawn, _ = draw_below(key_at(key, block + place), 0, degree)
+                edges[place] = firsts[place] + drawn
+        for place in range(size):
+            edge = edges[place]
+            if edge >= 0:
+                reached[block + place] = row[edge]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -77,7 +77,7 @@ Space = Annotated[
 
 
 @app.command("kge")
-def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
+def pretrain_kge(
     paths: Paths,
     triples: Annotated[
         Path | None,
@@ -174,7 +174,7 @@ def pretrain_kge(  # noqa: PLR0913, PLR0917 - an argument an option
 
 
 @app.command("contrastive")
-def pretrain_contrastive(  # noqa: PLR0913, PLR0917 - an argument an option
+def pretrain_contrastive(
     paths: Paths,
     pairs: Annotated[
         Path | None,

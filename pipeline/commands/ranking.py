@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
-def train(  # noqa: PLR0913, PLR0917 - an argument an option
+def train(
     paths: TrainPaths,
     examples: Annotated[Path | None, typer.Option(help="Labelled rows to learn from: Parquet, or CSV with a header.")] = None,
     validation_examples: Annotated[Path | None, typer.Option(help="Labelled rows to validate on, of the same columns.")] = None,

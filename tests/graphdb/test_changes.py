@@ -75,12 +75,15 @@ def test_a_forgotten_node_leaves_no_trace_but_a_gap(clicked: GraphStore, at: At)
     assert clicked.forget("user", 2) == {"clicks": 1, "buys": 0}
     assert clicked.sql("SELECT * FROM rejected_rows").num_rows == 0
     view = clicked.view()
-    assert view.node_ids("user").to_pylist() == [1, None, None]
-    assert view.num_nodes["user"] == 3
+    assert view.node_ids("user").to_pylist() == [1]
+    assert view.num_nodes["user"] == 1
     assert view.edges("clicks").src.tolist() == [0, 0]
     assert len(view.fingerprint) == 64
     clicked.load_edges("clicks", pa.table({"src": [2], "dst": [10], "time": [at(5)]}))
-    assert clicked.view().node_ids("user").to_pylist() == [1, None, None, 2]
+    view = clicked.view()
+    assert view.node_ids("user").to_pylist() == [1, 2]
+    assert view.node_idx("user").tolist() == [0, 3]  # in the store its idx is a new one
+    assert view.edges("clicks").src.tolist() == [0, 1, 0]
     with pytest.raises(GraphError, match="there is no user 99 to forget"):
         clicked.forget("user", 99)
     columns = clicked.sql("SELECT * EXCLUDE (removed_at) FROM removals WHERE kind = 'forget' ORDER BY idx").to_pylist()
@@ -138,8 +141,8 @@ def test_merging_is_sorting(base: list[tuple[int, int, int]], delta: list[tuple[
 @pytest.mark.parametrize("edge_log", ["embedded"])
 def test_a_table_that_lost_its_order_is_sorted_at_the_export(clicked: GraphStore, caplog: pytest.LogCaptureFixture) -> None:
     right = clicked.view().edges("clicks").dst.tolist()
-    clicked._connection.execute("INSERT INTO _edge_clicks (SELECT * FROM _edge_clicks ORDER BY dst DESC, time DESC)")
-    clicked._connection.execute("DELETE FROM _edge_clicks WHERE rowid < 3")
+    clicked._session.connection.execute("INSERT INTO _edge_clicks (SELECT * FROM _edge_clicks ORDER BY dst DESC, time DESC)")
+    clicked._session.connection.execute("DELETE FROM _edge_clicks WHERE rowid < 3")
     assert clicked.view().edges("clicks").dst.tolist() == right
     assert "clicks is not clustered" in caplog.text
 

@@ -63,7 +63,7 @@ def test_both_storages_hold_the_same(changes: list[Any], duplicates: str, since:
         with tempfile.TemporaryDirectory() as folder:
             store = GraphStore.create(Path(folder) / "g.duckdb", schema, edge_log=storage)
             reports: list[Any] = []
-            for change in changes:
+            for number, change in enumerate(changes):
                 if change == "compact":
                     store.compact()
                 elif change == "drop_before":
@@ -77,7 +77,7 @@ def test_both_storages_hold_the_same(changes: list[Any], duplicates: str, since:
                 else:
                     # Quarters of days, so that days hold several times and drop_before cuts one.
                     batch = _batch(change, lambda quarter: day + dt.timedelta(days=quarter / 4))
-                    report = store.load_edges("buys", batch)
+                    report = store.load_edges("buys", batch, batch=f"change {number}")
                     reports.append((report.read, report.loaded, report.already_there, dict(report.created_nodes)))
             for view in (store.view(), store.view(since=day + dt.timedelta(days=since / 4), as_of=day + dt.timedelta(days=2))):
                 edges = view.edges("buys")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from graphdb import GraphError, GraphSchema, GraphStore, GraphView
+from graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
 
 NUM_EDGES = 5000
 
@@ -159,10 +162,62 @@ def test_pyg_stores(store: GraphStore, view: GraphView) -> None:
     store.load_nodes("user", pa.table({"id": [0, 7919], "age": [40, None], "country": ["fi", "se"]}))
     view = store.view()
     features = view.feature_store()
-    assert [(attr.group_name, attr.attr_name) for attr in features.get_all_tensor_attrs()] == [("user", "age")]
+    # Each node type has an attribute, or PyG's loaders would not know it; text is in none.
+    assert {(attr.group_name, attr.attr_name) for attr in features.get_all_tensor_attrs()} == {
+        *((name, "idx") for name in view.num_nodes),
+        ("user", "age"),
+        (("user", "clicks", "pin"), "edge_time"),
+        (("user", "buys", "pin"), "edge_time"),
+        (("user", "buys", "pin"), "edge_weight"),
+    }
+    assert features.get_tensor("pin", "idx", index=None).tolist() == list(range(view.num_nodes["pin"]))
     ages = features.get_tensor("user", "age", index=None)
     assert ages.shape == (view.num_nodes["user"],)
     assert ages[view.node_ids("user").to_pylist().index(0)] == 40
     assert ages.isnan().sum() == len(ages) - 1
     picked = features.get_tensor("user", "age", index=torch.tensor([view.node_ids("user").to_pylist().index(0)]))
     assert picked.tolist() == [40]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_files_carry_properties(
+    create: Callable[[GraphSchema], GraphStore], tmp_path: Path, caplog: pytest.LogCaptureFixture, compacted: bool
+) -> None:
+    schema = GraphSchema(
+        nodes=(NodeType(name="user", properties={"age": "INTEGER", "name": "VARCHAR"}), NodeType(name="pin")),
+        relations=(
+            Relation(src="user", name="a", dst="pin", properties={"b.row": "DOUBLE", "day": "DATE", "why": "VARCHAR"}),
+            Relation(src="user", name="a.property.b", dst="pin", timed=False),
+        ),
+    )
+    store = create(schema)
+    store.load_nodes("user", pa.table({"id": [7, 8], "age": [30, None], "name": ["x", None]}))
+    days = [dt.datetime(2026, 1, day) for day in (3, 1, 2)]
+    edges = {"src": [7, 8, 7], "dst": [1, 1, 2], "time": days, "b.row": [0.5, None, 1.5], "day": [None, days[1].date(), None]}
+    edges = pa.table(edges | {"why": ["late", "early", None]})
+    store.load_edges("a", edges.slice(0, 2))
+    store.load_edges("a", edges.slice(2))
+    store.load_edges("a.property.b", pa.table({"src": [7], "dst": [1]}))
+    if compacted:
+        store.compact()
+    view = store.view()
+    view.write_parquet(tmp_path / "out")
+    nodes = pq.read_table(tmp_path / "out" / "nodes_user.parquet").to_pylist()
+    assert nodes == [{"idx": 0, "id": 7, "age": 30, "name": "x"}, {"idx": 1, "id": 8, "age": None, "name": None}]
+    indices = pq.read_table(tmp_path / "out" / "indices_a.parquet").to_pylist()
+    assert indices == [
+        {"src": 1, "time": days[1], "b.row": None, "day": days[1].date(), "why": "early"},
+        {"src": 0, "time": days[0], "b.row": 0.5, "day": None, "why": "late"},
+        {"src": 0, "time": days[2], "b.row": 1.5, "day": None, "why": None},
+    ]
+    view.write_safetensors(tmp_path / "graph.safetensors")
+    tensors = load_file(tmp_path / "graph.safetensors")
+    # Two relations whose names would give one key are kept apart.
+    assert torch.equal(tensors["a%2Eproperty%2Eb.row"], torch.tensor([0], dtype=torch.int32))
+    torch.testing.assert_close(
+        tensors["a.property.b%2Erow"], torch.tensor([math.nan, 0.5, 1.5], dtype=torch.float64), equal_nan=True
+    )
+    torch.testing.assert_close(
+        tensors["node.user.property.age"], torch.tensor([30, math.nan], dtype=torch.float64), equal_nan=True
+    )
+    assert "holds no text: node.user.property.name, a.property.why are left out" in caplog.text

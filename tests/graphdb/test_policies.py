@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphSchema, GraphStore, LoadReport, NodeType, Relation
+from graphdb import GraphError, GraphSchema, GraphStore, LoadReport, NodeType, Relation
 
 At = Callable[[float], dt.datetime]
 Create = Callable[[GraphSchema], GraphStore]
@@ -72,9 +72,14 @@ def test_duplicates(
     if compact:
         store.compact()
     assert [weight for *_, weight in _weights(store)] == after_second
-    # The same batch again is known, by its keys or as a whole.
-    repeated = store.load_edges("buys", _batch(SECOND[::-1] if duplicates in {"sum", "all"} else SECOND, at(0)))
-    assert (repeated.loaded, repeated.already_there) == (0, 3)
+    # The same batch again adds nothing.
+    if duplicates in {"sum", "all"}:
+        # Where every row counts, an equal batch without a name could be a repeat or more of the same.
+        with pytest.raises(GraphError, match="has the same rows as load 1"):
+            store.load_edges("buys", _batch(SECOND[::-1], at(0)))
+    else:
+        repeated = store.load_edges("buys", _batch(SECOND, at(0)))
+        assert (repeated.loaded, repeated.already_there) == (0, 3)
     assert [weight for *_, weight in _weights(store)] == after_second
     out = store.neighbors("user", 2, direction="out")["weight"].to_pylist()
     assert sorted(out) == sorted(weight for user, _, weight in _weights(store) if user == 2)
@@ -153,12 +158,16 @@ def test_rejected_rows_name_their_file(create: Create, tmp_path: Any, at: At) ->
                 pa.parquet.write_table(table, path)
         store.load_edges("buys", tmp_path / f"log*.{suffix}")
     rows = store.sql("SELECT file, row, src_or_id FROM rejected_rows ORDER BY load_id").to_pylist()
-    assert rows == [{"file": str(tmp_path / f"log1.{suffix}"), "row": 1, "src_or_id": "x"} for suffix in ("csv", "parquet")]
+    # A text file has lines, from 1, its header included; other files have rows, from 0.
+    assert rows == [
+        {"file": str(tmp_path / "log1.csv"), "row": 3, "src_or_id": "x"},
+        {"file": str(tmp_path / "log1.parquet"), "row": 1, "src_or_id": "x"},
+    ]
 
 
 def test_long_loads_tell_their_progress(create: Create) -> None:
     store = create(_schema(timed=False, weighted=False))
     told: list[tuple[str, float]] = []
     store.load_edges("buys", pa.table({"src": [1], "dst": ["a"]}), progress=lambda name, share: told.append((name, share)))
-    assert told[-1] == ("edges of (user, buys, pin)", 1.0)
+    assert told[-1] == ("edges of buys", 1.0)
     assert all(0 <= share <= 1 for _, share in told)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import tempfile
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
 
@@ -154,3 +159,91 @@ def test_neighbours_know_what_has_changed(graph: tuple[GraphStore, dict[str, lis
     assert store.neighbors("user", user, relation="buys")["id"].to_pylist() == ["777", *before]
     store.forget("pin", pin)
     assert store.neighbors("user", user, relation="buys")["id"].to_pylist() == ["777", *(i for i in before if i != str(pin))]
+
+
+@given(
+    edges=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 5), st.integers(0, 5), st.integers(0, 9)), max_size=40),
+    compacted=st.booleans(),
+)
+@settings(max_examples=15, deadline=None)
+def test_many_relations_answer_as_a_walk_over_their_edges(edges: list[tuple[int, int, int, int]], compacted: bool) -> None:
+    """One query asks many relations at once; relations 0 to 5 join users, the others users and pins; odd ones have no time."""
+    relations = [
+        Relation(src="user", name=f"r{number}", dst="user" if number < 6 else "pin", timed=number % 2 == 0, duplicates="all")
+        for number in range(12)
+    ]
+    schema = GraphSchema(nodes=(NodeType(name="user"), NodeType(name="pin")), relations=tuple(relations))
+    with tempfile.TemporaryDirectory() as folder, GraphStore.create(Path(folder) / "graph.duckdb", schema) as store:
+        for name in ("user", "pin"):
+            store.load_nodes(name, pa.table({"id": range(6)}))
+        pairs: dict[str, list[tuple[Node, Node]]] = {relation.name: [] for relation in relations}
+        wanted: dict[Node, Counter[tuple[object, ...]]] = {
+            (name, node): Counter() for name in ("user", "pin") for node in range(6)
+        }
+        for number, relation in enumerate(relations):
+            own = [edge[1:] for edge in edges if edge[0] == number]
+            times = [dt.datetime(2026, 1, 1) + dt.timedelta(seconds=second) for _, _, second in own]
+            columns = {"src": [src for src, _, _ in own], "dst": [dst for _, dst, _ in own]}
+            if own:
+                store.load_edges(relation.name, pa.table(columns | ({"time": times} if relation.timed else {})))
+            for (src, dst, _), time in zip(own, times, strict=True):
+                head, tail = ("user", src), (relation.dst, dst)
+                pairs[relation.name].append((head, tail))
+                wanted[head][relation.name, "out", relation.dst, str(dst), time if relation.timed else None] += 1
+                wanted[tail][relation.name, "in", "user", str(src), time if relation.timed else None] += 1
+            if compacted and number % 3 == 0:
+                store.compact()
+        for queries in (store.queries, store.view().queries):
+            for (kind, node), counts in wanted.items():
+                rows = queries.neighbors(kind, node).drop_columns("weight").to_pylist()
+                assert Counter(tuple(row.values()) for row in rows) == counts
+                times = [row["time"] for row in rows if row["time"]]
+                assert times == sorted(times, reverse=True)
+                assert all(row["time"] is None for row in rows[len(times) :])
+                assert queries.neighbors(kind, node, limit=2).num_rows == min(2, counts.total())
+            hops = queries.hops("user", 0, num_hops=3).to_pylist()
+            distances = _distances(pairs, ("user", 0), 3)
+            assert {(row["hop"], row["type"]): row["nodes"] for row in hops} == Counter(
+                (hop, kind) for (kind, _), hop in distances.items()
+            )
+            for target, hop in distances.items():
+                rows = queries.paths(("user", 0), target).to_pylist()
+                assert Counter(row["path"] for row in rows) == Counter(dict.fromkeys({row["path"] for row in rows}, hop))
+                assert bool(rows) == (hop > 0)
+            for other in range(6):
+                shared = queries.common_neighbors("user", 0, other).to_pylist()
+                around = [{key[:4] for key in wanted["user", node]} for node in (0, other)]
+                assert {tuple(row.values()) for row in shared} == around[0] & around[1]
+                assert len(shared) == len(around[0] & around[1])
+
+
+def test_times_beyond_pythons_years_are_read(tmp_path: Path) -> None:
+    """An older store may hold them."""
+    follows = Relation(src="user", name="follows", dst="user")
+    path = tmp_path / "graph.duckdb"
+    days = [dt.datetime(2026, 1, day) for day in range(1, 6)]
+    with GraphStore.create(path, GraphSchema(nodes=(NodeType(name="user"),), relations=(follows,))) as store:
+        store.load_edges("follows", pa.table({"src": [1, 2, 3, 4, 5], "dst": [1] * 5, "time": days}))
+    far = {1: "infinity", 2: "57971-02-25 00:00:00", 3: "2026-01-01 00:00:00.5", 4: "-5000-01-01", 5: "-infinity"}
+    with duckdb.connect(str(path)) as connection:
+        for user, time in far.items():
+            src = f"(SELECT idx FROM _node_user WHERE id = {user})"
+            connection.execute(f"UPDATE _edge_follows SET time = '{time}'::TIMESTAMP WHERE src = {src}")
+    with GraphStore.open(path) as store:
+        table = store.neighbors("user", 1, direction="in")
+        assert table["id"].to_pylist() == ["1", "2", "3", "4", "5"]
+        microseconds = [
+            int(np.datetime64(time, "us").astype(int)) for time in ("57971-02-25", "2026-01-01T00:00:00.5", "-5000-01-01")
+        ]
+        times = table["time"].cast(pa.int64()).to_pylist()
+        assert times[0] == 2**63 - 1
+        assert times[1:3] == microseconds[:2]
+        assert times[4] == -(2**63 - 1)
+        assert store.stats()["relations"]["follows"]["last"] == "infinity"
+        assert store.view().edges("follows").time.tolist() == sorted(times)
+        store.sql("SELECT 1")
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("DELETE FROM _edge_follows WHERE isinf(time)")
+    with GraphStore.open(path) as store:
+        described = store.stats()["relations"]["follows"]
+        assert described["last"] == "57971-02-25T00:00:00"

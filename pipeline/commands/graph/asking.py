@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.commands.graph.options import AsOf, MinDegree, Relations, Since, Store, SurfaceOption, open_queries, open_window
+from pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_queries, open_window
+from pipeline.options import AsOf, Since
 from pipeline.output import AsJson, emit_arrow, emit_json, emit_rows, show_bytes, stdout
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.commands.graph.options import Store
+from pipeline.console import stderr
 from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, stdout
 from pipeline.progress import progress_bars
@@ -56,47 +57,98 @@ def init(
 
 def load(
     store: Store,
-    source: Annotated[list[str], typer.Argument(help="Parquet or CSV files, or globs.")],
+    source: Annotated[list[str], typer.Argument(help="Parquet, CSV or JSON lines files, folders, or globs.")],
     nodes: Annotated[str | None, typer.Option(help="Node type to load.")] = None,
     relation: Annotated[str | None, typer.Option(help="Relation to load.")] = None,
     id: Annotated[str, typer.Option(help="Column of a node's external id.")] = "id",  # noqa: A002 - the option's name
     src: Annotated[str, typer.Option(help="Column of an edge's head.")] = "src",
     dst: Annotated[str, typer.Option(help="Column of an edge's tail.")] = "dst",
-    time: Annotated[str, typer.Option(help="Column of an edge's time.")] = "time",
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of an edge's time [default: time], or of the time from which on a node exists [default: none]."
+        ),
+    ] = None,
     weight: Annotated[str, typer.Option(help="Column of an edge's weight.")] = "weight",
     missing_nodes: Annotated[
         Literal["create", "hold", "reject"],
         typer.Option(help="What to do with an edge whose node is unknown: hold keeps it until the node comes."),
     ] = "create",
+    batch: Annotated[
+        str | None, typer.Option(help="Name of the batch, by which it is known again, in place of its files' paths.")
+    ] = None,
+    nulls: Annotated[
+        Literal["keep", "write"], typer.Option(help="Whether a null leaves a node's property as it was, or takes it away.")
+    ] = "keep",
+    max_rejected: Annotated[
+        int | None, typer.Option(min=0, help="Rows that may be set aside; with more of them nothing is loaded.")
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["parquet", "csv", "jsonl"] | None, typer.Option(help="Kind of the files, where their names do not tell.")
+    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What stands between the columns of a CSV file.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,...", help="Names of the columns of CSV files without a line of them.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of CSV files: utf-8, utf-16 or latin-1.")] = None,
+    null_text: Annotated[
+        list[str] | None, typer.Option(help="Text that stands for null, such as NA; give it again for others.")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="strptime format of times given as text; ISO 8601 by default.")
+    ] = None,
+    time_unit: Annotated[
+        Literal["s", "ms", "us", "ns"] | None, typer.Option(help="Unit of times given as numbers since 1970.")
+    ] = None,
+    union_by_name: Annotated[bool, typer.Option("--union-by-name", help="Read null where a file lacks a column.")] = False,
     memory_limit: Annotated[str | None, typer.Option(help="Memory that the load may take, such as 4GB.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Loads nodes or edges; the same rows a second time add nothing."""
+    """Loads nodes or edges; the same files a second time add nothing. Ends with 1 where no row could be loaded."""
     from graphdb import GraphStore
 
     if (nodes is None) == (relation is None):
         msg = "give either --nodes or --relation"
         raise typer.BadParameter(msg)
+    given = {
+        "format": format,
+        "delimiter": None if delimiter is None else delimiter.replace("\\t", "\t"),
+        "columns": None if columns is None else tuple(columns.split(",")),
+        "encoding": encoding,
+        "null_texts": None if null_text is None else tuple(null_text),
+        "time_format": time_format,
+        "time_unit": time_unit,
+        "union_by_name": union_by_name or None,
+    }
+    reading = {name: value for name, value in given.items() if value is not None}
     with GraphStore.open(store, memory_limit=memory_limit) as graph, progress_bars() as progress:
         if nodes is not None:
-            report = graph.load_nodes(nodes, source, id=id, progress=progress)
+            report = graph.load_nodes(
+                nodes, source, id=id, time=time, nulls=nulls, max_rejected=max_rejected, progress=progress, **reading
+            )
         else:
             report = graph.load_edges(
                 str(relation),
                 source,
                 src=src,
                 dst=dst,
-                time=time,
+                time=time or "time",
                 weight=weight,
                 missing_nodes=missing_nodes,
+                batch=batch,
+                max_rejected=max_rejected,
                 progress=progress,
+                **reading,
             )
     if as_json:
         emit_json(report.to_dict())
-        return
-    emit_reports([report])
-    if report.rejected:
-        stdout.print(f"`multifacet graph rejected {store}` shows the rejected rows", highlight=False, soft_wrap=True)
+    else:
+        emit_reports([report])
+        if report.rejected:
+            stdout.print(f"`multifacet graph rejected {store}` shows the rejected rows", highlight=False, soft_wrap=True)
+    if report.num_rejected and report.num_rejected == report.read:
+        stderr.print("[red]error:[/red] every row was rejected, so nothing was loaded", highlight=False)
+        raise typer.Exit(1)
 
 
 def synth(
@@ -126,6 +178,7 @@ def emit_reports(reports: Iterable[LoadReport]) -> None:
     has_held, has_created, has_rejected = (
         any(getattr(report, name) for report in reports) for name in ("held", "created_nodes", "rejected")
     )
+    has_absent = any(report.absent for report in reports)
     has_released = any(report.released for report in reports)
     emit_rows(
         {
@@ -138,6 +191,7 @@ def emit_reports(reports: Iterable[LoadReport]) -> None:
             **({"released": report.released} if has_released else {}),
             **({"created nodes": report.created_nodes} if has_created else {}),
             **({"reasons": report.rejected} if has_rejected else {}),
+            **({"not in the source": ", ".join(report.absent)} if has_absent else {}),
             "seconds": round(report.seconds, 2),
         }
         for report in reports

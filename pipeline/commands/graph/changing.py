@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pipeline.commands.graph.options import Id, Properties, Relations, Store, Type, parse_properties
 from pipeline.console import stderr
+from pipeline.options import parse_time
 from pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (add_node_type, add_relation, add_property, drop_before, forget, compact):
+    for command in (add_node_type, add_relation, add_property, drop_before, forget, compact, backup):
         app.command()(command)
 
 
@@ -87,7 +89,10 @@ def add_property(
 
 def drop_before(
     store: Store,
-    time: Annotated[dt.datetime, typer.Argument(help="Edges from before this time (UTC) go.")],
+    time: Annotated[
+        dt.datetime,
+        typer.Argument(parser=parse_time, metavar="TIME", help="Edges from before this time (UTC unless it has an offset) go."),
+    ],
     relation: Relations = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the edges that would go.")] = False,
     as_json: AsJson = False,
@@ -110,14 +115,43 @@ def forget(
     store: Store,
     type: Type,  # noqa: A002 - the argument's name
     id: Id,  # noqa: A002 - the argument's name
+    snapshots: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of snapshots, at any depth, to name those that hold the id; give it again for others."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Deletes a node with its edges and what was rejected or held of it, for good; its idx is never given again."""
+    """Deletes a node with its edges and what was rejected or held of it; bytes of its id stay in the file until `compact`."""
     from graphdb import GraphStore
 
     with GraphStore.open(store) as graph, stderr.status("deleting"):
+        identifier = graph.schema.node(type).external_id(id)
         deleted = graph.forget(type, id)
-    _emit_counts(deleted, "edges deleted", as_json=as_json)
+    holders = [str(folder) for root in snapshots or () for folder in _snapshots_with(root, type, identifier)]
+    if as_json:
+        emit_json({"edges": deleted, "snapshots": holders} if snapshots else deleted)
+        return
+    _emit_counts(deleted, "edges deleted", as_json=False)
+    for folder in holders:
+        stdout.print(f"the snapshot {folder} still holds it", highlight=False, soft_wrap=True)
+
+
+def _snapshots_with(root: Path, node_type: str, identifier: int | str) -> Iterator[Path]:
+    """The snapshots below a folder that have a row for an id."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from tables import Snapshot
+
+    for manifest in sorted(root.rglob("manifest.json")):
+        try:
+            snapshot = Snapshot.load(manifest.parent, verify=False)
+        except ValueError:
+            continue  # a release, or another artefact
+        if node_type in snapshot.node_types:
+            ids = snapshot.ids(node_type)
+            if pc.any(pc.equal(ids, pa.scalar(identifier, ids.type))).as_py():
+                yield manifest.parent
 
 
 def compact(store: Store, as_json: AsJson = False) -> None:
@@ -127,6 +161,19 @@ def compact(store: Store, as_json: AsJson = False) -> None:
     with GraphStore.open(store) as graph, stderr.status("compacting"):
         merged = graph.compact()
     _emit_counts(merged, "edges merged", as_json=as_json)
+
+
+def backup(
+    store: Store,
+    to: Annotated[Path, typer.Argument(help="The file to make.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copies a store, also while another process writes to it: what was committed last, for readers meanwhile."""
+    from graphdb import GraphStore
+
+    with stderr.status("copying"):
+        GraphStore.backup(store, to)
+    _say(f"copied {store} to {to}", {"store": str(store), "backup": str(to)}, as_json=as_json)
 
 
 def _emit_counts(edges: Mapping[str, int], name: str, *, as_json: bool) -> None:

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from pipeline.commands.graph.options import AsOf, MinDegree, Relations, Since, Store, SurfaceOption, open_window
+from pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_window
 from pipeline.console import stderr
+from pipeline.options import AsOf, Since
 from pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def export(
     layout: Annotated[
         Layout,
         typer.Option(
-            help="edges: a row for each edge (src, dst, time, weight), clustered by dst and time. csc: compressed columns, "
-            "indptr_* and indices_*. Both in Parquet, with nodes_* (idx, id). safetensors: the columns in graph.safetensors."
+            help="edges: a row for each edge (src, dst, time, weight, properties), clustered by dst and time. csc: compressed "
+            "columns, indptr_* and indices_*. Both in Parquet, with nodes_* (idx, id, properties). safetensors: the columns "
+            "and what properties are numbers, in graph.safetensors."
         ),
     ] = "edges",
     since: Since = None,
@@ -72,16 +74,12 @@ def _write(view: GraphView, folder: Path, layout: Layout) -> list[Path]:
 
 
 def _tables(view: GraphView) -> Iterator[tuple[str, pa.Table]]:
-    for name, count in view.num_nodes.items():
-        yield f"nodes_{name}", pa.table({"idx": pa.array(range(count), pa.int32()), "id": view.node_ids(name)})
+    from graphdb.files import edge_table, node_table
+
+    for name in view.num_nodes:
+        yield f"nodes_{name}", node_table(view, name)
     for kept in view.relations:
-        edges = view.edges(kept.name)
-        columns = {"src": edges.src.numpy(), "dst": edges.dst.numpy()}
-        if edges.time is not None:
-            columns["time"] = edges.time.numpy().view("datetime64[us]")
-        if edges.weight is not None:
-            columns["weight"] = edges.weight.numpy()
-        yield f"edges_{kept.name}", pa.table(columns)
+        yield f"edges_{kept.name}", edge_table(view, kept.name)
 
 
 def _write_table(table: pa.Table, folder: Path, name: str) -> Path:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 Store = Annotated[Path, typer.Argument(help="Path of the store, a DuckDB file.")]
 Type = Annotated[str, typer.Argument(help="Node type.")]
 Id = Annotated[str, typer.Argument(help="External id.")]
-AsOf = Annotated[dt.datetime | None, typer.Option(help="End of the window (UTC, not within it).")]
-Since = Annotated[dt.datetime | None, typer.Option(help="Start of the window (UTC, within it).")]
 OneRelation = Annotated[str | None, typer.Option(help="Only this relation.")]
 Relations = Annotated[list[str] | None, typer.Option("--relation", help="Only this relation; give it again for several.")]
 SurfaceOption = Annotated[Literal["onsite", "offsite"] | None, typer.Option(help="Only relations of this surface.")]

@@ -7,8 +7,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+import torch_geometric.typing
 
 from graphdb.sampling import Adjacency, Topology
+
+needs_pyg_lib = pytest.mark.skipif(
+    not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs these)"
+)
+
+
+@pytest.fixture(params=["numba", pytest.param("pyg_lib", marks=needs_pyg_lib)])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
 
 Edges = Sequence[tuple[int, int]]
 

@@ -1,15 +1,18 @@
 """Negatives come in proportion to degree^alpha, of the right range, and repeat by their seed."""
 
+import datetime as dt
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from graphdb import GraphError
+from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
 from graphdb.sampling import NegativeSampler
 
 
@@ -69,3 +72,43 @@ def test_draws_have_the_shape_and_repeat_on_any_threads(threads: Callable[[int],
 def test_degrees_that_make_no_distribution_are_refused(degrees: list[float], alpha: float, message: str):
     with pytest.raises(GraphError, match=message):
         NegativeSampler(torch.tensor(degrees), alpha=alpha)
+
+
+def test_a_views_negatives_are_nodes_of_the_view(
+    create: Callable[[GraphSchema], GraphStore], at: Callable[[float], dt.datetime]
+):
+    """Neither forgotten nodes nor those of the window's future; before and after a later load."""
+    clicks = Relation(src="user", name="clicks", dst="pin")
+    store = create(GraphSchema(nodes=(NodeType(name="user"), NodeType(name="pin")), relations=(clicks,)))
+    store.load_edges("clicks", pa.table({"src": [1, 2, 3, 4], "dst": [1, 2, 3, 4], "time": [at(0), at(1), at(2), at(9)]}))
+    store.forget("pin", 2)
+
+    def drawn(alpha: float) -> list[int]:
+        view = store.view(as_of=at(5))
+        ids = view.node_ids("pin").to_pylist()
+        return [ids[row] for row in NegativeSampler.from_view(view, "pin", alpha=alpha).sample(900).tolist()]
+
+    before = [drawn(alpha) for alpha in (0.0, 0.75)]
+    assert [set(pins) for pins in before] == [{1, 3}, {1, 3}]
+    store.load_edges("clicks", pa.table({"src": [1, 7], "dst": [8, 9], "time": [at(6), at(7)]}))
+    assert [drawn(alpha) for alpha in (0.0, 0.75)] == before
+
+
+def test_a_links_negatives_had_been_seen(create: Callable[[GraphSchema], GraphStore], at: Callable[[float], dt.datetime]):
+    """A node is drawn from its first event, or the time that its load gives, whichever is first."""
+    clicks = Relation(src="user", name="clicks", dst="pin")
+    store = create(GraphSchema(nodes=(NodeType(name="user"), NodeType(name="pin")), relations=(clicks,)))
+    store.load_nodes("pin", pa.table({"id": [10, 11, 12], "since": [at(0), at(2), at(8)]}), time="since")
+    store.load_edges("clicks", pa.table({"src": [1, 1, 2], "dst": [10, 12, 13], "time": [at(1), at(3), at(5)]}))
+    view = store.view()
+    pins = view.node_ids("pin").to_pylist()
+    edges = view.edges("clicks")
+    inputs = EdgeSamplerInput(
+        torch.arange(3), edges.src.long(), edges.dst.long(), time=edges.time, input_type=("user", "clicks", "pin")
+    )
+    output = view.sampler([1], temporal="uniform").sample_from_edges(inputs, NegativeSampling("triplet", amount=200))
+    seen = {1: {10}, 3: {10, 11, 12}, 5: {10, 11, 12, 13}}
+    for link, time in enumerate(edges.time.tolist()):
+        day = round((time - (at(0) - dt.datetime(1970, 1, 1)).total_seconds() * 1e6) / 86_400e6)
+        drawn = {pins[row] for row in output.node["pin"][output.metadata[3][link]].tolist()}
+        assert drawn == seen[day]

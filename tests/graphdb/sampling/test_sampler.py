@@ -25,6 +25,10 @@ CONFIGS = {
 }
 
 
+def with_backend(config: SamplerConfig, backend: str) -> SamplerConfig:
+    return config.model_copy(update={"backend": backend})
+
+
 def users(count: int, config: SamplerConfig, *, seed: int = 0) -> NodeSamplerInput:
     nodes = torch.randint(60, (count,), generator=torch.Generator().manual_seed(seed))
     time = torch.full((count,), 600) if config.temporal else None
@@ -39,24 +43,25 @@ def plain(output: HeteroSamplerOutput) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_number_of_threads_changes_nothing(
-    random_topology: Topology, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, name: str
+    random_topology: Topology, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, backend: str, name: str
 ):
     # Small graphs are cut into ranges too, so that the threads meet.
     monkeypatch.setattr("graphdb.sampling.neighbors._MIN_EDGES_PER_THREAD", 4)
     outputs = []
     for num_threads in (1, 2, 5):
         threads(num_threads)
-        sampler = MultifacetSampler(random_topology, CONFIGS[name])
+        sampler = MultifacetSampler(random_topology, with_backend(CONFIGS[name], backend))
         outputs.append([plain(sampler.sample_from_nodes(users(300, CONFIGS[name]))) for _ in range(2)])
     assert outputs[0] == outputs[1] == outputs[2]
     assert outputs[0][0] != outputs[0][1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_several_threads_may_call_one_sampler(random_topology: Topology, name: str):
-    sampler = MultifacetSampler(random_topology, CONFIGS[name])
+def test_several_threads_may_call_one_sampler(random_topology: Topology, backend: str, name: str):
+    config = with_backend(CONFIGS[name], backend)
+    sampler = MultifacetSampler(random_topology, config)
     expected = [plain(sampler.sample_from_nodes(users(50, CONFIGS[name]))) for _ in range(20)]
-    again = MultifacetSampler(random_topology, CONFIGS[name])
+    again = MultifacetSampler(random_topology, config)
     with ThreadPoolExecutor(4) as executor:
         outputs = list(executor.map(lambda _: plain(again.sample_from_nodes(users(50, CONFIGS[name]))), range(20)))
     # Which thread makes which call is open; what the calls draw is not.
@@ -135,6 +140,9 @@ def test_settings_that_the_graph_cannot_do_are_refused(random_topology: Topology
 def test_without_pyg_lib_asking_for_it_says_where_it_is(random_topology: Topology):
     with pytest.raises(GraphError, match=r"pyg-lib is not installed .*; backend='numba' needs nothing"):
         MultifacetSampler(random_topology, SamplerConfig(num_neighbors=[1], backend="pyg_lib"))
+
+
+def test_the_backend_is_our_own_unless_asked(random_topology: Topology):
     assert MultifacetSampler(random_topology, SamplerConfig(num_neighbors=[1])).backend == "numba"
 
 
