@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from contrastive.positives import Positives
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -54,7 +55,8 @@ def read_pairs(source: Any, *, columns: Sequence[str] = _COLUMNS, weight: str | 
 
     Args:
         source: a pandas or polars data frame, an Arrow table, or anything that gives one (PyCapsule); a Parquet or CSV file
-            with a header; a file of tab-separated pairs without one (.tsv, .txt); a list of (query, item).
+            with a header; a file of tab-separated pairs without one (.tsv, .txt); a list, array or `torch.utils.data.Dataset`
+            of (query, item).
         columns: names of the columns of queries and items.
         weight: column that says how often each pair stands there; None for once.
 
@@ -115,17 +117,26 @@ def _read(source: Any, columns: Sequence[str]) -> pa.Table:
             raise ValueError(f"{path} cannot be read: {error}. Pairs without a header have the suffix .tsv or .txt") from error
     if hasattr(source, "__arrow_c_stream__") or isinstance(source, pa.Table):
         return pa.table(source)
-    if not isinstance(source, (list, tuple, np.ndarray)):
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
         raise TypeError(
-            f"pairs are a {type(source).__name__}; expected a data frame, an Arrow table, a file or a list of pairs"
+            f"pairs are a {type(source).__name__}; expected a data frame, an Arrow table, a file, a list or a Dataset of pairs"
         )
-    rows = [tuple(row) for row in source if not isinstance(row, str)]
+    rows = [_plain(source[number]) for number in range(len(source)) if not isinstance(source[number], str)]
     if len(rows) != len(source) or any(len(row) != 2 for row in rows):
         raise ValueError("pairs must be (query, item) each")
     try:
         return pa.table({name: pa.array([row[place] for row in rows]) for place, name in enumerate(columns)})
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"ids must be all integers or all strings: {error}") from error
+
+
+def _plain(row: Any) -> tuple[Any, ...]:
+    """Take one pair, such as a Dataset of torch gives it."""
+    if isinstance(row, tuple) and len(row) == 1:  # a TensorDataset of one tensor
+        (row,) = row
+    if not hasattr(row, "__len__"):
+        return (row,)
+    return tuple(value.item() if hasattr(value, "item") else value for value in row)
 
 
 def _encode(column: pa.ChunkedArray, name: str) -> tuple[NDArray[np.int32], pa.Array]:

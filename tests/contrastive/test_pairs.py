@@ -10,6 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 from contrastive import ContrastiveConfig, ItemPredictor, read_pairs, train_pairs
@@ -45,6 +47,9 @@ def test_every_source_gives_the_same_pairs(tmp_path: Path) -> None:
         assert np.array_equal(pairs.positives.queries, expected.positives.queries), name
         assert np.array_equal(pairs.positives.items, expected.positives.items), name
         assert (pairs.query_ids, pairs.item_ids) == (expected.query_ids, expected.item_ids)
+    numbers = torch.tensor([[5, 1], [6, 1]])
+    for dataset in (TensorDataset(numbers), TensorDataset(*numbers.unbind(1)), numbers):
+        assert read_pairs(dataset).query_ids.to_pylist() == [5, 6]
     weighted = read_pairs(pa.table({"u": [1, 2], "i": [7, 7], "n": [2.0, 0.0]}), columns=("u", "i"), weight="n")
     assert weighted.positives.weights.tolist() == [2.0]
 

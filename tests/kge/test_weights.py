@@ -19,7 +19,7 @@ from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
 from kge.batches import BatchSource
 from kge.relations import Inverse, RelationParameters
 from kge.triples import EdgeList
-from tables import WarmStart
+from tables import Lifecycle, WarmStart
 
 CONFIG = KgeConfig(dim=8, epochs=3, batch_size=32, chunk_size=16, num_uniform=8, num_degree=8, validation={"num_edges": 0})
 
@@ -58,6 +58,27 @@ def test_a_weighted_graph_and_one_of_repeated_edges_give_the_same_bits(tmp_path:
         for name, table in results[0].vectors.items():
             assert torch.equal(table, other.vectors[name])
         assert results[0].history[-1]["loss"] == other.history[-1]["loss"]
+
+
+def test_tables_in_partitions_take_weights_too(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    heads, tails = (generator.integers(0, 4000, 3000).astype(np.int32) for _ in range(2))
+    weighted = TripleSet(
+        heads=heads,
+        relations=np.zeros(3000, np.int32),
+        tails=tails,
+        relation_names=("r",),
+        ends={"r": ("e", "e")},
+        num_nodes={"e": 4000},
+        weights=generator.integers(1, 4, 3000).astype(np.float64),
+    ).merged()
+    none = weighted.take(slice(0))
+    split = TripleSplit(train=weighted, valid=none, test=none)
+    seen: list[int] = []
+    lifecycle = Lifecycle(on_step=lambda progress: seen.append(progress.examples))
+    result = kge.train_triples(split, CONFIG.model_copy(update={"partitions": 2, "epochs": 1}), lifecycle=lifecycle)
+    assert seen[-1] == weighted.weights.sum()
+    assert np.isfinite(result.history[-1]["loss"])
 
 
 def test_weights_change_what_is_learned_unless_each_pair_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +291,7 @@ def test_a_warm_start_from_another_model_or_distance_is_refused(
 ) -> None:
     base = {"model": "transe", "dim": 8, "epochs": 1, "validation": {"num_edges": 0}}
     kge.train(view, KgeConfig(**base)).write_snapshot(tmp_path / "old", view)
-    lifecycle = kge.training.Lifecycle(warm_start=WarmStart.load(tmp_path / "old"))
+    lifecycle = Lifecycle(warm_start=WarmStart.load(tmp_path / "old"))
     with pytest.raises(ValueError, match=r"was trained with (model|distance)="):
         kge.train(view, KgeConfig(**(base | change)), lifecycle=lifecycle)
     kge.train(view, KgeConfig(**base), lifecycle=lifecycle)
