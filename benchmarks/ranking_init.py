@@ -63,7 +63,7 @@ def _measure(case: str, snapshot: Snapshot, num_rows: int) -> Iterator[Row]:
     # Not drawn at random first: 3.2 billion draws take longer than all the rest.
     model = EmbeddingBagCollection(tables=[config], device=torch.device("meta")).to_empty(device=torch.device("cpu"))
     weights: Tensor = model.embedding_bags["t_pin"].weight.detach().zero_()
-    source = TableSource(snapshot=snapshot, node_type="pin", id_map=id_map)
+    source = TableSource(snapshot=snapshot, node_type="pin", id_map=id_map, rows="position" if id_map is None else None)
     init_tables(model, {"t_pin": source})  # compiles kernels, and reads the file into memory
     seconds: list[float] = []
     cpu_seconds: list[float] = []

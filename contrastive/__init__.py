@@ -2,7 +2,9 @@
 
 from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation, PositiveWalks
 from contrastive.evaluation import evaluate
+from contrastive.pairs import Pairs, read_pairs
 from contrastive.positives import Positives
+from contrastive.predictor import ItemPredictor, Prediction
 from contrastive.result import ContrastiveResult
 from contrastive.training import train, train_pairs
 
@@ -11,9 +13,13 @@ __all__ = [
     "ContrastiveConfig",
     "ContrastiveResult",
     "ContrastiveValidation",
+    "ItemPredictor",
+    "Pairs",
     "PositiveWalks",
     "Positives",
+    "Prediction",
     "evaluate",
+    "read_pairs",
     "train",
     "train_pairs",
 ]

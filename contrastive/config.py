@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from contrastive.losses import LossName
+from tables.configuration import Configuration
 
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
 
 
-class ComposedTower(BaseModel):
+class ComposedTower(Configuration):
     """One more table, of the nodes that items belong to: its positives are (query, node of the query's item).
 
     With `node_type="advertiser", through="made_by"`, a user who bought a pin is a positive of the pin's advertiser.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     node_type: str = Field(description="node type of the table")
     through: str = Field(description="relation between items and that type, in either direction")
     share: float = Field(default=0.25, gt=0, le=1, description="steps of this tower for each step of the items")
 
 
-class PositiveWalks(BaseModel):
+class PositiveWalks(Configuration):
     """More positives, from random walks query-item-query-item over the training positives."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_walks: int = Field(default=10, ge=1, description="walks from each query; each step goes in proportion to weight")
     hops: int = Field(default=1, ge=1, description="times that a walk goes on from the item to another query and its item")
@@ -36,10 +33,8 @@ class PositiveWalks(BaseModel):
     )
 
 
-class ContrastiveValidation(BaseModel):
+class ContrastiveValidation(Configuration):
     """Which positives are held out of training, to rank them after each epoch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_queries: int = Field(default=1000, ge=0, description="queries sampled for validation; 0 for none")
     num_latest: int = Field(default=5, ge=1, description="distinct items held out of each: those that it came to last")
@@ -48,10 +43,8 @@ class ContrastiveValidation(BaseModel):
     every: int = Field(default=1, ge=1, description="epochs between validations; the last epoch always has one")
 
 
-class PositivesConfig(BaseModel):
+class PositivesConfig(Configuration):
     """Which edges of a graph are positives, what they weigh, and which of them are held out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     query_type: str = Field(default="user", description="node type that asks")
     item_type: str = Field(default="pin", description="node type that answers")

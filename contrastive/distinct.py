@@ -25,12 +25,14 @@ class EdgeColumns:
         items: int32 [E].
         weights: float [E], or one weight for all of them, [1].
         times: microseconds since the epoch, int64 [E], or one for all of them, [1].
+        repetitions: how often each edge stands there, float64 [E], finite and not negative; None for once.
     """
 
     queries: NDArray[np.int32]
     items: NDArray[np.int32]
     weights: NDArray[Any]
     times: NDArray[np.int64]
+    repetitions: NDArray[np.float64] | None = None
 
 
 def merge_edges(
@@ -39,7 +41,8 @@ def merge_edges(
     """Sum edges into distinct pairs, ordered by (query, item), by counting and not by sorting all of them.
 
     Edges go straight to their query's place, where they are put in order: 12 bytes an edge beside the columns given (20 with
-    times), whatever the numbers of queries and items.
+    times, 4 more with repetitions), whatever the numbers of queries and items. An edge that stands there w times weighs as
+    much as w edges, to the last bit where w is an integer. One that stands there zero times is none.
 
     Args:
         parts: the edges.
@@ -51,22 +54,43 @@ def merge_edges(
         the first times, int64 [P], or None.
     """
     ends = np.zeros(num_queries + 1, dtype=np.int64)
+    parts = [_without_absent(part) for part in parts]
     for part in parts:
         _count(part.queries, ends)
     np.cumsum(ends, out=ends)
     num_edges = int(ends[-1])
     items = np.empty(num_edges, dtype=np.int32)
-    weights = np.empty(num_edges, dtype=np.float32)
+    repeated = any(part.repetitions is not None for part in parts)
+    # A repeated edge's weight is a product, which single precision would round before it is summed.
+    weights: NDArray[Any] = np.empty(num_edges, dtype=np.float64 if repeated else np.float32)
     times = np.empty(num_edges if with_times else 0, dtype=np.int64)
     begins = ends[:-1].copy()
     for part in parts:
-        _place(part.queries, part.items, part.weights, part.times, begins, items, weights, times)
+        _place(part.queries, part.items, _edge_weights(part), part.times, begins, items, weights, times)
     indptr = _merge_rows(ends, items, weights, times)
     num_pairs = int(indptr[-1])
     # What the arrays have beyond the pairs is given back, and not kept alive by a view.
     for column in (items, weights, times):
         column.resize(num_pairs if len(column) else 0, refcheck=False)
-    return indptr, items, weights, times if with_times else None
+    return indptr, items, weights.astype(np.float32, copy=False), times if with_times else None
+
+
+def _without_absent(part: EdgeColumns) -> EdgeColumns:
+    """Drop the edges that stand there zero times."""
+    if part.repetitions is None or (part.repetitions > 0).all():
+        return part
+    kept = part.repetitions > 0
+    weights, times = (column[kept] if len(column) > 1 else column for column in (part.weights, part.times))
+    return EdgeColumns(
+        queries=part.queries[kept], items=part.items[kept], weights=weights, times=times, repetitions=part.repetitions[kept]
+    )
+
+
+def _edge_weights(part: EdgeColumns) -> NDArray[Any]:
+    if part.repetitions is None:
+        return part.weights
+    weights: NDArray[np.float64] = part.weights.astype(np.float32).astype(np.float64) * part.repetitions
+    return weights
 
 
 @numba.njit(nogil=True, cache=True)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 import torch
+from torch import Tensor
 
+from tables.boundary import expect_type
+from tables.pairs import PairIndex
 from tables.topk import top_k
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
-
-    from tables.pairs import PairIndex
 
 __all__ = ["STRATA", "evaluate", "popularity_strata"]
 
@@ -66,6 +66,8 @@ def evaluate(
         ValueError: if the tables, indices and popularity don't fit, or a score is not a number.
     """
     _check_sizes(queries, items, relevant, seen, popularity)
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
     asked = np.flatnonzero(np.diff(relevant.indptr)).astype(np.int32)
     if not len(asked):
         return {}
@@ -110,6 +112,11 @@ def evaluate(
 def _check_sizes(
     queries: Tensor, items: Tensor, relevant: PairIndex, seen: PairIndex | None, popularity: NDArray[Any] | None
 ) -> None:
+    expect_type("queries", queries, Tensor)
+    expect_type("items", items, Tensor)
+    expect_type("relevant", relevant, PairIndex)
+    if queries.ndim != 2 or items.ndim != 2 or queries.shape[1] != items.shape[1]:
+        raise ValueError(f"queries [Q, D] and items [N, D] need one width, got {list(queries.shape)} and {list(items.shape)}")
     for name, pairs in (("relevant", relevant), ("seen", seen)):
         if pairs is not None and (pairs.num_left, pairs.num_right) != (len(queries), len(items)):
             raise ValueError(

@@ -20,6 +20,7 @@ from contrastive.comparison import Comparison
 from contrastive.config import ContrastiveConfig, PositivesConfig
 from contrastive.evaluation import evaluate
 from contrastive.losses import ScoreLoss
+from contrastive.pairs import Pairs
 from contrastive.positives import hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
@@ -81,7 +82,7 @@ def train_lightgcn(
 
 
 def train_lightgcn_pairs(
-    positives: Positives,
+    positives: Positives | Pairs,
     config: LightGcnConfig,
     *,
     held_out: Positives | None = None,
@@ -104,6 +105,8 @@ def train_lightgcn_pairs(
     Raises:
         ValueError: if the loss stops being a number.
     """
+    if isinstance(positives, Pairs):
+        positives = positives.positives
     generator = np.random.default_rng(config.seed)
     num_queries, num_items = positives.num_queries, positives.num_items
     seeded = torch.Generator().manual_seed(config.seed)
@@ -117,7 +120,9 @@ def train_lightgcn_pairs(
     relevant = None if held_out is None else held_out.index()
 
     def give_vectors() -> dict[str, Tensor]:
-        vectors = F.normalize(propagation(rows.detach()))
+        # A row that no gradient has reached holds its first values: it is zero, as in the tables of this room.
+        touched = optimizer.state[rows]["exp_avg_sq"].any(1, keepdim=True)
+        vectors = F.normalize(propagation(rows.detach())) * touched
         items = vectors[num_queries:] * torch.from_numpy(tower.popularity_lengths()[:, None])
         return {config.query_type: vectors[:num_queries].contiguous(), config.item_type: items}
 

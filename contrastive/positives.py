@@ -33,7 +33,7 @@ class Positives:
     Attributes:
         queries: int32 [P].
         items: int32 [P].
-        weights: sum over the pair's edges of relation weight times decay, float32 [P].
+        weights: sum over the pair's edges of edge weight times relation weight times decay, float32 [P].
         first_times: when the pair's first timed edge was, microseconds since the epoch, int64 [P]; None if nobody asks.
         num_queries: rows of the queries' table.
         num_items: rows of the items' table.
@@ -75,15 +75,40 @@ class Positives:
         )
 
     @classmethod
-    def from_pairs(cls, queries: NDArray[Any], items: NDArray[Any], *, num_queries: int, num_items: int) -> Positives:
-        """Take plain pairs [E], each of weight 1 and without a time; one that stands twice counts double.
+    def from_pairs(
+        cls,
+        queries: NDArray[Any],
+        items: NDArray[Any],
+        *,
+        num_queries: int,
+        num_items: int,
+        weights: NDArray[Any] | None = None,
+    ) -> Positives:
+        """Take plain pairs [E] without a time; one that stands twice counts double.
+
+        Args:
+            queries: int [E].
+            items: int [E].
+            num_queries: rows of the queries' table.
+            num_items: rows of the items' table.
+            weights: how often each pair stands there, [E], finite and not negative; a pair of weight zero is none. None for
+                once each.
 
         Raises:
-            ValueError: if the columns' lengths differ or a row lies outside its table.
+            ValueError: if the columns' lengths differ, a row lies outside its table, or a weight is no such number.
+            TypeError: if rows are no integers.
         """
+        queries, items = np.asarray(queries), np.asarray(items)
+        for name, column in (("queries", queries), ("items", items)):
+            if len(column) and column.dtype.kind not in "iu":
+                raise TypeError(f"{name} are {column.dtype}; expected integer rows of a table (for ids, see `pairs_from`)")
         check_rows(queries, items, num_left=num_queries, num_right=num_items)
         columns = EdgeColumns(
-            queries=queries.astype(np.int32), items=items.astype(np.int32), weights=np.ones(1), times=np.full(1, _UNTIMED)
+            queries=queries.astype(np.int32),
+            items=items.astype(np.int32),
+            weights=np.ones(1),
+            times=np.full(1, _UNTIMED),
+            repetitions=None if weights is None else _check_repetitions(weights, len(queries), "weights"),
         )
         return cls.merge([columns], num_queries=num_queries, num_items=num_items)
 
@@ -109,10 +134,11 @@ def read_positives(view: GraphView, config: PositivesConfig) -> Positives:
         config: node types, relations and their weights, decay.
 
     Returns:
-        The positives, of weight above zero.
+        The positives, of weight above zero. An edge of a weighted relation counts as often as its weight says.
 
     Raises:
-        ValueError: if a type or relation is unknown or joins other types, or there are no positives.
+        ValueError: if a type or relation is unknown or joins other types, an edge has a negative weight, or there are no
+            positives.
     """
     for field, node_type in (("query_type", config.query_type), ("item_type", config.item_type)):
         if node_type not in view.num_nodes:
@@ -132,13 +158,9 @@ def read_positives(view: GraphView, config: PositivesConfig) -> Positives:
     for name, weight in weights.items():
         if weight == 0 or view.num_edges[name] == 0:
             continue
-        edges = view.edges(name)
-        edge_weights, times = np.full(1, weight), np.full(1, _UNTIMED)
-        if edges.time is not None and config.half_life_days is not None:
-            edge_weights = weight * np.exp2(-(end_us - edges.time.numpy()) / (config.half_life_days * _DAY_US))
-        if edges.time is not None and with_times:
-            times = edges.time.numpy()
-        columns.append(EdgeColumns(queries=edges.src.numpy(), items=edges.dst.numpy(), weights=edge_weights, times=times))
+        part = _read_edges(view, name, weight, config, end_us, with_times=with_times)
+        if part is not None:
+            columns.append(part)
     if not columns:
         raise ValueError(
             f"there are no positives from {config.query_type!r} to {config.item_type!r}: the weights are {weights} and "
@@ -152,10 +174,31 @@ def read_positives(view: GraphView, config: PositivesConfig) -> Positives:
     )
 
 
+def _read_edges(
+    view: GraphView, name: str, weight: float, config: PositivesConfig, end_us: int, *, with_times: bool
+) -> EdgeColumns | None:
+    """Read the edges of one relation; None if all of them stand there zero times."""
+    edges = view.edges(name)
+    edge_weights, times = np.full(1, weight), np.full(1, _UNTIMED)
+    if edges.time is not None and config.half_life_days is not None:
+        edge_weights = weight * np.exp2(-(end_us - edges.time.numpy()) / (config.half_life_days * _DAY_US))
+    if edges.time is not None and with_times:
+        times = edges.time.numpy()
+    repetitions = None
+    if edges.weight is not None:
+        repetitions = _check_repetitions(edges.weight.numpy(), len(edges), f"the weights of relation {name!r}")
+        if not repetitions.any():
+            return None
+    return EdgeColumns(
+        queries=edges.src.numpy(), items=edges.dst.numpy(), weights=edge_weights, times=times, repetitions=repetitions
+    )
+
+
 def compose(positives: Positives, view: GraphView, item_type: str, tower: ComposedTower) -> Positives:
     """Carry positives over from items to the nodes that they are related to.
 
-    An item related to several nodes shares its weight evenly among them; one related to none drops out.
+    An item related to several nodes shares its weight among them by the weights of its edges to them, evenly where these are
+    alike; one related to none drops out.
 
     Args:
         positives: pairs of query and item.
@@ -167,7 +210,8 @@ def compose(positives: Positives, view: GraphView, item_type: str, tower: Compos
         Pairs of query and node.
 
     Raises:
-        ValueError: if the relation does not join the two types, or no positive has such a node.
+        ValueError: if the relation does not join the two types, an edge of it has a negative weight, or no positive has such
+            a node.
     """
     by_name = {relation.name: relation for relation in view.relations}
     relation = by_name.get(tower.through)
@@ -181,16 +225,35 @@ def compose(positives: Positives, view: GraphView, item_type: str, tower: Compos
     edges = view.edges(tower.through)
     item_end, node_end = (edges.src, edges.dst) if relation.src == item_type else (edges.dst, edges.src)
     num_nodes = view.num_nodes[tower.node_type]
-    nodes_of = PairIndex(item_end.numpy(), node_end.numpy(), num_left=view.num_nodes[item_type], num_right=num_nodes)
+    through = Positives.merge(
+        [
+            EdgeColumns(
+                queries=item_end.numpy(),
+                items=node_end.numpy(),
+                weights=np.ones(1),
+                times=np.full(1, _UNTIMED),
+                repetitions=None
+                if edges.weight is None
+                else _check_repetitions(edges.weight.numpy(), len(edges), f"the weights of relation {tower.through!r}"),
+            )
+        ],
+        num_queries=view.num_nodes[item_type],
+        num_items=num_nodes,
+        with_times=False,
+    )
+    nodes_of = through.index()
     fanout = np.diff(nodes_of.indptr)[positives.items]
     if not fanout.any():
         raise ValueError(f"no item of the positives has an edge of {tower.through!r}; leave the tower out")
     pair = np.repeat(np.arange(len(positives)), fanout)
     within = np.arange(len(pair)) - np.repeat(np.cumsum(fanout) - fanout, fanout)
+    places = nodes_of.indptr[positives.items[pair]] + within
+    shares: NDArray[np.float64] = through.weights[places].astype(np.float64)
+    totals = np.bincount(through.queries, weights=through.weights, minlength=through.num_queries)
     columns = EdgeColumns(
         queries=positives.queries[pair],
-        items=nodes_of.indices[nodes_of.indptr[positives.items[pair]] + within],
-        weights=positives.weights[pair] / fanout[pair],
+        items=nodes_of.indices[places],
+        weights=positives.weights[pair] / (totals[positives.items[pair]] / shares),
         times=np.full(1, _UNTIMED),
     )
     return Positives.merge([columns], num_queries=positives.num_queries, num_items=num_nodes, with_times=False)
@@ -228,6 +291,25 @@ def hold_out_latest(
     held_out = np.zeros(len(positives), dtype=np.bool_)
     held_out[of_chosen[order[from_the_end <= validation.num_latest]]] = True
     return positives.keep(~held_out), positives.keep(held_out)
+
+
+def _check_repetitions(weights: NDArray[Any], num_edges: int, what: str) -> NDArray[np.float64]:
+    """Give how often each edge stands there, float64 [E]."""
+    try:
+        column = np.asarray(weights).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} are no numbers: {error}") from error
+    if column.shape != (num_edges,):
+        raise ValueError(f"{what} are {list(column.shape)}; expected one for each of {num_edges} edges")
+    wrong = ~((column >= 0) & np.isfinite(column))
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise ValueError(
+            f"{what}: edge {place} has {column[place]:g}, and {int(wrong.sum())} of {num_edges} are such. An edge's weight "
+            "says how often it stands there, so it must be a finite number of zero or more: leave such edges out, or load them "
+            "as a relation of their own"
+        )
+    return column
 
 
 def _window_end_us(view: GraphView, names: Sequence[str] | dict[str, float]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -43,40 +45,42 @@ class ContrastiveResult:
     warm_start: WarmStart | None = None
     facet: str = "contrastive"
 
-    def write_snapshot(self, path: str | Path, view: GraphView) -> Snapshot:
+    def write_snapshot(self, path: str | Path, source: GraphView | Mapping[str, Any]) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:
             path: directory to write; it must not exist.
-            view: the view that was trained on.
+            source: what was trained on: the view, or, of plain pairs, the external ids by node type (`Pairs.ids`).
 
         Returns:
             The snapshot, of this result's facet.
 
         Raises:
-            ValueError: if the view's node counts are not those of the tables.
+            ValueError: if the source's node counts are not those of the tables.
         """
+        parents, window, node_ids = _origin(source)
+        ids = {node_type: node_ids(node_type) for node_type in self.vectors}
         for node_type, vectors in self.vectors.items():
-            if view.num_nodes.get(node_type) != len(vectors):
+            num_ids = None if ids[node_type] is None else len(ids[node_type])
+            if num_ids != len(vectors):
                 raise ValueError(
-                    f"table {node_type!r} has {len(vectors)} rows, but the view has {view.num_nodes.get(node_type)} "
-                    "nodes of that type; pass the view that these tables were trained on"
+                    f"table {node_type!r} has {len(vectors)} rows, but there are {num_ids} "
+                    "nodes of that type; pass the view, or the ids, that these tables were trained on"
                 )
-        window: dict[str, Any] = {
-            "since": view.since.isoformat() if view.since else None,
-            "as_of": view.as_of.isoformat() if view.as_of else None,
-            "relations": [relation.name for relation in view.relations],
-        }
         metrics: dict[str, Any] = dict(self.metrics)
-        parents = [view.fingerprint]
         if self.warm_start is not None:
-            metrics["drift"] = self.warm_start.drift(self.vectors, view.node_ids)
+            metrics["drift"] = self.warm_start.drift(self.vectors, ids.__getitem__)
             parents.append(self.warm_start.snapshot.fingerprint)
         return Snapshot.write(
             path,
             facet=self.facet,
             tables={
-                node_type: SnapshotTable(ids=view.node_ids(node_type), vectors=vectors, optimizer=self.optimizer.get(node_type))
+                node_type: SnapshotTable(
+                    ids=ids[node_type],
+                    vectors=vectors,
+                    optimizer=self.optimizer.get(node_type),
+                    trained=vectors.any(1),
+                )
                 for node_type, vectors in self.vectors.items()
             },
             parents=parents,
@@ -84,3 +88,15 @@ class ContrastiveResult:
             metrics=metrics,
             config=self.config.model_dump(mode="json"),
         )
+
+
+def _origin(source: GraphView | Mapping[str, Any]) -> tuple[list[str], dict[str, Any], Callable[[str], Any]]:
+    """Give a snapshot's parents, its window, and what knows the ids of a node type."""
+    if isinstance(source, Mapping):
+        return [], {}, source.get
+    window = {
+        "since": source.since.isoformat() if source.since else None,
+        "as_of": source.as_of.isoformat() if source.as_of else None,
+        "relations": [relation.name for relation in source.relations],
+    }
+    return [source.fingerprint], window, lambda name: source.node_ids(name) if name in source.num_nodes else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ class TrainerState:
         hard: best unknown items of each query at the epoch's start, int32 [num_queries, depth]; empty without hard negatives.
         temperature: what similarities are divided by.
         position: where the training stands, with the source of positives and negatives.
+        taken: node type -> which rows a warm start has taken from the older snapshot, bool [num_nodes]; empty without one.
     """
 
     tables: dict[str, Tensor]
@@ -42,6 +43,12 @@ class TrainerState:
     hard: NDArray[np.int32]
     temperature: Temperature
     position: Position
+    taken: dict[str, Tensor] = field(default_factory=dict)
+
+    def touched(self, node_type: str) -> Tensor:
+        """Say which rows a gradient has reached, in this training or in the one that it started from, bool [num_nodes]."""
+        touched = self.optimizers[node_type].state > 0
+        return touched | self.taken[node_type] if node_type in self.taken else touched
 
     def save(self) -> SavedState:
         """Give all of it but the position, which the run saves."""

@@ -100,7 +100,12 @@ class Trainer(TowerEpochs):
     def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
         if self.config.optimizer == "adam" and warm_start.config.pull:
             raise ValueError("a pull towards the warm start's rows goes with Adagrad only: set pull=0 or optimizer='adagrad'")
-        warm_start.apply(self.state.tables, self.state.optimizers, node_ids, facet="contrastive")
+        warm_start.check_config(
+            self.config.model_dump(mode="json"),
+            same=("similarity",),
+            told=("loss", "optimizer", "history", "smoothing", "popularity_power"),
+        )
+        self.state.taken = warm_start.apply(self.state.tables, self.state.optimizers, node_ids, facet="contrastive")
 
     @override
     def validate(self, relevant: PairIndex, seen: PairIndex) -> dict[str, float]:
@@ -121,7 +126,7 @@ class Trainer(TowerEpochs):
             node_type,
             table,
             first=0,
-            touched=self.state.optimizers[node_type].state > 0,
+            touched=self.state.touched(node_type),
             items=self.state.tables[config.item_type],
             queries=self.vectors(config.query_type) if needs_queries else None,
         )

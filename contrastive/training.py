@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contrastive.positives import compose, hold_out_latest, read_positives
+from contrastive.config import ContrastiveConfig
+from contrastive.pairs import Pairs
+from contrastive.positives import Positives, compose, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
 from contrastive.trainer import Trainer
 from contrastive.walks import add_walks
+from tables.boundary import expect_attributes, expect_type
 from tables.group_training import are_several, begin_run
 from tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from contrastive.config import ContrastiveConfig
     from contrastive.epochs import TowerEpochs
-    from contrastive.positives import Positives
     from graphdb import GraphView
     from tables.pairs import PairIndex
     from tables.training import TrainingRun
@@ -55,6 +56,8 @@ def train(
         ValueError: if the configuration does not fit the view, or the loss stops being a number.
         CheckpointError: if the checkpoint to resume from is of another run.
     """
+    expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
+    expect_type("config", config, ContrastiveConfig)
     lifecycle = lifecycle or Lifecycle()
     run = begin_run(
         lifecycle,
@@ -76,7 +79,7 @@ def train(
 
 
 def train_pairs(
-    positives: Positives,
+    positives: Positives | Pairs,
     config: ContrastiveConfig,
     *,
     held_out: Positives | None = None,
@@ -85,7 +88,7 @@ def train_pairs(
     """Learn tables of queries and of items from plain pairs, without a graph; in a group of several processes, as `train`.
 
     Args:
-        positives: the pairs to learn from (`Positives.from_pairs`).
+        positives: the pairs to learn from: of ids (`read_pairs`), or of rows (`Positives.from_pairs`).
         config: the loss and how it is trained; what it says of relations, validation's choice and composed towers is of graphs.
         held_out: pairs to rank after each epoch, among all items that their query has not in `positives`; None for none.
         progress: called with the history's row after each epoch.
@@ -96,6 +99,14 @@ def train_pairs(
     Raises:
         ValueError: if the configuration asks for what only a graph has, or the loss stops being a number.
     """
+    expect_type("positives", positives, Positives, Pairs, hint="contrastive.read_pairs makes them of plain pairs")
+    expect_type("config", config, ContrastiveConfig)
+    if isinstance(positives, Pairs):
+        positives = positives.positives
+    if not len(positives):
+        raise ValueError(
+            f"there are no positives to learn from, of {positives.num_queries} queries and {positives.num_items} items"
+        )
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
     generator = np.random.default_rng(config.seed)

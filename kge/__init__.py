@@ -4,9 +4,10 @@ from kge.config import KgeConfig, KgeValidation
 from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
 from kge.full_config import FullSoftmaxConfig
 from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
-from kge.predictor import LinkPredictor
+from kge.predictor import LinkPredictor, Prediction
 from kge.result import KgeResult
 from kge.search import Search, Trial, default_space, search
+from kge.sources import read_split, read_triples
 from kge.training import split_view, train, train_triples
 from kge.triples import EdgeList, TripleSet, TripleSplit
 
@@ -20,6 +21,7 @@ __all__ = [
     "KgeValidation",
     "LinkPredictor",
     "Model",
+    "Prediction",
     "RotatE",
     "Search",
     "TransE",
@@ -34,6 +36,8 @@ __all__ = [
     "evaluate_constrained",
     "evaluate_sampled",
     "known_pairs",
+    "read_split",
+    "read_triples",
     "search",
     "split_view",
     "train",

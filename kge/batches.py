@@ -17,6 +17,7 @@ import numpy as np
 from kge.batch import Batch, BatchSide
 from kge.models import build_model
 from kge.projections import ProjectionKind
+from kge.repetitions import Repetitions
 from tables.answers import AnswerIndex
 from tables.chunks import ChunkSampler
 from tables.occurrences import Occurrences
@@ -55,6 +56,7 @@ class _Pool:
     offsets: dict[Side, int]
     relations: NDArray[np.int32]
     bounds: NDArray[np.int64]  # of each present relation's triples
+    repetitions: Repetitions | None  # of weighted triples
     samplers: dict[Side, ChunkSampler]
     group_of_relation: NDArray[np.int32]  # the sampler's group, by the number of each of the relations of all pools
     known: dict[Side, AnswerIndex]
@@ -175,13 +177,17 @@ class BatchSource:
 
     def _shuffle(self, pool: _Pool, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shuffle a pool's triples, within each relation or all of them; give the bounds of what may share a chunk."""
-        cap = self.config.max_edges_per_relation
+        cap, repetitions = self.config.max_edges_per_relation, pool.repetitions
+        places = None if repetitions is None else repetitions.draw(generator)
         if cap is None and self.mixes_relations:
-            order = generator.permutation(len(pool.relations))
+            order = generator.permutation(len(pool.relations)) if places is None else places.shuffle(generator)
             return order, np.array([0, len(order)])
         parts = []
         for begin, end in zip(pool.bounds[:-1].tolist(), pool.bounds[1:].tolist(), strict=True):
-            parts.append(begin + generator.permutation(end - begin)[:cap])
+            if places is None:
+                parts.append(begin + generator.permutation(end - begin)[:cap])
+            else:
+                parts.append(places.shuffle(generator, begin, end, cap))
         order = np.concatenate(parts)
         if self.mixes_relations:
             return generator.permutation(order), np.array([0, len(order)])
@@ -192,6 +198,7 @@ class BatchSource:
         relations = triples.relations[order]
         bounds = np.append(np.flatnonzero(np.diff(relations, prepend=-1)), len(relations)).astype(np.int64)
         columns: dict[Side, NDArray[np.int32]] = {"head": triples.heads[order], "tail": triples.tails[order]}
+        weights = None if triples.weights is None else triples.weights[order]
         types: dict[Side, str] = {"head": ends[0], "tail": ends[1]}
         samplers: dict[Side, ChunkSampler] = {}
         for side in _SIDES:
@@ -206,6 +213,7 @@ class BatchSource:
                 logq=config.corrects_logq,
                 slot_of_row=self._slot_of_row[:num_rows],
                 bounds=None if self.mixes_relations else bounds,
+                weights=weights,
             )
         known: dict[Side, AnswerIndex] = {}
         if config.mask_known:
@@ -219,6 +227,9 @@ class BatchSource:
             offsets={side: offsets[types[side]] for side in _SIDES},
             relations=relations,
             bounds=bounds,
+            repetitions=None
+            if weights is None
+            else Repetitions.of(weights, bounded=config.max_edges_per_relation is not None, where=" and ".join(ends)),
             samplers=samplers,
             group_of_relation=group_of_relation,
             known=known,

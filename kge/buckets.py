@@ -116,6 +116,11 @@ class EdgeBuckets:
         """Give a bucket's triples, in number."""
         return len(self._positions(pair))
 
+    def num_draws(self, pair: tuple[int, int]) -> int:
+        """Give how many triples of a bucket an epoch has, on average: weighted ones as often as their weights say."""
+        weights = self.triples.weights
+        return self.size(pair) if weights is None else round(float(weights[self._positions(pair)].sum()))
+
     def local_nodes(self) -> dict[str, int]:
         """Give each type's rows in memory: two partitions' (one's where there is no other), or all of them."""
         slots = min(2, self.num_partitions)

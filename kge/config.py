@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kge.full_config import FullSoftmaxConfig
+from tables.configuration import Configuration
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "RelationInit"]
 
@@ -31,6 +32,8 @@ _ONLY_SAMPLED = (
     "dropout",
     "table_dtype",
 )
+# Of lr: the relations' parameters are in most steps, and row-wise Adagrad's steps shrink by what they have met.
+_ADAGRAD_RELATION_LR: Final = 0.25
 RelationInit = Literal["identity", "signs"]
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
 
@@ -43,10 +46,16 @@ def _is_off(value: object) -> bool:
     return value in {0.0, "fp32", "identity", None}
 
 
-class KgeValidation(BaseModel):
-    """Which edges are held out of training, to rank them after each epoch."""
+def _derive_relation_lr(given: dict[str, Any]) -> float:
+    """Give the relations' learning rate, from the fields before it."""
+    lr, factor, full_softmax = (given.get(name) for name in ("lr", "relation_lr_factor", "full_softmax"))
+    if factor is None:
+        factor = 1.0 if full_softmax is not None and full_softmax.optimizer == "adam" else _ADAGRAD_RELATION_LR
+    return factor * (lr or 1.0)  # without a valid lr, which is refused by itself
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class KgeValidation(Configuration):
+    """Which edges are held out of training, to rank them after each epoch."""
 
     num_edges: int = Field(
         default=2000, ge=0, description="distinct edges held out over all chosen relations; 0 for no validation"
@@ -69,10 +78,8 @@ class KgeValidation(BaseModel):
     )
 
 
-class KgeConfig(BaseModel):
+class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelName = Field(default="complex", description="scoring model")
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
@@ -113,8 +120,24 @@ class KgeConfig(BaseModel):
         default=None, description="softmax: correct scores for the chance of being drawn as a negative (default: yes)"
     )
 
+    full_softmax: FullSoftmaxConfig | None = Field(
+        default=None,
+        description="compare each query with every entity of the right type; None: with sampled negatives. Then options of "
+        "chunks and negatives are refused",
+    )
     lr: float = Field(default=0.2, gt=0, description="learning rate of entity tables (row-wise Adagrad)")
-    relation_lr: float = Field(default=0.05, gt=0, description="learning rate of relation parameters (Adagrad)")
+    relation_lr_factor: float | None = Field(
+        default=None,
+        gt=0,
+        description="learning rate of relation parameters as a multiple of lr (default: a quarter with Adagrad, 1 with Adam); "
+        "written as the relation_lr that it gives",
+        exclude=True,
+    )
+    relation_lr: float = Field(
+        default_factory=_derive_relation_lr,
+        gt=0,
+        description="learning rate of relation parameters; by default it follows lr, by relation_lr_factor",
+    )
     projection_lr: float | None = Field(
         default=None, ge=0, description="learning rate of the projections of transr and transra (Adagrad; default: relation_lr)"
     )
@@ -151,11 +174,6 @@ class KgeConfig(BaseModel):
     max_edges_per_relation: int | None = Field(
         default=None, ge=1, description="edges of one relation seen in an epoch, a fresh sample each time; None for all"
     )
-    full_softmax: FullSoftmaxConfig | None = Field(
-        default=None,
-        description="compare each query with every entity of the right type; None: with sampled negatives. Then options of "
-        "chunks and negatives are refused",
-    )
     table_dtype: Literal["fp32", "fp16", "bf16"] = Field(
         default="fp32",
         description="number format of the tables while they are trained; below FP32 rows are rounded stochastically, their "
@@ -172,13 +190,22 @@ class KgeConfig(BaseModel):
         gt=0,
         description="most memory that tables and their optimiser state may take, in 1e9 bytes; they are cut if they don't fit",
     )
-    distinct_edges: bool = Field(default=True, description="count repeated edges between the same two nodes once")
+    distinct_edges: bool = Field(
+        default=True,
+        description="learn from each pair of a relation once, whatever its edges' number and weights; False: "
+        "as often as it has edges, an edge of weight w counting w times (see docs/kge.md)",
+    )
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
     seed: int = Field(default=0, ge=0, description="seed of initial values, shuffling, negatives and held-out edges")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_model()
+        if self.relation_lr_factor is not None and "relation_lr" in self.model_fields_set:
+            raise ValueError(
+                f"relation_lr_factor={self.relation_lr_factor:g} and relation_lr={self.relation_lr:g} both say how fast "
+                "relations learn: give one of them"
+            )
         for field, losses in (
             ("margin", ("margin", "logistic", "self_adversarial")),
             ("adversarial_temperature", ("self_adversarial",)),

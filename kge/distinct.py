@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from kge.triples import TripleSet
 
-__all__ = ["are_among", "first_positions", "first_times", "sorted_order"]
+__all__ = ["are_among", "are_joined", "first_positions", "first_times", "sorted_order"]
 
 
 def sorted_order(
@@ -52,3 +52,20 @@ def are_among(triples: TripleSet, others: TripleSet) -> NDArray[np.bool_]:
     found = np.empty(len(order), dtype=np.bool_)
     found[order] = order[leaders] < len(others)
     return found[len(others) :]
+
+
+def are_joined(triples: TripleSet, others: TripleSet) -> NDArray[np.bool_]:
+    """Say of each triple whether one of the others has its two ends, by any relation and in either direction."""
+    offsets, total = {}, 0
+    for node_type, count in triples.num_nodes.items():
+        offsets[node_type], total = total, total + count
+    starts = np.array([[offsets[node_type] for node_type in triples.ends[name]] for name in triples.relation_names], np.int64)
+
+    def keys(part: TripleSet) -> NDArray[np.int64]:
+        ends = [column + starts[part.relations, end] for end, column in enumerate((part.heads, part.tails))]
+        pairs: NDArray[np.int64] = np.minimum(*ends) * total + np.maximum(*ends)
+        return pairs
+
+    if not len(others):
+        return np.zeros(len(triples), dtype=np.bool_)
+    return np.isin(keys(triples), keys(others))

@@ -14,6 +14,7 @@ import numpy as np
 
 from kge.ranks import EdgeRanks, SeenEnds, rank_edges
 from kge.sampled_ranks import rank_edges_among_sample
+from kge.triples import TripleSet
 from tables.pairs import PairIndex
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kge.predictor import LinkPredictor
-    from kge.triples import EdgeList, TripleSet
+    from kge.triples import EdgeList
 
 __all__ = ["evaluate", "evaluate_constrained", "evaluate_sampled", "known_pairs", "ranking_metrics"]
 
@@ -112,8 +113,15 @@ def known_pairs(*triples: TripleSet) -> dict[str, PairIndex]:
     Returns:
         Relation name -> its distinct (head, tail) pairs.
     """
-    edges = [part.edges() for part in triples]
+    if not triples:
+        raise ValueError("there are no triples to know: give at least one set, usually *split")
+    for part in triples:
+        if not isinstance(part, TripleSet):
+            raise TypeError(f"triples are a {type(part).__name__}; expected TripleSet, usually *split")
     first = triples[0]
+    if any((part.ends, part.num_nodes) != (first.ends, first.num_nodes) for part in triples):
+        raise ValueError(f"the sets count in other vocabularies: {list(triples)}")
+    edges = [part.edges() for part in triples]
     return {
         name: PairIndex(
             np.concatenate([part[name].heads for part in edges]),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tables.configuration import Configuration
 
 __all__ = ["FullSoftmaxConfig"]
 
 
-class FullSoftmaxConfig(BaseModel):
+class FullSoftmaxConfig(Configuration):
     """How each query is scored against every entity of the right type, instead of against sampled negatives."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["adagrad", "adam"] = Field(
         default="adagrad", description="of the tables and the relation parameters, with a state for each number"

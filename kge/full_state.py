@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from typing_extensions import override
 
 from kge.state import LearnedState
@@ -46,6 +47,14 @@ class FullTrainerState(LearnedState):
             node_type: optimizer.state["squares"].mean(1)
             for node_type, optimizer in self.optimizers.items()
             if optimizer.kind == "adagrad"
+        }
+
+    @override
+    def trained_rows(self) -> dict[str, Tensor]:
+        none = torch.zeros(1, dtype=torch.bool)
+        return {
+            node_type: (optimizer.state["squares"] > 0).any(1).logical_or(self.taken.get(node_type, none))
+            for node_type, optimizer in self.optimizers.items()
         }
 
     @override

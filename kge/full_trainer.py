@@ -139,7 +139,10 @@ class FullTrainer:
                 "full_softmax.optimizer='adam' has not: set keep_state=0 (--keep-state 0)"
             )
         by_row = {node_type: RowwiseAdagrad(len(table), self.config.lr) for node_type, table in state.tables.items()}
-        warm_start.apply(state.tables, by_row, node_ids, facet="kge")
+        warm_start.check_config(
+            self.config.model_dump(mode="json"), same=("model", "distance"), told=("reciprocal", "table_dtype", "full_softmax")
+        )
+        state.taken = warm_start.apply(state.tables, by_row, node_ids, facet="kge")
         state.relations.warm_start(warm_start.snapshot.parameters())
         if keeps:
             for node_type, optimizer in by_row.items():

@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from kge.projections import Projection, ProjectionKind
 from kge.translations import Translation
+from tables.boundary import expect_attributes
 from tables.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from kge.config import Distance, KgeConfig, RelationInit
 
-__all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model"]
+__all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model", "near_origin"]
 
 Side = Literal["head", "tail"]  # the side of a triple that is asked for
 
@@ -127,10 +128,14 @@ class Model(ABC):
                 ]
                 return torch.cat(blocks) if blocks else queries.new_empty(0, len(candidates))
             return -torch.cdist(queries, candidates, p=1.0)
+        # Of tables that lie far from the origin a product keeps no digits of a distance.
+        origin = near_origin(candidates)
+        queries, candidates = queries - origin, candidates - origin
         squares = torch.addmm(
             -candidates.square().sum(-1) - queries.square().sum(-1, keepdim=True), queries, candidates.t(), alpha=2.0
         )
-        return squares if self.distance == "squared" else -(-squares).clamp_(min=0.0).sqrt_()
+        squares = squares.clamp_(max=0.0)
+        return squares if self.distance == "squared" else -(-squares).sqrt_()
 
     def _moduli(self, queries: Tensor, candidates: Tensor) -> Tensor:
         difference = queries[:, None] - candidates
@@ -272,8 +277,26 @@ class RotatE(Model):
         return _multiply(projected, angle.cos(), angle.sin(), conjugate=side == "head")
 
 
+def near_origin(vectors: Tensor) -> Tensor:
+    """Give a point to measure vectors [n, D] from, [D]: their mean, in steps of about their spread.
+
+    Distances do not change if both ends are moved by it, and whole steps of a power of two are subtracted without rounding:
+    vectors near the origin stay as they are, and equal distances stay equal.
+    """
+    if not len(vectors):
+        return vectors.new_zeros(vectors.shape[1])
+    with torch.no_grad():
+        mean = vectors.mean(0)
+        spread = float(torch.linalg.vector_norm(vectors - mean)) / vectors.numel() ** 0.5
+        if not 0 < spread < math.inf:
+            return mean
+        step = 2.0 ** math.floor(math.log2(spread))
+        return ((mean.double() / step).round() * step).to(vectors)
+
+
 def build_model(config: KgeConfig) -> Model:
     """Build the model that a configuration names."""
+    expect_attributes("config", config, ("model", "dim", "distance"), "KgeConfig")
     if config.model == "transra":
         return TransRA(config.dim, config.rank, config.distance)
     models: dict[str, type[Model]] = {

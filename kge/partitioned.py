@@ -137,7 +137,7 @@ class PartitionedTrainer:
                 f"{dict(triples.num_nodes)}: set partitions=1"
             )
         pairs = visit_pairs(num_partitions)
-        self._num_steps = sum(-(-self.buckets.size(pair) // config.batch_size) for pair in pairs)
+        self._num_steps = sum(-(-self.buckets.num_draws(pair) // config.batch_size) for pair in pairs)
         num_nodes, offsets = self.buckets.local_nodes(), place_types(self.buckets.local_nodes())
         num_rows = sum(num_nodes.values())
         self._table = empty_on_huge_pages(num_rows, config.dim).zero_()

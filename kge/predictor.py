@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from kge.models import Model
+from kge.config import KgeConfig
+from kge.models import Model, build_model
+from kge.relations import RelationParameters, relation_names
+from tables.idcolumn import find_row
+from tables.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
+    import pyarrow as pa
     from torch import Tensor
 
     from kge.models import Side
-    from kge.relations import RelationParameters
+    from kge.triples import TripleSet
 
-__all__ = ["LinkPredictor"]
+__all__ = ["LinkPredictor", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """One end that may belong to a query.
+
+    Attributes:
+        id: its external id.
+        score: larger is likelier; comparable within one query.
+    """
+
+    id: Any
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +47,108 @@ class LinkPredictor:
         vectors: node type -> [num_nodes, D]; what is in half precision is scored as float32.
         relations: parameters of the relations.
         ends: relation name -> (node type of the heads, node type of the tails).
+        ids: node type -> external id of each row, where known: what predictions by id need.
+        trained: node type -> which rows a gradient has reached, bool [num_nodes]; a type that is missing has all of them.
+
+    Example:
+        >>> LinkPredictor.from_snapshot("kge").top_tails("user 7", "buys", k=10)  # doctest: +SKIP
+        [Prediction(id='pin 3', score=2.1), ...]
     """
 
     model: Model
     vectors: Mapping[str, Tensor]
     relations: RelationParameters
     ends: Mapping[str, tuple[str, str]]
+    ids: Mapping[str, pa.Array] = field(default_factory=dict)
+    trained: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_snapshot(
+        cls, snapshot: Snapshot | str | Path, *, ends: Mapping[str, tuple[str, str]] | None = None
+    ) -> LinkPredictor:
+        """Open the model of a snapshot; its tables stay in their files until they are read.
+
+        Args:
+            snapshot: of facet "kge", or its folder.
+            ends: relation name -> (node type of its heads, of its tails), for a snapshot that is too old to say so.
+
+        Raises:
+            ValueError: if it is no snapshot of a knowledge graph embedding, or does not say what its relations join.
+            ArtifactError: if there is no snapshot, or it is damaged.
+        """
+        opened = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
+        tensors = opened.parameters()
+        if opened.facet != "kge" or not tensors:
+            raise ValueError(f"{opened.path} is of facet {opened.facet!r}; a link predictor's is 'kge', with its relations")
+        config = KgeConfig.model_validate(dict(opened.config))
+        found = ends if ends is not None else opened.window.get("ends")
+        if found is None and len(opened.node_types) == 1:
+            found = dict.fromkeys(relation_names(tensors, reciprocal=config.reciprocal), opened.node_types * 2)
+        if found is None:
+            raise ValueError(
+                f"{opened.path} does not say which types its relations join: give ends={{relation: (heads, tails)}}"
+            )
+        model = build_model(config)
+        relations = RelationParameters(
+            model, tuple(found), reciprocal=config.reciprocal, generator=torch.Generator().manual_seed(0)
+        )
+        relations.copy_from(tensors)
+        trained = {name: opened.trained(name) for name in opened.node_types}
+        return cls(
+            model=model,
+            vectors={name: opened.vectors(name) for name in opened.node_types},
+            relations=relations,
+            ends={name: (pair[0], pair[1]) for name, pair in found.items()},
+            ids={name: opened.ids(name) for name in opened.node_types},
+            trained={name: rows for name, rows in trained.items() if rows is not None},
+        )
+
+    def top_tails(self, head: Any, relation: str, *, k: int = 10, known: TripleSet | None = None) -> list[Prediction]:
+        """Give the likeliest tails of a head, by their ids.
+
+        Args:
+            head: external id.
+            relation: the relation's name.
+            k: predictions to give; fewer if there are not so many.
+            known: triples whose tails are left out, such as those trained on; their ids may be in another order.
+
+        Returns:
+            The predictions, the likeliest first. Rows that no gradient has reached are none.
+
+        Raises:
+            KeyError: if there is no such relation, or no such head.
+            ValueError: if this predictor has no ids, or k is below 1.
+        """
+        return self._top(head, relation, "tail", k, known)
+
+    def top_heads(self, tail: Any, relation: str, *, k: int = 10, known: TripleSet | None = None) -> list[Prediction]:
+        """Give the likeliest heads of a tail; see `top_tails`."""
+        return self._top(tail, relation, "head", k, known)
+
+    def _top(self, given: Any, relation: str, side: Side, k: int, known: TripleSet | None) -> list[Prediction]:
+        src, dst = self.ends_of(relation)
+        given_type, asked_type = (src, dst) if side == "tail" else (dst, src)
+        for node_type in (given_type, asked_type):
+            if node_type not in self.ids:
+                raise ValueError(f"this predictor has no ids of {node_type!r}: open it by LinkPredictor.from_snapshot")
+        if k < 1:
+            raise ValueError(f"k is {k}; expected at least 1")
+        row = find_row(self.ids[given_type], given, given_type)
+        # By each candidate's own difference, which keeps its digits wherever the table lies.
+        candidates = self.candidates(relation, side)
+        scores = self.model.score_candidates(self.queries(relation, torch.tensor([row]), side), candidates)[0]
+        if asked_type in self.trained:
+            scores = scores.masked_fill(~self.trained[asked_type], -torch.inf)
+        for taken in _known_ids(known, relation, side, given):
+            place = find_row(self.ids[asked_type], taken, asked_type, missing=-1)
+            if place >= 0:
+                scores[place] = -torch.inf
+        best = scores.topk(min(k, len(scores)))
+        return [
+            Prediction(self.ids[asked_type][place].as_py(), score)
+            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > -torch.inf
+        ]
 
     def score(self, relation: str, heads: Tensor, tails: Tensor) -> Tensor:
         """Score triples of one relation by its own (not its inverse's) parameters.
@@ -130,3 +244,18 @@ class LinkPredictor:
         if relation not in self.ends:
             raise KeyError(f"unknown relation {relation!r}; this model has {sorted(self.ends)}")
         return self.ends[relation]
+
+
+def _known_ids(known: TripleSet | None, relation: str, side: Side, given: Any) -> list[Any]:
+    """Give the ids that some triples know for a query."""
+    if known is None or relation not in known.relation_names:
+        return []
+    src, dst = known.ends[relation]
+    edges = known.edges()[relation]
+    own, others, own_type, other_type = (
+        (edges.heads, edges.tails, src, dst) if side == "tail" else (edges.tails, edges.heads, dst, src)
+    )
+    if own_type not in known.ids or other_type not in known.ids:
+        raise ValueError(f"the known triples have no ids: {known}; read them with ids, as kge.read_triples does")
+    row = find_row(known.ids[own_type], given, own_type, missing=-1)
+    return [known.ids[other_type][int(place)].as_py() for place in others[own == row]]

@@ -126,24 +126,35 @@ def triples_from_hetero_data(data: HeteroData) -> TripleSet:
         data: edge_index of each edge type, int [2, E].
 
     Returns:
-        The triples; a relation is named by its edge type's middle, or by all three parts where two types share that.
+        The triples; a relation is named by its edge type's middle, or by all three parts where two types share that. An
+        `edge_weight` says how often each edge stands there.
 
     Raises:
-        ValueError: if an edge type has no edge_index, or a node type's number of nodes is not known.
+        ValueError: if an edge type has no edge_index, two edge types would get one name, a node type's number of nodes is not
+            known, or an edge lies outside it.
     """
     middles = [relation for _, relation, _ in data.edge_types]
     names = [relation if middles.count(relation) == 1 else f"{src}/{relation}/{dst}" for src, relation, dst in data.edge_types]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"several edge types would be named {repeated[0]!r}: rename one of {list(data.edge_types)}")
     num_nodes = {}
     for node_type in data.node_types:
         count = data[node_type].num_nodes
         if count is None:
             raise ValueError(f"the number of {node_type!r} nodes is not known: set data[{node_type!r}].num_nodes")
         num_nodes[node_type] = int(count)
-    columns = []
+    columns, weights = [], []
     for edge_type in data.edge_types:
         if "edge_index" not in data[edge_type]:
             raise ValueError(f"edge type {edge_type} has no edge_index; an adj_t or edge_attr alone is not read")
-        columns.append(data[edge_type].edge_index.cpu().numpy().astype(np.int32))
+        edge_index = data[edge_type].edge_index.cpu().numpy()
+        columns.append(edge_index.astype(np.int32))
+        weight = data[edge_type].get("edge_weight")
+        if weight is not None and tuple(weight.shape) != edge_index.shape[1:]:
+            raise ValueError(f"edge type {edge_type}: {edge_index.shape[1]} edges, but edge_weight is {list(weight.shape)}")
+        weights.append(np.ones(edge_index.shape[1]) if weight is None else weight.cpu().numpy().astype(np.float64))
+    is_weighted = any("edge_weight" in data[edge_type] for edge_type in data.edge_types)
     empty = np.empty((2, 0), dtype=np.int32)
     heads, tails = np.concatenate([empty, *columns], axis=1)
     return TripleSet(
@@ -153,6 +164,7 @@ def triples_from_hetero_data(data: HeteroData) -> TripleSet:
         relation_names=tuple(names),
         ends={name: (src, dst) for name, (src, _, dst) in zip(names, data.edge_types, strict=True)},
         num_nodes=num_nodes,
+        weights=np.concatenate(weights) if is_weighted else None,
     )
 
 

@@ -10,7 +10,8 @@ import numba
 import numpy as np
 import torch
 
-from kge.models import Side
+from kge.models import Side, near_origin
+from tables.boundary import expect_attributes
 from tables.lanes import Lanes
 from tables.pairs import PairIndex
 
@@ -30,6 +31,8 @@ __all__ = ["EdgeRanks", "SeenEnds", "rank_edges"]
 _BLOCK_ELEMENTS = 1 << 22
 _LARGE_BLOCK_ELEMENTS = 1 << 25
 _EFFICIENT_ROWS = 32
+# Of a squared distance: what a product may be off before it is computed again in double precision.
+_MAX_RELATIVE_ERROR = 1e-4
 
 _SIDES: tuple[Side, Side] = ("head", "tail")
 
@@ -121,6 +124,7 @@ def rank_edges(
         ValueError: if a score is not a number.
         KeyError: if there is no such relation.
     """
+    check_edges(predictor, edges, known)
     ranks = {
         name: EdgeRanks(heads=np.empty(len(edge_list)), tails=np.empty(len(edge_list)))
         for name, edge_list in edges.items()
@@ -146,6 +150,33 @@ def rank_edges(
 
             lanes.run(run_lane, run_lane)
     return ranks
+
+
+def check_edges(predictor: LinkPredictor, edges: Mapping[str, EdgeList], known: Mapping[str, PairIndex]) -> None:
+    """Refuse edges that a predictor cannot rank.
+
+    Raises:
+        TypeError: if it is no predictor.
+        KeyError: if a relation is not the predictor's, or nothing is known of it.
+        ValueError: if heads and tails are not as many, or one lies outside its table.
+    """
+    expect_attributes(
+        "predictor", predictor, ("ends_of", "score_candidates"), "LinkPredictor, such as result.predictor() gives"
+    )
+    for name, edge_list in edges.items():
+        ends = predictor.ends_of(name)
+        if len(edge_list) and name not in known:
+            raise KeyError(f"nothing is known of relation {name!r}; known are {sorted(known)}: index what is ranked too")
+        if edge_list.heads.shape != edge_list.tails.shape:
+            raise ValueError(
+                f"relation {name!r}: heads and tails are {list(edge_list.heads.shape)} and "
+                f"{list(edge_list.tails.shape)}; expected as "
+                "many"
+            )
+        for end, column, node_type in (("head", edge_list.heads, ends[0]), ("tail", edge_list.tails, ends[1])):
+            num_rows = len(predictor.vectors[node_type])
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < num_rows:
+                raise ValueError(f"relation {name!r}: a {end} lies outside the {num_rows} rows of {node_type!r}")
 
 
 def _distinct_queries(relation: str, side: Side, edges: EdgeList, known: PairIndex) -> _Queries:
@@ -193,17 +224,27 @@ def _blocks(pool: list[_Queries], num_rows: int) -> Iterator[list[_Queries]]:
 
 
 class _Scorer:
-    """Scores blocks of queries against one table of candidates, up to a constant of the query."""
+    """Scores blocks of queries against one table of candidates, up to a constant of the query.
+
+    Squared distances come of a matrix product, 2 q.c - |c|^2, which keeps few digits where |c| is large against the distances
+    that are compared. So rows are measured from near the candidates' mean; a query whose answer leaves too few digits even so,
+    as between clusters that are far apart, is scored again in double precision.
+    """
 
     def __init__(self, predictor: LinkPredictor, candidates: Tensor) -> None:
         self._predictor = predictor
-        self._candidates = candidates
         num_candidates = max(1, len(candidates))
         efficient = min(_EFFICIENT_ROWS, _LARGE_BLOCK_ELEMENTS // num_candidates)
         self.num_rows = max(1, efficient, _BLOCK_ELEMENTS // num_candidates)
         # -|q - c|^2 ranks as 2 q.c - |c|^2, and its root alike; sums of absolute differences are no product.
         self._is_product = not predictor.model.is_distance or predictor.model.distance != "l1"
-        self._bias = -candidates.square().sum(-1) if predictor.model.is_distance and self._is_product else None
+        self._candidates, self._origin = candidates, candidates.new_zeros(candidates.shape[1])
+        self._squares: Tensor | None = None
+        self._doubles: tuple[Tensor, Tensor] | None = None
+        if predictor.model.is_distance and self._is_product:
+            self._origin = near_origin(candidates)
+            self._candidates = candidates - self._origin
+            self._squares = self._candidates.square().sum(-1)
 
     def buffer(self) -> Tensor:
         return self._candidates.new_empty(self.num_rows, len(self._candidates))
@@ -213,12 +254,34 @@ class _Scorer:
         out = buffer[: len(vectors)]
         if not self._is_product:
             out.copy_(self._predictor.model.score_candidates(vectors, self._candidates))
-        elif self._bias is None:
+        elif self._squares is None:
             torch.mm(vectors, self._candidates.t(), out=out)
         else:
-            torch.addmm(self._bias, vectors, self._candidates.t(), alpha=2.0, out=out)
+            vectors -= self._origin
+            torch.addmm(-self._squares, vectors, self._candidates.t(), alpha=2.0, out=out)
+            lost = self._lost_digits(block, vectors, self._squares)
+            if len(lost):
+                out[lost] = self._score_in_double(vectors[lost])
         scores: NDArray[np.float32] = out.numpy()
         return scores
+
+    def _lost_digits(self, block: list[_Queries], vectors: Tensor, squares: Tensor) -> Tensor:
+        """Find the queries whose product's rounding tells against the squared distance to their first answer."""
+        answers = torch.from_numpy(np.concatenate([part.answers[part.bounds[:-1]] for part in block]).astype(np.int64))
+        rounding = torch.finfo(vectors.dtype).eps * (squares[answers] + vectors.square().sum(-1))
+        apart = (vectors - self._candidates[answers]).square().sum(-1)
+        # A distance of zero is no unit to measure by: such an answer is the nearest one, whatever the digits.
+        return torch.nonzero((rounding > _MAX_RELATIVE_ERROR * apart) & (apart > 0)).flatten()
+
+    def _score_in_double(self, vectors: Tensor) -> Tensor:
+        """Give minus the whole squared distances [n, N], whose rounding to single precision is of their own size."""
+        if self._doubles is None:
+            candidates = self._candidates.double()
+            self._doubles = candidates, candidates.square().sum(-1)
+        candidates, squares = self._doubles
+        queries = vectors.double()
+        scores = torch.addmm(-squares, queries, candidates.t(), alpha=2.0).sub_(queries.square().sum(-1, keepdim=True))
+        return scores.clamp_(max=0.0).float()
 
 
 def _rank_block(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kge.ranks import EdgeRanks
+from kge.ranks import EdgeRanks, check_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +50,7 @@ def rank_edges_among_sample(
     """
     if num_sampled < 1:
         raise ValueError(f"num_sampled must be at least 1, got {num_sampled}")
+    check_edges(predictor, edges, known)
     return {
         name: EdgeRanks(
             heads=_side_ranks(

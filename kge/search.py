@@ -13,6 +13,8 @@ import numpy as np
 
 from kge.config import KgeConfig
 from kge.training import train_triples
+from kge.triples import TripleSplit
+from tables.boundary import expect_type
 from tables.checkpoint import Checkpoint, CheckpointError, SavedState
 from tables.training import Lifecycle
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from kge.triples import TripleSplit
 
 __all__ = ["Search", "Trial", "default_space", "search"]
 
@@ -72,20 +73,24 @@ class Search:
 
 def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
     """Give values around those that public graphs were tuned to, for the fields that `base` has not set itself."""
+    expect_type("base", base, KgeConfig)
     lengths = (0.01, 0.1, 0.3)
     if base.full_softmax is not None:
         space: dict[str, tuple[Any, ...]] = {"lr": (0.1, 0.3, 0.5), "init_scale": lengths, "n3": (0.0, 0.02, 0.1, 0.2)}
     else:
         space = {
             "lr": (0.1, 0.2, 0.5, 1.0),
-            "relation_lr": (0.05, 0.2, 1.0),
+            "relation_lr_factor": (0.25, 0.5, 1.0),
             "init_scale": lengths,
             "l2": (0.0, 0.005, 0.02, 0.1),
             "num_uniform": (128, 256, 1024),
         }
     if base.model in {"distmult", "complex"}:
         space["relation_init"] = ("identity", "signs")
-    return {name: values for name, values in space.items() if name not in base.model_fields_set}
+    chosen = set(base.model_fields_set)
+    if "relation_lr" in chosen:
+        chosen.add("relation_lr_factor")
+    return {name: values for name, values in space.items() if name not in chosen}
 
 
 def search(
@@ -122,6 +127,8 @@ def search(
         ValueError: if there is nothing to validate on, a field's name or value is wrong, or every trial failed.
         CheckpointError: if the folder holds another search, or any while `resume` is not set.
     """
+    expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
+    expect_type("base", base, KgeConfig)
     space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
     if num_trials < 1 or reduction < 2:
@@ -210,6 +217,12 @@ class _Journal:
 def _with_values(base: KgeConfig, values: Mapping[str, Any]) -> KgeConfig:
     # Only what was set: a default that is written out would count as a choice.
     document = base.model_dump(exclude_unset=True)
+    if base.relation_lr_factor is not None:
+        document["relation_lr_factor"] = base.relation_lr_factor
+    # Both say how fast relations learn: a trial's own word replaces the base's.
+    for name, other in (("relation_lr", "relation_lr_factor"), ("relation_lr_factor", "relation_lr")):
+        if name in values:
+            document.pop(other, None)
     for name, value in values.items():
         *parents, last = name.split(".")
         target = document

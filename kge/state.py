@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from tables.checkpoint import SavedState
 
@@ -29,12 +31,14 @@ class LearnedState(ABC):
         relations: the relations' parameters.
         position: where the training stands, with the source of all that is drawn.
         best: a copy of all tensors as they were at the best validation, where the run stops early.
+        taken: node type -> which rows a warm start has taken from the older snapshot, bool [num_nodes]; empty without one.
     """
 
     tables: dict[str, Tensor]
     relations: RelationParameters
     position: Position
     best: dict[str, Tensor] | None = None
+    taken: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, run: TrainingRun) -> dict[str, float]:
         """Count an epoch, and give its row of the history: epoch, loss (mean over edges of both sides'), seconds, edges_per_s.
@@ -44,10 +48,11 @@ class LearnedState(ABC):
         """
         seconds = run.epoch_seconds(self.position)
         totals = self.position.end_epoch()
-        epoch, loss = self.position.epoch, totals["loss"] / totals["examples"]
+        num_examples = totals.get("examples", 0.0)  # of weights below 1 an epoch may draw nothing
+        epoch, loss = self.position.epoch, totals.get("loss", 0.0) / max(1.0, num_examples)
         if not math.isfinite(loss):
             raise ValueError(f"the loss of epoch {epoch} is {loss}; lower lr or init_scale")
-        return {"epoch": float(epoch), "loss": loss, "seconds": seconds, "edges_per_s": totals["examples"] / seconds}
+        return {"epoch": float(epoch), "loss": loss, "seconds": seconds, "edges_per_s": num_examples / seconds}
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -56,6 +61,13 @@ class LearnedState(ABC):
     @abstractmethod
     def row_squares(self) -> dict[str, Tensor]:
         """Give what row-wise Adagrad would have to know of each row to go on, float32 [num_nodes]; a type may be missing."""
+
+    def trained_rows(self) -> dict[str, Tensor]:
+        """Say which rows a gradient has reached, in this training or in the one that it started from, bool [num_nodes]."""
+        return {
+            node_type: (squares > 0).logical_or(self.taken.get(node_type, torch.zeros(1, dtype=torch.bool)))
+            for node_type, squares in self.row_squares().items()
+        }
 
     def fields(self) -> dict[str, Any]:
         """Give the rest as JSON-able values, the position left out, which the run saves."""

@@ -142,9 +142,12 @@ class Trainer:
                 f"the pull towards older rows is for FP32 tables: pull={warm_start.config.pull} with "
                 f"table_dtype={self.config.table_dtype!r}; set one of them to its default"
             )
+        warm_start.check_config(
+            self.config.model_dump(mode="json"), same=("model", "distance"), told=("reciprocal", "table_dtype", "full_softmax")
+        )
         # Rows are matched and averaged in FP32; of FP32 tables `float` gives the living ones.
         whole = {node_type: table.float() for node_type, table in self.state.tables.items()}
-        warm_start.apply(whole, self.state.optimizers, node_ids, facet="kge")
+        self.state.taken = warm_start.apply(whole, self.state.optimizers, node_ids, facet="kge")
         for node_type, table in self.state.tables.items():
             if table.dtype != torch.float32:
                 table.copy_(whole[node_type])

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kge.buckets import count_partitions
+from kge.config import KgeConfig
 from kge.evaluation import evaluate, known_pairs
 from kge.full_trainer import FullTrainer
 from kge.partitioned import PartitionedTrainer
 from kge.result import KgeResult
 from kge.trainer import Trainer
-from kge.triples import TripleSet
+from kge.triples import TripleSet, TripleSplit
+from tables.boundary import expect_attributes, expect_type
 from tables.group_training import are_several, begin_run
 from tables.training import Lifecycle
 
@@ -24,10 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from graphdb import GraphView
-    from kge.config import KgeConfig
     from kge.predictor import LinkPredictor
     from kge.state import LearnedState
-    from kge.triples import TripleSplit
     from tables.training import TrainingRun
     from tables.warmstart import WarmStart
 
@@ -81,6 +81,8 @@ def train(
         ValueError: if the configuration does not fit the view or the warm start, or the loss stops being a number.
         CheckpointError: if the checkpoint to resume from is of another run.
     """
+    expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
+    expect_type("config", config, KgeConfig)
     lifecycle = lifecycle or Lifecycle()
     if lifecycle.warm_start and config.validation.num_edges and config.validation.choose == "random":
         logger.warning(
@@ -121,6 +123,8 @@ def train_triples(
         ValueError: if the configuration does not fit the split or the warm start, or the loss stops being a number.
         CheckpointError: if the checkpoint to resume from is of another run.
     """
+    expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
+    expect_type("config", config, KgeConfig)
     lifecycle = lifecycle or Lifecycle()
 
     def node_ids(node_type: str) -> Any:
@@ -148,6 +152,8 @@ def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generato
     Raises:
         ValueError: if the configuration names a relation that the view lacks, or no edge is left to train on.
     """
+    expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
+    expect_type("config", config, KgeConfig)
     names = [relation.name for relation in view.relations]
     for setting, given in (
         ("relation_weights", tuple(config.relation_weights)),
@@ -163,8 +169,14 @@ def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generato
             f"{config.relation_weights}; widen the window or the weights"
         )
     triples = TripleSet.from_view(view, relations=chosen)
-    if config.distinct_edges:
-        triples = triples.distinct()
+    if not len(triples):
+        raise ValueError(f"there are no edges to train on: all of {chosen} have weight zero in this window")
+    if config.distinct_edges and triples.weights is not None and (triples.weights != 1.0).any():
+        logger.warning(
+            "edges have weights, and distinct_edges=True learns from each pair once, whatever its weight: set "
+            "distinct_edges=False (--set distinct_edges=false) to learn from an edge as often as its weight says"
+        )
+    triples = triples.distinct() if config.distinct_edges else triples.merged()
     validated = config.validation.relations
     held = [name for name in chosen if validated is None or name in validated]
     return triples.hold_out(config.validation.model_copy(update={"relations": tuple(held)}), generator)
@@ -178,6 +190,12 @@ def _train(
     progress: Callable[[Mapping[str, float]], None] | None,
     node_ids: Callable[[str], Any],
 ) -> KgeResult:
+    weights = split.train.weights
+    if weights is not None and weights.sum() < 1:
+        raise ValueError(
+            f"the weights of {len(weights)} triples sum to {weights.sum():.4g}, and an epoch would have less than one of them: "
+            "multiply the weights"
+        )
     with ExitStack() as stack:
         trainer = _build_trainer(split, config, generator, run.lifecycle.checkpoint, stack)
         return _run(trainer, split, config, run, progress, node_ids)
@@ -250,6 +268,7 @@ def _run(
         history=history,
         metrics=metrics | {"num_held_out": float(num_held_out)},
         adagrad=state.row_squares(),
+        trained=state.trained_rows(),
         warm_start=run.lifecycle.warm_start,
     )
 

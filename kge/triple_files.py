@@ -41,8 +41,12 @@ class TextTriples:
     bounds: tuple[int, ...]
 
     @classmethod
-    def read(cls, paths: Sequence[Path]) -> Self:
+    def read(cls, paths: Sequence[Path], *, refuse_repeats: bool = True) -> Self:
         """Read tab-separated head, relation, tail lines, plain or compressed (.gz), into one vocabulary.
+
+        Args:
+            paths: the files.
+            refuse_repeats: whether a triple that stands in the files twice is an error.
 
         Raises:
             ValueError: if a line does not have three non-empty fields, or a triple stands in the files twice; the
@@ -66,7 +70,8 @@ class TextTriples:
             relation_names=tuple(relation_ids.to_pylist()),
             bounds=tuple(np.cumsum([0, *sizes]).tolist()),
         )
-        _refuse_duplicates(triples, paths)
+        if refuse_repeats:
+            _refuse_duplicates(triples, paths)
         return triples
 
 

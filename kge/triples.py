@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
-from kge.distinct import are_among, first_positions, first_times
+from kge.distinct import are_among, are_joined, first_positions, first_times, sorted_order
 from kge.triple_files import TextTriples
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from graphdb import GraphView
     from kge.config import KgeValidation
 
 __all__ = ["EdgeList", "TripleSet", "TripleSplit"]
+
+logger = logging.getLogger(__name__)
 
 # The one node type of triples that come from text, which says nothing of types.
 _ENTITY: Final = "entity"
@@ -58,9 +62,11 @@ class TripleSet:
         num_nodes: node type -> rows, so that every idx of the type is below it.
         ids: node type -> external id of each idx, where known.
         times: int64 [T], microseconds since the epoch (UTC), `NO_TIME` for a relation without times; None if none has any.
+        weights: float64 [T], above zero: a triple of weight w is learned from as if it stood there w times; None for 1.
 
     Raises:
-        ValueError: if the columns' lengths differ, a number lies outside its vocabulary, or a type or name is missing.
+        ValueError: if the columns' lengths differ, a number lies outside its vocabulary, a type or name is missing, or a
+            weight is not a finite number above zero.
 
     Example:
         >>> triples = TripleSet(
@@ -79,10 +85,17 @@ class TripleSet:
     num_nodes: Mapping[str, int]
     ids: Mapping[str, pa.Array] = field(default_factory=dict)
     times: NDArray[np.int64] | None = None
+    weights: NDArray[np.float64] | None = None
 
     NO_TIME = np.iinfo(np.int64).min
 
     def __post_init__(self) -> None:
+        self._check_columns()
+        self._check_vocabulary()
+        if self.weights is not None:
+            self._check_weights(self.weights)
+
+    def _check_columns(self) -> None:
         columns = {"heads": self.heads, "relations": self.relations, "tails": self.tails}
         for name, column in columns.items():
             if column.dtype != np.int32 or column.shape != self.heads.shape or column.ndim != 1:
@@ -91,6 +104,8 @@ class TripleSet:
                 )
         if self.times is not None and self.times.shape != self.heads.shape:
             raise ValueError(f"times must be a column as long as heads ({len(self.heads)}), got {self.times.shape}")
+
+    def _check_vocabulary(self) -> None:
         if len(set(self.relation_names)) != len(self.relation_names) or set(self.ends) != set(self.relation_names):
             raise ValueError(
                 f"relation_names must be distinct and those of ends, got {self.relation_names} and {set(self.ends)}"
@@ -107,6 +122,19 @@ class TripleSet:
                 sizes = np.array([self.num_nodes[self.ends[relation][end]] for relation in self.relation_names])
                 _check_range(name, column, sizes[self.relations])
 
+    def _check_weights(self, weights: NDArray[np.float64]) -> None:
+        if weights.shape != self.heads.shape or weights.dtype != np.float64:
+            raise ValueError(
+                f"weights must be a float64 column as long as heads ({len(self.heads)}), got {weights.dtype} {weights.shape}"
+            )
+        wrong = ~((weights > 0) & np.isfinite(weights))
+        if wrong.any():
+            place = int(np.argmax(wrong))
+            raise ValueError(
+                f"weights[{place}] is {weights[place]}: a triple's weight says how often it stands there, so it must be a "
+                f"finite number above zero; {int(wrong.sum())} are not"
+            )
+
     @classmethod
     def from_view(cls, view: GraphView, *, relations: Collection[str] | None = None, ids: bool = False) -> Self:
         """Read the edges of a graph window.
@@ -117,10 +145,11 @@ class TripleSet:
             ids: whether to read the nodes' external ids too.
 
         Returns:
-            The triples, relation by relation in the view's order, repeated edges as often as the window has them.
+            The triples, relation by relation in the view's order, repeated edges as often as the window has them. An edge of
+            weight zero stands there zero times, and is left out.
 
         Raises:
-            ValueError: if the view lacks one of the relations.
+            ValueError: if the view lacks one of the relations, or an edge has a negative weight.
         """
         names = [relation.name for relation in view.relations]
         if unknown := [name for name in relations or () if name not in names]:
@@ -128,7 +157,9 @@ class TripleSet:
         chosen = [relation for relation in view.relations if relations is None or relation.name in relations]
         edges = [view.edges(relation.name) for relation in chosen]
         timed = any(edge.time is not None for edge in edges)
-        return cls(
+        weights = [_repetitions(relation.name, edge.weight) for relation, edge in zip(chosen, edges, strict=True)]
+        weighted = any(part is not None for part in weights)
+        triples = cls(
             heads=_concatenate([edge.src.numpy() for edge in edges]),
             relations=np.repeat(np.arange(len(chosen), dtype=np.int32), [len(edge) for edge in edges]),
             tails=_concatenate([edge.dst.numpy() for edge in edges]),
@@ -142,6 +173,13 @@ class TripleSet:
             if timed
             else None,
         )
+        if not weighted:
+            return triples
+        column = np.concatenate(
+            [np.ones(len(edge)) if part is None else part for part, edge in zip(weights, edges, strict=True)]
+        )
+        kept = column > 0
+        return replace(triples.take(kept), weights=column[kept])
 
     def take(self, positions: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Self:
         """Give some of the triples, by position or mask, with the same vocabulary."""
@@ -151,6 +189,7 @@ class TripleSet:
             relations=self.relations[positions],
             tails=self.tails[positions],
             times=None if self.times is None else self.times[positions],
+            weights=None if self.weights is None else self.weights[positions],
         )
 
     def edges(self) -> dict[str, EdgeList]:
@@ -163,8 +202,22 @@ class TripleSet:
         }
 
     def distinct(self) -> Self:
-        """Give each triple once, by its first position."""
-        return self.take(first_positions(self))
+        """Give each triple once, by its first position, and without weights."""
+        return replace(self, weights=None).take(first_positions(self))
+
+    def merged(self) -> Self:
+        """Give each triple once, in the order of (relation, head, tail), with the sum of its weights and its first time.
+
+        Repeated triples and weighted ones that say the same become the same set.
+        """
+        order, repeats = sorted_order(self.relations, self.heads, self.tails)
+        starts = np.flatnonzero(~repeats)
+        if not len(starts):
+            return self
+        ordered = np.ones(len(order)) if self.weights is None else self.weights[order]
+        times = None if self.times is None else np.minimum.reduceat(self.times[order], starts)
+        first = self.take(order[starts])
+        return replace(first, times=times, weights=np.add.reduceat(ordered, starts))
 
     def hold_out(self, validation: KgeValidation, generator: np.random.Generator) -> TripleSplit:
         """Set distinct triples apart for validation.
@@ -175,7 +228,8 @@ class TripleSet:
             generator: source of the random choice.
 
         Returns:
-            The split: no triple of `valid` is in `train`; `test` is empty.
+            The split: no triple of `valid` is in `train`, and no other triple between its two ends either, whatever its
+            relation and direction: a pair that was clicked and bought is held out as both. `test` is empty.
 
         Raises:
             ValueError: if the validation names a relation that is not there.
@@ -199,8 +253,17 @@ class TripleSet:
                 held_out.append(positions[np.argsort(times, kind="stable")[len(times) - size :]])
             else:
                 held_out.append(generator.choice(positions, size=size, replace=False))
-        valid = self.take(np.sort(_concatenate(held_out)).astype(np.intp))
-        return TripleSplit(train=self.take(~are_among(self, valid)), valid=valid, test=self.take(slice(0)))
+        valid = replace(self, weights=None).take(np.sort(_concatenate(held_out)).astype(np.intp))
+        joined = are_joined(self, valid)
+        num_others = int(np.count_nonzero(joined)) - int(np.count_nonzero(are_among(self, valid)))
+        if num_others:
+            logger.info(
+                "validation: %d triples are held out; %d of other relations between the same ends are left out of training, as "
+                "they would tell",
+                len(valid),
+                num_others,
+            )
+        return TripleSplit(train=self.take(~joined), valid=valid, test=valid.take(slice(0)))
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -282,7 +345,8 @@ class TripleSplit:
         for part in self:
             vocabulary = [part.relation_names, sorted(part.ends.items()), sorted(part.num_nodes.items()), sorted(part.ids)]
             digest.update(json.dumps([len(part), part.times is not None, vocabulary]).encode())
-            for column in (part.heads, part.relations, part.tails, *(() if part.times is None else (part.times,))):
+            optional = (column for column in (part.times, part.weights) if column is not None)
+            for column in (part.heads, part.relations, part.tails, *optional):
                 digest.update(np.ascontiguousarray(column).data)
         for _, ids in sorted(self.train.ids.items()):
             digest.update(json.dumps(ids.to_pylist()).encode())
@@ -305,3 +369,18 @@ def _check_range(name: str, column: NDArray[np.int32], sizes: NDArray[np.int64] 
 
 def _concatenate(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate(columns) if columns else np.empty(0, dtype=np.int32)
+
+
+def _repetitions(relation: str, weights: Tensor | None) -> NDArray[np.float64] | None:
+    """Give how often each edge of a weighted relation stands there; the store holds finite weights only."""
+    if weights is None:
+        return None
+    column = weights.numpy().astype(np.float64)
+    negative = column < 0
+    if negative.any():
+        raise ValueError(
+            f"relation {relation!r}: {int(negative.sum())} of {len(column)} edges have a negative weight, such as "
+            f"{column[negative][0]:g}. An edge's weight says how often it stands there: leave such edges out of the view, or "
+            "load them as a relation of their own"
+        )
+    return column

@@ -17,6 +17,7 @@ import ranking
 from graphdb import GraphStore, Recipe
 from pipeline.workspace import Say
 from ranking import Examples
+from ranking.exposures import load_periods
 from serving import LocalDeployment, RankerClient, Release, publish
 from tables import Precision, Snapshot
 
@@ -239,7 +240,7 @@ def serve(directory: Path, say: Say, *, release_path: Path, examples_path: Path,
 
 def period_start(store: GraphStore, period: int) -> dt.datetime:
     """When a period begins."""
-    rows = store.sql("SELECT start_time FROM periods WHERE period = ?", [period]).to_pylist()
+    rows = [row for row in load_periods(store).to_pylist() if row["period"] == period]
     if not rows:
         msg = f"period {period} is not in the store's table `periods`"
         raise ValueError(msg)

@@ -6,18 +6,19 @@ from ranking.columns import Columns
 from ranking.config import Arm, RankingConfig, arm_config
 from ranking.coverage import InitReport, TableCoverage
 from ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from ranking.evaluation import bootstrap_roc_auc, compare, evaluate, roc_auc
+from ranking.evaluation import bootstrap_roc_auc, compare, evaluate, group_roc_auc, roc_auc
 from ranking.examples import Examples
 from ranking.export import ExportedModel, export_model, load_model, quantized_scores
 from ranking.exposures import build_examples
 from ranking.features import FeatureConfig
 from ranking.initialise import init_tables
-from ranking.labelled import LabelledColumns, read_examples
+from ranking.labelled import LabelledColumns, read_examples, read_times
 from ranking.layout import TableSpec
 from ranking.loader import Batch, ExampleLoader
 from ranking.model import RankingModel
 from ranking.negatives import WEIGHTINGS, Weighting
-from ranking.recent import RecentPins, recent_pins
+from ranking.own_model import write_model
+from ranking.recent import IdLists, RecentPins, recent_pins
 from ranking.segments import evaluate_segments, standard_segments
 from ranking.shared_examples import share_examples
 from ranking.sources import TableSource
@@ -35,6 +36,7 @@ __all__ = [
     "Examples",
     "ExportedModel",
     "FeatureConfig",
+    "IdLists",
     "InitReport",
     "LabelledColumns",
     "RankingConfig",
@@ -59,15 +61,18 @@ __all__ = [
     "evaluate_segments",
     "expected_calibration_error",
     "export_model",
+    "group_roc_auc",
     "init_tables",
     "load_model",
     "make_id_maps",
     "make_model",
     "quantized_scores",
     "read_examples",
+    "read_times",
     "recent_pins",
     "roc_auc",
     "share_examples",
     "standard_segments",
     "train",
+    "write_model",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from ranking.layout import TableSpec
@@ -14,6 +14,8 @@ from ranking.slots import RECENT_PINS, Slot
 from ranking.sources import TableSource
 from ranking.upper import UpperModel
 from tables import IdMap
+from tables.boundary import expect_attributes
+from tables.idcolumn import to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,14 +25,20 @@ if TYPE_CHECKING:
     from tables import CollisionReport, Snapshot
 
 
+logger = getLogger(__name__)
+
+
 def known_ids(snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig, feature: str) -> Any:
     """Give a feature's distinct ids: the snapshots' in the order of their tables, else the examples'."""
-    parts = [snapshot.ids(feature) for snapshot in snapshots if feature in snapshot.node_types]
+    node_type = config.node_type(feature)
+    parts = [snapshot.ids(node_type) for snapshot in snapshots if node_type in snapshot.node_types]
     if not parts:
-        ids = examples.ids(feature)
-        if feature == "pin" and config.sequence != "none" and examples.recent is not None:
-            ids = np.concatenate([ids, examples.recent.listed()])
-        parts = [pa.array(np.unique(ids))]
+        # Features of one node type share their ids.
+        alike = [name for name in config.features if config.node_type(name) == node_type]
+        parts = [to_arrow(examples.distinct_ids(name)) for name in alike]
+    kinds = {part.type for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"ids of {node_type!r} are of the types {sorted(map(str, kinds))}; make them alike")
     return pa.chunked_array(parts).unique()
 
 
@@ -45,13 +53,17 @@ def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: Rank
     Returns:
         Feature -> id map; empty for a ranker without ids.
     """
+    expect_attributes("examples", examples, ("distinct_ids", "ids"), "Examples")
+    expect_attributes("config", config, ("features", "hash_rows"), "RankingConfig")
     maps: dict[str, IdMap] = {}
     for feature in config.features if config.facets else ():
         hashed = config.hash_rows.get(feature)
         if hashed is not None:
-            maps[feature] = IdMap.hashed(hashed.rows, id_type="int64", num_hashes=hashed.num_hashes)
-        else:
-            maps[feature] = IdMap.exact(known_ids(snapshots, examples, config, feature))
+            id_type: Literal["int64", "string"] = "string" if feature in examples.vocabularies else "int64"
+            maps[feature] = IdMap.hashed(hashed.rows, id_type=id_type, num_hashes=hashed.num_hashes)
+            continue
+        alike = [name for name in maps if config.node_type(name) == config.node_type(feature) and name not in config.hash_rows]
+        maps[feature] = maps[alike[0]] if alike else IdMap.exact(known_ids(snapshots, examples, config, feature))
     return maps
 
 
@@ -81,6 +93,7 @@ def make_model(
     *,
     num_dense: int,
     num_recent: int = 0,
+    list_lengths: Mapping[str, int] | None = None,
     table_device: str = "cpu",
 ) -> RankingModel:
     """Build an untrained ranker.
@@ -90,11 +103,16 @@ def make_model(
         id_maps: Id map of each feature.
         num_dense: Dense features.
         num_recent: Recent pins of an example, for a ranker with a sequence.
+        list_lengths: Features of several ids -> ids that an example has at most.
         table_device: As in `RankingModel`.
 
     Raises:
         ValueError: If the configuration asks for a sequence and there are no recent pins.
     """
+    expect_attributes("config", config, ("features", "sequence"), "RankingConfig")
+    lacking = [name for name in config.features if config.facets and name not in id_maps]
+    if lacking:
+        raise ValueError(f"there are no id maps of {lacking}; make_id_maps makes those of a configuration")
     has_sequence = config.sequence != "none"
     if has_sequence and num_recent < 1:
         raise ValueError(
@@ -109,10 +127,11 @@ def make_model(
         TableSpec(
             feature=feature,
             facet=facet,
-            node_type=source,
+            node_type=config.node_type(source),
             num_rows=id_maps[source].num_rows,
             dim=config.dim,
             num_hashes=id_maps[source].num_hashes,
+            list_length=(list_lengths or {}).get(feature, 0),
         )
         for facet in config.facets
         for feature, source in source_of.items()
@@ -173,13 +192,21 @@ def table_sources(
         Table -> source.
     """
     by_facet = {snapshot.facet: snapshot for snapshot in snapshots}
-    return {
-        spec.name: TableSource(
+    pretrained = {name for snapshot in snapshots for name in snapshot.node_types}
+    sources, random = {}, []
+    for spec in model.specs:
+        if spec.facet not in by_facet:
+            continue
+        if spec.node_type not in pretrained:
+            # Such as a country: no snapshot has its ids.
+            random.append(spec.name)
+            continue
+        sources[spec.name] = TableSource(
             snapshot=by_facet[spec.facet],
             node_type=spec.node_type,
-            id_map=id_maps[spec.node_type if spec.feature == RECENT_PINS else spec.feature],
-            norm=norm / spec.num_hashes,
+            id_map=id_maps["pin" if spec.feature == RECENT_PINS else spec.feature],
+            norm=norm,
         )
-        for spec in model.specs
-        if spec.facet in by_facet
-    }
+    if random:
+        logger.info("no snapshot has the node types of the tables %s: they start at random", ", ".join(random))
+    return sources

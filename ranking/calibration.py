@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tables.boundary import expect_type
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -21,6 +25,7 @@ class CalibrationBucket:
         num_examples: Examples, unweighted.
         predicted: Mean prediction.
         observed: Mean label.
+        weight: What its examples count for together: their number, without weights.
     """
 
     low: float
@@ -28,6 +33,11 @@ class CalibrationBucket:
     num_examples: int
     predicted: float
     observed: float
+    weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.weight:
+            object.__setattr__(self, "weight", float(self.num_examples))
 
     @property
     def ratio(self) -> float:
@@ -53,14 +63,22 @@ def calibration_buckets(
         weights: What each example counts for, such as 1 / its sampling rate, [n]; None: 1.
 
     Raises:
-        ValueError: If there are no examples, shapes differ, or a probability is none.
+        ValueError: If there are no examples, shapes differ, a probability is none, a label is neither 0 nor 1, or a weight is
+            negative or not finite.
+        TypeError: If something holds no numbers.
     """
-    values = np.asarray(probabilities, np.float64)
-    shares = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
-    if labels.shape != values.shape or shares.shape != values.shape or not len(values):
-        raise ValueError(f"labels {list(labels.shape)}, probabilities {list(values.shape)}: expected one axis alike, not empty")
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("probabilities are not all within [0, 1]; pass probabilities, not logits")
+    values = _probabilities(probabilities)
+    truth = as_numbers("labels", labels)
+    shares = np.ones(len(values)) if weights is None else as_numbers("weights", weights)
+    if truth.shape != values.shape or shares.shape != values.shape or not len(values):
+        raise ValueError(
+            f"labels {list(truth.shape)}, probabilities {list(values.shape)}, weights {list(shares.shape)}: expected one axis "
+            "alike, not empty"
+        )
+    if not ((truth == 0) | (truth == 1)).all():
+        raise ValueError(f"labels hold {truth[(truth != 0) & (truth != 1)][0]:g}; expected 0 and 1 only")
+    if not ((shares >= 0) & np.isfinite(shares)).all() or not shares.sum() > 0:
+        raise ValueError("weights must be finite and not negative, and not all zero")
     if num_buckets < 1:
         raise ValueError(f"num_buckets is {num_buckets}; expected at least 1")
     edges = np.unique(np.quantile(values, np.linspace(0, 1, num_buckets + 1)[1:-1]))
@@ -69,22 +87,32 @@ def calibration_buckets(
     for bucket in np.unique(bucket_of):
         chosen = bucket_of == bucket
         total = shares[chosen].sum()
+        if total == 0:
+            continue
         buckets.append(
             CalibrationBucket(
                 low=float(values[chosen].min()),
                 high=float(values[chosen].max()),
                 num_examples=int(chosen.sum()),
                 predicted=float((shares[chosen] * values[chosen]).sum() / total),
-                observed=float((shares[chosen] * labels[chosen]).sum() / total),
+                observed=float((shares[chosen] * truth[chosen]).sum() / total),
+                weight=float(total),
             )
         )
     return buckets
 
 
-def expected_calibration_error(buckets: list[CalibrationBucket]) -> float:
-    """Compute the mean distance of predicted and observed over buckets, by their number of examples."""
-    total = sum(bucket.num_examples for bucket in buckets)
-    return sum(bucket.num_examples * abs(bucket.predicted - bucket.observed) for bucket in buckets) / total
+def expected_calibration_error(buckets: Sequence[CalibrationBucket]) -> float:
+    """Compute the mean distance of predicted and observed over buckets, by what their examples count for.
+
+    Raises:
+        ValueError: If there are no buckets.
+    """
+    expect_type("buckets", buckets, list, tuple, hint="calibration_buckets gives them")
+    if not buckets:
+        raise ValueError("there are no buckets: give those of calibration_buckets")
+    total = sum(bucket.weight for bucket in buckets)
+    return sum(bucket.weight * abs(bucket.predicted - bucket.observed) for bucket in buckets) / total
 
 
 def correct_for_sampling(probabilities: NDArray[Any], negative_rate: NDArray[Any] | float) -> NDArray[np.float64]:
@@ -101,15 +129,44 @@ def correct_for_sampling(probabilities: NDArray[Any], negative_rate: NDArray[Any
         float64 [n].
 
     Raises:
-        ValueError: If a rate is not a positive number.
+        ValueError: If a rate is not a positive number, a probability is none, or they are not as many.
+        TypeError: If something holds no numbers.
 
     Example:
         >>> correct_for_sampling(np.array([0.5]), 0.25)
         array([0.2])
     """
-    rate = np.asarray(negative_rate, np.float64)
+    rate = as_numbers("negative_rate", negative_rate)
     if not ((rate > 0) & np.isfinite(rate)).all():
         raise ValueError("negative_rate holds values that are not positive numbers")
-    values = np.asarray(probabilities, np.float64)
+    values = _probabilities(probabilities)
+    if rate.ndim and rate.shape != values.shape:
+        raise ValueError(f"{list(values.shape)} probabilities and {list(rate.shape)} rates; expected one rate, or one for each")
     # Divided by the rate, so that a probability of 1 stays 1 at any rate.
     return values / (values + (1 - values) / rate)
+
+
+def as_numbers(what: str, given: Any) -> NDArray[np.float64]:
+    """Take an array of numbers as float64.
+
+    Args:
+        what: Its name, for the error.
+        given: An array, list or tensor.
+
+    Raises:
+        TypeError: If it holds no numbers.
+    """
+    array = np.asarray(given)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{what} are {array.dtype}; expected numbers")
+    return array.astype(np.float64)
+
+
+def _probabilities(given: Any) -> NDArray[np.float64]:
+    values = as_numbers("probabilities", given)
+    wrong = ~((values >= 0) & (values <= 1))
+    if wrong.any():
+        raise ValueError(
+            f"probabilities are not all within [0, 1], such as {values[wrong][0]:g}; pass probabilities, not logits"
+        )
+    return values

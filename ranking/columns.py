@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -29,6 +29,7 @@ class Columns:
         ctr: float32 [n].
         cvr: float32 [n], 0 where unknown.
         cvr_known: float32 [n], 1 where the CVR label is known, else 0.
+        weight: What each example counts for, float32 [n]; None for 1.
     """
 
     dense: Tensor
@@ -37,6 +38,7 @@ class Columns:
     ctr: Tensor
     cvr: Tensor
     cvr_known: Tensor
+    weight: Tensor | None = None
 
     @staticmethod
     def of(examples: Examples, model: RankingModel, id_maps: Mapping[str, IdMap]) -> Columns:
@@ -60,6 +62,7 @@ class Columns:
             ctr=torch.from_numpy(examples.ctr_label),
             cvr=torch.from_numpy(np.where(known, examples.cvr_label, np.float32(0))),
             cvr_known=torch.from_numpy(known.astype(np.float32)),
+            weight=None if examples.weight is None else torch.from_numpy(examples.weight),
         )
 
     def __len__(self) -> int:
@@ -67,10 +70,15 @@ class Columns:
 
     def take(self, chosen: Tensor | slice) -> Columns:
         """Return chosen rows of every column."""
-        return Columns(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+        return self._map(lambda column: column[chosen])
 
     def to(self, device: torch.device) -> Columns:
         """Return the columns on a device; themselves, if they are there."""
         if self.ctr.device == device:
             return self
-        return Columns(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Columns:
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        mapped: dict[str, Any] = {name: None if column is None else function(column) for name, column in columns.items()}
+        return Columns(**mapped)

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ranking.slots import RECENT_PINS
+from tables.configuration import Configuration
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 Arm = Literal["no_ids", "scratch", "pretrained"]
 FACETS: tuple[str, ...] = ("contrastive", "kge")
 
 
-class HashedRows(BaseModel):
-    """Into how many rows a feature's ids are hashed."""
+def _is_empty(value: object) -> bool:
+    """Whether an option that is younger than the others is not used: it is not written then."""
+    return not value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class HashedRows(Configuration):
+    """Into how many rows a feature's ids are hashed."""
 
     rows: int = Field(ge=1, description="rows of the feature's tables")
     num_hashes: int = Field(default=1, ge=1, description="rows that an id reads; what it gets is their sum")
 
 
-class RankingConfig(BaseModel):
+class RankingConfig(Configuration):
     """How a ranker is built and trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="pretrained", min_length=1, description="name of the arm, written to the model")
     features: tuple[str, ...] = Field(
-        default=("user", "pin", "advertiser"), description="id features that have tables; also their node types"
+        default=("user", "pin", "advertiser"),
+        description="id features that have tables; each may start from the snapshot's table of that node type",
+    )
+    node_types: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="feature -> node type of its ids, where that is not its name, such as liked_pin -> pin: features of one "
+        "node type have tables of their own over the same ids",
+        exclude_if=_is_empty,
     )
     facets: tuple[str, ...] = Field(
         default=FACETS, description="facets: each has one table a feature; empty for a ranker without ids"
@@ -116,6 +127,7 @@ class RankingConfig(BaseModel):
         unknown = set(self.facet_lrs) - set(self.facets)
         if unknown or not all(0 <= lr < math.inf for lr in self.facet_lrs.values()):
             raise ValueError(f"facet_lrs is {dict(self.facet_lrs)}; expected rates of 0 or more of the facets {self.facets}")
+        self._check_features()
         unknown = set(self.hash_rows) - set(self.features)
         if unknown:
             raise ValueError(f"hash_rows names {sorted(unknown)}; expected some of the features {self.features}")
@@ -126,6 +138,28 @@ class RankingConfig(BaseModel):
                 "freeze_tables keeps all tables as they are; leave out thaw_after_steps, facet_lrs and row_lr_power with it"
             )
         return self
+
+    def _check_features(self) -> None:
+        wrong = [name for name in self.features if not _NAME.fullmatch(name)]
+        if wrong or len(set(self.features)) != len(self.features):
+            raise ValueError(
+                f"features are {self.features}; expected each name once, of letters, digits, '_', '-' and '.', as "
+                f"tables are named "
+                "by them"
+            )
+        unknown = set(self.node_types) - set(self.features)
+        if unknown:
+            raise ValueError(f"node_types names {sorted(unknown)}; expected some of the features {self.features}")
+        names = [f"{feature}_{facet}" for feature in self.features for facet in self.facets]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"features {self.features} and facets {self.facets} both name a table {repeated[0]!r}: rename one of them"
+            )
+
+    def node_type(self, feature: str) -> str:
+        """Give the node type of a feature's ids."""
+        return self.node_types.get(feature, feature)
 
     @model_validator(mode="after")
     def _check_uses(self) -> RankingConfig:

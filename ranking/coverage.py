@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from ranking.shards import choose_tables, find_tables
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +28,9 @@ class TableCoverage:
         num_collided: Filled rows that more than one id of the snapshot belongs to.
         num_collided_ids: Ids of the snapshot that share their row with another.
         num_unused: Ids of the snapshot that the table has no row for.
+        num_untrained: Ids of the snapshot whose vectors no gradient has reached, and that were left out.
+        rows: What said which row an id has: "exact id map", "hashed id map", "mapping", "array", "function", "id" or
+            "position".
         collisions: How ids that share a row were combined.
         missing: What the missing rows got.
         projection: "none", "pca" or "matrix": how the snapshot's vectors came to the table's dimension.
@@ -44,6 +54,8 @@ class TableCoverage:
     energy: float
     norm_before: float
     norm_after: float
+    num_untrained: int = 0
+    rows: str = ""
 
     @property
     def share_filled(self) -> float:
@@ -60,10 +72,44 @@ class InitReport(Sequence[TableCoverage]):
 
     Args:
         tables: The tables, in the order in which they were named.
+        samples: Table -> some of its filled rows in this process: row, first column, and values; for `check`.
     """
 
-    def __init__(self, tables: Sequence[TableCoverage]) -> None:
+    def __init__(
+        self, tables: Sequence[TableCoverage], samples: Mapping[str, Sequence[tuple[int, int, Tensor]]] | None = None
+    ) -> None:
         self._tables = tuple(tables)
+        self._samples = dict(samples or {})
+
+    def check(self, model: nn.Module) -> None:
+        """Make sure that the tables still hold the rows that they were filled with, before they are trained.
+
+        Whatever is done to a model after `init_tables` may draw its tables anew: `to_empty`, `reset_parameters`, or a wrapper
+        that initialises what it wraps. Call it once all of that is done.
+
+        Args:
+            model: The model as it will be trained, such as its DistributedModelParallel.
+
+        Raises:
+            ValueError: If a sampled row of a table is another one than it was filled with.
+            KeyError: If the model has no such table.
+        """
+        for name, table in choose_tables(find_tables(model), self._samples).items():
+            for row, column, values in self._samples[name]:
+                for shard in table.shards:
+                    first = max(column, shard.column)
+                    last = min(column + len(values), shard.column + shard.weights.shape[1])
+                    if shard.weights.device.type == "meta":
+                        raise ValueError(f"table {name} is on the meta device: what it was filled with is lost; fill it again")
+                    if not shard.row <= row < shard.row + len(shard.weights) or first >= last:
+                        continue
+                    now = shard.weights[row - shard.row, first - shard.column : last - shard.column].detach().cpu()
+                    if not torch.equal(now.float(), values[first - column : last - column].to(now.dtype).float()):
+                        raise ValueError(
+                            f"table {name}: row {row} is not what it was filled with. The model's tables were drawn anew, or "
+                            "trained, "
+                            "after init_tables: call init_tables after to_empty and after DistributedModelParallel"
+                        )
 
     @overload
     def __getitem__(self, key: int | str) -> TableCoverage: ...

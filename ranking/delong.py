@@ -54,13 +54,16 @@ def delong_covariance(labels: NDArray[Any], scores: Sequence[NDArray[Any]]) -> N
     Raises:
         ValueError: As `roc_auc`, or there are fewer than two positives or negatives.
     """
+    if not len(scores):
+        raise ValueError("there are no models' scores: give those of one or more")
+    for values in scores:
+        roc_auc(labels, values)  # refuses what has no area
     positive = labels > 0
     num_positives, num_negatives = int(positive.sum()), int((~positive).sum())
     if min(num_positives, num_negatives) < 2:
         raise ValueError(f"{num_positives} positives and {num_negatives} negatives; a variance needs two of each")
     by_positive, by_negative = [], []
     for values in scores:
-        roc_auc(labels, values)  # refuses what has no area
         ranks = _midranks(values)
         # Share of the other class that each example is ranked on the right side of.
         by_positive.append((ranks[positive] - _midranks(values[positive])) / num_negatives)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from ranking.calibration import correct_for_sampling
+from ranking.calibration import as_numbers, correct_for_sampling
+from ranking.examples import Examples
+from tables.boundary import expect_type
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ranking.examples import Examples
 
 _LOG_CLIP = 1e-7
 
@@ -61,10 +62,42 @@ def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
     return float((precision * gains).sum())
 
 
-def log_loss(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
-    """Compute the mean binary cross entropy in nats; probabilities are clipped to [1e-7, 1 - 1e-7]."""
+def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """Compute the mean binary cross entropy in nats, weighted if so asked; probabilities are clipped to [1e-7, 1 - 1e-7]."""
     clipped = np.clip(probabilities.astype(np.float64), _LOG_CLIP, 1 - _LOG_CLIP)
-    return float(-np.where(labels > 0, np.log(clipped), np.log1p(-clipped)).mean())
+    losses = -np.where(labels > 0, np.log(clipped), np.log1p(-clipped))
+    return float(losses.mean() if weights is None else np.average(losses, weights=weights))
+
+
+def group_roc_auc(labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[Any]) -> float:
+    """Compute the mean over groups, such as users, of the ROC-AUC within each (GAUC; Zhou et al. 2018, arXiv 1706.06978).
+
+    It tells how well a user's own candidates are ordered, which is all that a ranker does. A group counts as often as it has
+    rows; one without both labels tells nothing and is left out.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: [n].
+        groups: Group of each row, [n].
+
+    Returns:
+        Area in [0, 1]; NaN if no group has both labels.
+
+    Raises:
+        ValueError: As `roc_auc`, or if the groups are not as many as the rows.
+
+    Example:
+        >>> group_roc_auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([7, 7, 8, 8]))
+        1.0
+    """
+    _presort(labels, scores)
+    if np.shape(groups) != np.shape(labels):
+        raise ValueError(f"labels are {list(np.shape(labels))} and groups {list(np.shape(groups))}; expected one axis alike")
+    _, group = np.unique(groups, return_inverse=True)
+    order = np.lexsort((scores, group))
+    ordered = scores[order]
+    area, num_rows = _group_areas(labels[order] > 0, ordered, group[order])
+    return float(area / num_rows) if num_rows else float("nan")
 
 
 def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
@@ -102,6 +135,9 @@ def bootstrap_roc_auc(
     Raises:
         ValueError: As `roc_auc`, or if a row's user is not in the population.
     """
+    order, tie_ends = _presort(labels, scores)
+    if np.shape(users) != labels.shape:
+        raise ValueError(f"labels are {list(labels.shape)} and users are {list(np.shape(users))}; expected one axis alike")
     distinct, user_idx = np.unique(users, return_inverse=True)
     if population is not None:
         strangers = np.setdiff1d(distinct, population, assume_unique=True)
@@ -112,7 +148,6 @@ def bootstrap_roc_auc(
         user_idx = np.searchsorted(population, distinct)[user_idx]
         distinct = population
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
-    order, tie_ends = _presort(labels, scores)
     positive, row_user_idx = labels[order] > 0, user_idx[order]
     areas = np.empty(num_resamples, dtype=np.float64)
 
@@ -143,13 +178,16 @@ def evaluate(
 
     Returns:
         Under "ctr", and under "cvr" over the examples whose label is known (absent if there are none or they are
-        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, pr_auc, log_loss,
+        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, group_roc_auc (within users; absent if no
+        user has both labels), pr_auc, log_loss,
         normalized_entropy and calibration (mean prediction / mean label). For "ctr" also calibration_corrected:
         the same over all exposures that could be drawn, with predictions and rows corrected for the sampling.
 
     Raises:
         ValueError: If the shapes do not match, a score is no probability, or the CTR labels are all alike.
     """
+    expect_type("scores", scores, np.ndarray)
+    expect_type("examples", examples, Examples)
     if scores.shape != (len(examples), 2):
         raise ValueError(f"scores are {list(scores.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
     if not ((scores >= 0) & (scores <= 1)).all():
@@ -197,6 +235,11 @@ def compare(
         p_value, two-sided: twice the smaller share of resamples on either side of no difference, at least
         2 / (num_resamples + 1), which is as little as so many resamples can tell.
     """
+    expect_type("examples", examples, Examples)
+    for name, values in (("scores", scores), ("baseline", baseline)):
+        expect_type(name, values, np.ndarray)
+        if values.shape != (len(examples), 2):
+            raise ValueError(f"{name} is {list(values.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
     differences: dict[str, dict[str, float]] = {}
     for task, (column, labels) in enumerate((("ctr", examples.ctr_label), ("cvr", examples.cvr_label))):
         known = np.isfinite(labels)
@@ -228,12 +271,15 @@ def _task_metrics(
 ) -> dict[str, float]:
     resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed)
     low, high = _interval(resampled, confidence)
+    within = group_roc_auc(labels, scores, users)
+    grouped = {} if np.isnan(within) else {"group_roc_auc": within}
     return {
         "num_examples": len(labels),
         "num_positives": int(labels.sum()),
         "roc_auc": roc_auc(labels, scores),
         "roc_auc_low": low,
         "roc_auc_high": high,
+        **grouped,
         "pr_auc": pr_auc(labels, scores),
         "log_loss": log_loss(labels, scores),
         "normalized_entropy": normalized_entropy(labels, scores),
@@ -266,13 +312,16 @@ def _p_value(differences: NDArray[np.float64]) -> float:
 
 def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows by ascending score, and the end of each run of tied scores."""
+    for name, values in (("labels", labels), ("scores", scores)):
+        as_numbers(name, values)
+        expect_type(name, values, np.ndarray)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(f"labels are {list(labels.shape)} and scores {list(scores.shape)}; expected one axis alike")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    values = np.unique(labels).tolist()
-    if values != [0, 1]:
-        raise ValueError(f"labels hold the values {values[:5]}; ROC-AUC needs both 0 and 1 and nothing else")
+    found = np.unique(labels).tolist()
+    if found != [0, 1]:
+        raise ValueError(f"labels hold the values {found[:5]}; ROC-AUC needs both 0 and 1 and nothing else")
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
@@ -306,3 +355,27 @@ def _weighted_roc_auc(
         start = end
     pairs = 2 * num_positives * negatives_below
     return ordered_pairs / pairs if pairs > 0 else np.nan
+
+
+@numba.njit(nogil=True, cache=True)
+def _group_areas(positive: Any, scores: Any, group: Any) -> Any:
+    """Sum the groups' areas times their rows, and those rows; rows are sorted by group and score."""
+    total, num_rows, start = 0.0, 0, 0
+    while start < len(group):
+        pairs = negatives = positives = 0
+        place = start
+        while place < len(group) and group[place] == group[start]:
+            tied_positives = tied_negatives = 0
+            first = place
+            while place < len(group) and group[place] == group[start] and scores[place] == scores[first]:
+                tied_positives += positive[place]
+                tied_negatives += not positive[place]
+                place += 1
+            pairs += tied_positives * (2 * negatives + tied_negatives)
+            negatives += tied_negatives
+            positives += tied_positives
+        if positives > 0 and negatives > 0:
+            total += (place - start) * pairs / (2.0 * positives * negatives)
+            num_rows += place - start
+        start = place
+    return total, num_rows

@@ -16,6 +16,7 @@ from ranking.layout import RowLayout, TableSpec
 from ranking.programs import export_pooling, export_upper
 from ranking.slots import RECENT_PINS, make_slots
 from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
+from tables.boundary import expect_attributes, expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +73,7 @@ class ExportedModel:
                 num_rows=table["rows"],
                 dim=table["dim"],
                 num_hashes=self._maps[table["id_map"]].num_hashes,
+                list_length=table.get("list_length", 0),
             )
             for table in described
         ]
@@ -133,7 +135,7 @@ class ExportedModel:
             raise ValueError(
                 f"the examples' dense features are {examples.dense_names}; model {self.name} was trained on {self.dense_names}"
             )
-        rows = self.layout.rows(examples, self._maps)
+        rows = self.layout.rows(examples, dict(zip(self.features, self.id_maps, strict=True)))
         num_recent = torch.from_numpy(examples.recent.num_recent) if examples.recent else torch.zeros(len(rows))
         scores = np.empty((len(examples), len(TASKS)), dtype=np.float32)
         with torch.inference_mode():
@@ -142,12 +144,7 @@ class ExportedModel:
                 dense = torch.from_numpy(examples.dense[batch])
                 embeddings = dense.new_zeros((len(dense), 0, self.dim))
                 if self.tables:
-                    looked_up = {
-                        group.feature: torch.stack(
-                            [tables[spec.name][rows[batch, group.columns]].float() for spec in group.specs], 2
-                        )
-                        for group in self.layout.groups
-                    }
+                    looked_up = self.layout.gather(rows[batch], tables.__getitem__)
                     embeddings = self.layout.slots(looked_up, num_recent[batch], self._pooling)
                 scores[batch] = torch.sigmoid(self._upper(dense, embeddings)).numpy()
         return scores
@@ -165,9 +162,9 @@ def export_model(
     On disk::
 
         manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics,
-                                    collisions (of each hashed feature)
+                                    collisions (of each hashed feature), examples (how they were made)
         vectors/<table>.safetensors key "weights", float32 or float16 [rows, dim], the out-of-vocabulary row included
-        id_maps/<feature>...        external id -> row, one a feature
+        id_maps/<feature>...        external id -> row, one a feature, or one for all features of a node type
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
         pooling.pt2                 with a sequence: (rows [B, L, facets, dim], num_recent [B], candidate [B, facets, dim])
                                     -> the slots "recent_pins" [B, facets, dim]
@@ -185,6 +182,7 @@ def export_model(
     Raises:
         ArtifactError: If the path exists, or a field is not JSON.
     """
+    expect_attributes("result", result, ("model", "id_maps", "config"), "RankingResult, such as train gives")
     model = result.model
     with ArtifactWriter(path, kind=KIND, replace=replace) as writer:
         (writer.directory / "vectors").mkdir()
@@ -192,7 +190,7 @@ def export_model(
         for spec in model.specs:
             weights = {"weights": model.table(spec.name).contiguous()}
             save_file(weights, writer.directory / "vectors" / f"{spec.name}.safetensors")
-        for name in dict.fromkeys(spec.node_type for spec in model.specs):
+        for name in dict.fromkeys(_id_map_of(spec, result.id_maps) for spec in model.specs):
             result.id_maps[name].save(writer.directory / _ID_MAPS, name)
         if model.pooling is not None:
             torch.export.save(export_pooling(model.pooling), writer.directory / _POOLING)
@@ -211,8 +209,9 @@ def export_model(
                     "rows": spec.num_rows,
                     "dim": spec.dim,
                     "vectors": f"vectors/{spec.name}.safetensors",
-                    "id_map": spec.node_type,
+                    "id_map": _id_map_of(spec, result.id_maps),
                 }
+                | ({"list_length": spec.list_length} if spec.list_length else {})
                 for spec in model.specs
             ],
             "upper": _UPPER,
@@ -232,8 +231,15 @@ def export_model(
             "config": result.config.model_dump(mode="json"),
             "metrics": result.metrics | dict(metrics or {}),
             "collisions": {feature: asdict(report) for feature, report in result.collisions.items()},
+            "examples": dict(result.metadata),
         }
     return Artifact.open(path, kind=KIND, verify=False)
+
+
+def _id_map_of(spec: TableSpec, id_maps: Mapping[str, IdMap]) -> str:
+    """Name the id map of a table: that of the first feature that has the same one."""
+    feature = "pin" if spec.feature == RECENT_PINS else spec.feature
+    return next(name for name, id_map in id_maps.items() if id_map is id_maps[feature])
 
 
 def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:
@@ -249,6 +255,7 @@ def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:
     Raises:
         ArtifactError: If there is no such artefact, or it is not what its manifest says.
     """
+    expect_type("path", path, str, Path)
     return ExportedModel(Artifact.open(path, kind=KIND, verify=verify))
 
 

@@ -26,6 +26,7 @@ from ranking.features import (
 )
 from ranking.negatives import WEIGHTINGS, listed, sample_negatives
 from ranking.recent import recent_pins
+from tables.boundary import expect_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,13 +76,14 @@ def build_examples(
             exposure (no such visit or no such placement).
     """
     started = time.perf_counter()
+    expect_attributes("store", store, ("sql",), "a graph store, or what answers SQL as one")
     if negatives < 1:
         raise ValueError(f"negatives is {negatives}; expected at least 1 a positive")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
     feature_config = features or FeatureConfig()
     chosen = sorted({int(period) for period in periods})
-    period_table = store.sql("SELECT period, start_time, end_time FROM periods ORDER BY period")
+    period_table = load_periods(store)
     _check_periods(store, chosen, period_table)
 
     positives = _load_positives(store, chosen)
@@ -124,6 +126,27 @@ def build_examples(
     )
     logger.info("%r of periods %s in %.1f s", examples, chosen, time.perf_counter() - started)
     return examples
+
+
+def load_periods(store: QueryableStore) -> pa.Table:
+    """Read a store's periods: period, start_time, end_time, in order.
+
+    Raises:
+        ValueError: If the store has no such table.
+    """
+    try:
+        return store.sql("SELECT period, start_time, end_time FROM periods ORDER BY period")
+    except Exception as error:
+        # The store's own class of errors is no part of what is asked of a store.
+        if "periods" not in str(error):
+            raise
+        raise ValueError(
+            "the store has no table `periods`: a ranking task out of a store needs the plain tables periods, "
+            "placements, responses, "
+            "visits and purchases. Labelled rows of your own are read by read_examples (`multifacet train "
+            "--examples`), or out of a "
+            "store by a query (--query)"
+        ) from error
 
 
 def _check_periods(store: QueryableStore, chosen: list[int], period_table: pa.Table) -> None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import duckdb
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tables.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +34,8 @@ class QueryableStore(Protocol):
         ...
 
 
-class FeatureConfig(BaseModel):
+class FeatureConfig(Configuration):
     """Which edges of the graph the dense features count."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     purchase_relations: tuple[str, ...] = Field(
         default=("responds", "buys"), min_length=1, description="timed user-to-pin relations that are counted"

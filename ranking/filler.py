@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ranking.coverage import TableCoverage
 from ranking.projection import Projection, make_projection
+from ranking.row_numbers import positions_by_row, row_numbers
 from tables.placement import RowPlacement
 from tables.rowcopy import RowSums, copy_rows
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ranking.sources import TableSource
 
 _BLOCK_ROWS: Final = 1 << 14
+_NUM_SAMPLES: Final = 32
 _TYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,17 +44,36 @@ class TableFiller:
     def __init__(self, name: str, table: EmbeddingTable, source: TableSource) -> None:
         self.name, self.table, self.source = name, table, source
         self.vectors = source.snapshot.vectors(source.node_type)
-        self.projection: Projection | None = make_projection(source.projection, self.vectors, table.dim, table=name)
-        if source.id_map is None and len(self.vectors) > table.num_rows:
-            raise ValueError(
-                f"table {name} has {table.num_rows} rows, the snapshot {len(self.vectors)} vectors of {source.node_type!r}; "
-                "give the id map that the model looks its ids up with"
-            )
+        trained = source.snapshot.trained(source.node_type)
+        self.projection: Projection | None = make_projection(
+            source.projection, self.vectors, table.dim, table=name, trained=trained
+        )
         if source.id_map is not None and source.id_map.num_rows != table.num_rows:
             raise ValueError(
-                f"table {name} has {table.num_rows} rows, its id map {source.id_map.num_rows}; give the id map that the "
-                "model looks its ids up with"
+                f"table {name} has {table.num_rows} rows, its id map {source.id_map.num_rows} (an exact map has one more than "
+                "ids, "
+                "for ids that it does not know); give the id map that the model looks its ids up with, or rows=... for a model "
+                "without such a row"
             )
+        if source.padding_row is not None and not 0 <= source.padding_row < table.num_rows:
+            raise ValueError(f"table {name} has {table.num_rows} rows, and padding_row is {source.padding_row}")
+        if table.remapped_by is not None:
+            raise ValueError(
+                f"table {name} is of {table.remapped_by}, which gives ids their rows as they arrive: rows that are filled now "
+                "would "
+                "be read by other ids. Fill a collection without remapping, by the id map that its ids are looked up with"
+            )
+        for shard in table.shards:
+            if shard.weights.device.type == "meta":
+                raise ValueError(
+                    f"table {name} is on the meta device, which keeps no values: give it memory first "
+                    "(module.to_empty(device=...) or "
+                    "DistributedModelParallel), then fill it"
+                )
+        # Before the first table is written, so that a wrong row leaves all tables as they are.
+        self._placed: list[tuple[Shard, RowPlacement]] | None = None
+        self._by_row = positions_by_row(source, table.num_rows, table=name) if table.shards else None
+        self._rows = row_numbers(source, table.num_rows, table=name) if table.shards and self._by_row is None else None
         for shard in table.shards:
             if shard.weights.dtype not in _TYPES:
                 raise TypeError(f"table {name} is kept as {shard.weights.dtype}; expected one of {_TYPES}")
@@ -65,14 +86,17 @@ class TableFiller:
         """
         source = self.source
         placed = self._place()
-        scale = 1.0
+        # Of several rows that a model sums, each gets its share of an id's vector.
+        num_hashes = source.id_map.num_hashes if source.id_map is not None and source.hash_pooling == "sum" else 1
+        scale = 1.0 / num_hashes
         if source.norm is not None:
             measured = self._total([self._copy(shard, placement, 1.0, write=False) for shard, placement in placed])
-            scale = source.norm / self._norm(measured)
+            scale = source.norm / (num_hashes * self._norm(measured))
         sums = self._total([self._copy(shard, placement, scale, write=True) for shard, placement in placed])
         norm = self._norm(sums)
         for shard, placement in placed:
             self._fill_missing(shard, placement, sums.columns / max(1, sums.num_filled), norm)
+            self._fill_padding(shard)
         return TableCoverage(
             table=self.name,
             facet=source.snapshot.facet,
@@ -83,6 +107,8 @@ class TableFiller:
             num_collided=sums.num_collided,
             num_collided_ids=sums.num_collided_vectors,
             num_unused=self._num_unused(placed),
+            num_untrained=source.snapshot.num_untrained(source.node_type),
+            rows=source.placed_by,
             collisions=source.collisions,
             missing=source.missing,
             projection="none" if self.projection is None else self.projection.kind,
@@ -91,18 +117,34 @@ class TableFiller:
             norm_after=norm,
         )
 
+    def forget(self) -> None:
+        """Free what it has placed."""
+        self._placed = self._by_row = self._rows = None
+
+    def samples(self) -> list[tuple[int, int, Tensor]]:
+        """Give some of the filled rows of this process, as they are now: row, first column, and values."""
+        found: list[tuple[int, int, Tensor]] = []
+        for shard, placement in self._place():
+            empty = np.ones(len(shard.weights), dtype=np.bool_)
+            empty[placement.empty_rows()] = False
+            filled = np.flatnonzero(empty)
+            chosen = filled[:: max(1, len(filled) // _NUM_SAMPLES)][:_NUM_SAMPLES].tolist()
+            found += [(shard.row + row, shard.column, shard.weights[row].cpu().clone()) for row in chosen]
+        return found
+
     def _place(self) -> list[tuple[Shard, RowPlacement]]:
-        id_map = self.source.id_map
-        if id_map is None:
-            return [
-                (shard, RowPlacement.in_order(len(self.vectors), first=shard.row, num_rows=len(shard.weights)))
-                for shard in self.table.shards
-            ]
-        ids = self.source.snapshot.ids(self.source.node_type) if self.table.shards else None
-        return [
-            (shard, RowPlacement.by_id(ids, id_map, first=shard.row, num_rows=len(shard.weights)))
-            for shard in self.table.shards
-        ]
+        if self._placed is None:
+            self._placed = [(shard, self._place_in(shard)) for shard in self.table.shards]
+        return self._placed
+
+    def _place_in(self, shard: Shard) -> RowPlacement:
+        if self._by_row is not None:
+            positions, num_unused = self._by_row
+            own = positions[shard.row : shard.row + len(shard.weights)]
+            return RowPlacement.one_each(own, first=shard.row, num_positions=len(self.vectors), num_unused=num_unused)
+        if self._rows is None:
+            return RowPlacement.in_order(len(self.vectors), first=shard.row, num_rows=len(shard.weights))
+        return RowPlacement.by_rows(self._rows, first=shard.row, num_rows=len(shard.weights))
 
     def _copy(self, shard: Shard, placement: RowPlacement, scale: float, *, write: bool) -> RowSums:
         """Copy one shard; the counts of a table that is divided by columns come from its first columns' shard."""
@@ -158,6 +200,11 @@ class TableFiller:
         value = torch.zeros(weights.shape[1]) if self.source.missing == "zero" else torch.from_numpy(mean[columns])
         weights[rows.to(weights.device)] = value.to(weights)
 
+    def _fill_padding(self, shard: Shard) -> None:
+        row = self.source.padding_row
+        if row is not None and shard.row <= row < shard.row + len(shard.weights):
+            shard.weights[row - shard.row] = 0.0
+
     def _fill_noise(self, weights: Tensor, rows: Tensor, first: int, columns: slice, norm: float) -> None:
         """Draw noise by blocks of the table's rows, so that a row's noise does not depend on the sharding."""
         blocks = (rows + first) // _BLOCK_ROWS
@@ -176,8 +223,9 @@ class TableFiller:
     def _norm(self, sums: RowSums) -> float:
         if sums.num_filled == 0:
             raise ValueError(
-                f"table {self.name}: none of the snapshot's {len(self.vectors)} ids is known to the id map; were the id map "
-                "and the snapshot made from the same graph?"
+                f"table {self.name}: none of the snapshot's {len(self.vectors)} trained ids has a row, by "
+                f"{self.source.placed_by}; "
+                "were the rows and the snapshot made from the same ids?"
             )
         norm = float((sums.squares_after / sums.num_filled) ** 0.5)
         if norm == 0:

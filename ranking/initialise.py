@@ -6,19 +6,19 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import nn
 
 from ranking.coverage import InitReport
 from ranking.filler import TableFiller
 from ranking.shards import choose_tables, find_tables
+from ranking.sources import TableSource
+from tables.boundary import expect_type
 from tables.normal import fill_normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
-
     from ranking.layout import TableSpec
-    from ranking.sources import TableSource
 
 logger = getLogger(__name__)
 
@@ -29,7 +29,9 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
     """Start tables from snapshots, by external id.
 
     Works on every TorchRec EmbeddingBagCollection and EmbeddingCollection inside the model, whole or sharded by
-    DistributedModelParallel. Each process reads only what its own shards need, from the memory-mapped snapshot, straight
+    DistributedModelParallel: once the tables have their memory, after `to_empty` and after DistributedModelParallel, which may
+    draw them anew. `InitReport.check` finds out whether something did. Each process reads only what its own shards need, from
+    the memory-mapped snapshot, straight
     into the shard: beside the shard it keeps 12 bytes a row and id. Vectors are cast to the table's type.
 
     When the model is sharded, every rank must call this with the same sources: norms and means are over all shards.
@@ -43,9 +45,10 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
 
     Raises:
         KeyError: If the model has no such table, or a snapshot no such node type.
-        ValueError: If a name is ambiguous, an id map has other rows than the table, no id of a snapshot is known to the
-            id map, dimensions differ without a projection, or a value is beyond the table's type. Shapes and maps of
-            all tables are checked before the first is written.
+        ValueError: If a name is ambiguous, a table is on the meta device or of a collection that remaps its ids (managed
+            collision, pruning), an id map has other rows than the table, a row lies outside it, no id of a snapshot has a row,
+            dimensions differ without a projection, or a value is beyond the table's type. All of this but values is checked
+            for all tables before the first is written.
         TypeError: If a table is not kept as FP32, FP16 or BF16.
 
     Example:
@@ -54,12 +57,17 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
           table  snapshot      rows   filled          missing  collided  unused ids  norm before  after
           t_pin  kge 9d3a51c2  2,049  2,048 (100.0%)        1         0           0            1      1
     """
+    expect_type("model", model, nn.Module)
+    for name, source in sources.items():
+        expect_type(f"sources[{name!r}]", source, TableSource)
     tables = choose_tables(find_tables(model), sources)
     fillers = [TableFiller(name, tables[name], source) for name, source in sources.items()]
-    coverages = []
+    coverages, samples = [], {}
     with torch.no_grad():
         for filler in fillers:
             coverages.append(filler.fill())
+            samples[filler.name] = filler.samples()
+            filler.forget()
             logger.info("%s", coverages[-1])
             if coverages[-1].share_filled < _SPARSE_COVERAGE:
                 logger.warning(
@@ -68,7 +76,7 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
                     filler.name,
                     100 * coverages[-1].share_filled,
                 )
-    return InitReport(coverages)
+    return InitReport(coverages, samples)
 
 
 def init_random(model: nn.Module, specs: Sequence[TableSpec], norm: float, seed: int) -> None:

@@ -14,6 +14,8 @@ from ranking.slots import RECENT_PINS, Slot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from ranking.examples import Examples
     from tables import IdMap
 
@@ -29,6 +31,7 @@ class TableSpec:
         num_rows: Rows, the out-of-vocabulary row included.
         dim: Elements a row.
         num_hashes: Rows that an id reads; a slot is their sum.
+        list_length: Ids that the feature has at most, whose mean is the slot; 0 for a feature of one id.
     """
 
     feature: str
@@ -37,6 +40,7 @@ class TableSpec:
     num_rows: int
     dim: int
     num_hashes: int = 1
+    list_length: int = 0
 
     @property
     def name(self) -> str:
@@ -53,12 +57,25 @@ class TableGroup:
         specs: The tables.
         columns: Columns of a batch's rows that are looked up here.
         num_recent: How many of these columns, at the end, are recent pins'.
+        is_list: Whether the columns are a feature of several ids: what is not there is row -1.
     """
 
     feature: str
     specs: tuple[TableSpec, ...]
     columns: slice
     num_recent: int
+    is_list: bool = False
+
+    def shares(self, rows: Tensor) -> Tensor | None:
+        """Give what each looked-up row counts for in the slot's sum, float32 [B, columns]; None for 1.
+
+        Args:
+            rows: The group's columns of a batch's rows, int32 [B, columns].
+        """
+        if not self.is_list:
+            return None
+        there = (rows >= 0).float()
+        return there * self.specs[0].num_hashes / there.sum(1, keepdim=True).clamp(min=1.0)
 
 
 class RowLayout:
@@ -122,12 +139,37 @@ class RowLayout:
         rows = torch.empty((len(examples), self.num_columns), dtype=torch.int32)
         for group in self.groups:
             parts = []
-            if group.feature != RECENT_PINS:
-                parts.append(id_maps[group.feature].rows(examples.ids(group.feature)).reshape(len(examples), -1))
+            if group.is_list:
+                parts.append(_list_rows(examples, group, id_maps[group.feature]))
+            elif group.feature in examples.lists:
+                raise ValueError(f"the model reads one id of {group.feature!r} an example, and the examples have lists of them")
+            elif group.feature != RECENT_PINS:
+                parts.append(examples.rows(group.feature, id_maps[group.feature]))
             if group.num_recent and recent is not None:
-                parts.append(id_maps["pin"].rows(recent.pin_ids.reshape(-1)).reshape(len(examples), -1))
+                looked_up = examples.rows("pin", id_maps["pin"], recent.pin_ids)
+                parts.append(looked_up.reshape(len(examples), -1))
             rows[:, group.columns] = torch.from_numpy(np.concatenate(parts, axis=1))
         return rows
+
+    def gather(self, rows: Tensor, table: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Read rows of whole tables, those of several ids already as parts of their mean.
+
+        Args:
+            rows: int32 [B, columns].
+            table: Gives a table's weights by its name.
+
+        Returns:
+            Feature of each group -> float32 [B, columns of the group, facets, D].
+        """
+        looked_up = {}
+        for group in self.groups:
+            part = rows[:, group.columns]
+            shares = group.shares(part)
+            if shares is not None:
+                part = part.clamp(min=0)
+            found = torch.stack([table(spec.name)[part] for spec in group.specs], dim=2).float()
+            looked_up[group.feature] = found if shares is None else found * shares[:, :, None, None]
+        return looked_up
 
     def slots(
         self,
@@ -152,7 +194,7 @@ class RowLayout:
             if group.num_recent:
                 recent = rest.view(rest.shape[0], self.num_recent, group.specs[0].num_hashes, *rest.shape[2:]).sum(2)
             if group.feature != RECENT_PINS:
-                rows = own.sum(1) if group.specs[0].num_hashes > 1 else own.squeeze(1)
+                rows = own.sum(1) if own.shape[1] != 1 else own.squeeze(1)
                 by_slot |= {Slot(group.feature, spec.facet): row for spec, row in zip(group.specs, rows.unbind(1), strict=True)}
         if pooling is not None:
             candidate = torch.stack([by_slot[Slot("pin", facet)] for facet in self.facets], dim=1)
@@ -177,9 +219,35 @@ def _group(specs: Sequence[TableSpec], length: int) -> tuple[TableGroup, ...]:
         num_hashes = {spec.num_hashes for spec in tables}
         if len(num_hashes) > 1:
             raise ValueError(f"tables of {feature} have {sorted(num_hashes)} hashes; they share an id map")
-        own = 0 if feature == RECENT_PINS else tables[0].num_hashes
+        if len({spec.list_length for spec in tables}) > 1:
+            raise ValueError(
+                f"tables of {feature} have lists of {[spec.list_length for spec in tables]} ids; expected one length"
+            )
+        own = 0 if feature == RECENT_PINS else tables[0].num_hashes * max(1, tables[0].list_length)
         num_recent = length * tables[0].num_hashes if feature == recent_in else 0
         stop = start + own + num_recent
-        groups.append(TableGroup(feature=feature, specs=tuple(tables), columns=slice(start, stop), num_recent=num_recent))
+        groups.append(
+            TableGroup(
+                feature=feature,
+                specs=tuple(tables),
+                columns=slice(start, stop),
+                num_recent=num_recent,
+                is_list=tables[0].list_length > 0,
+            )
+        )
         start = stop
     return tuple(groups)
+
+
+def _list_rows(examples: Examples, group: TableGroup, id_map: IdMap) -> NDArray[np.int32]:
+    """Look a feature of several ids up, int32 [n, length times hashes]; -1 where there is none."""
+    length = group.specs[0].list_length
+    if group.feature not in examples.lists:
+        raise ValueError(f"the model reads up to {length} ids of {group.feature!r}, of which the examples have no lists")
+    values = examples.lists[group.feature]
+    if values.length > length:
+        raise ValueError(f"the model reads up to {length} ids of {group.feature!r}, the examples have lists of {values.length}")
+    rows = np.full((len(examples), length, id_map.num_hashes), -1, np.int32)
+    there = np.arange(values.length) < values.num_recent[:, None]
+    rows[:, : values.length][there] = examples.rows(group.feature, id_map, values.listed())
+    return rows.reshape(len(examples), -1)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ranking.examples import Examples
+    from ranking.recent import IdLists
     from tables import IdMap
 
 _ENDED: Final = object()
@@ -57,7 +58,8 @@ class ExampleLoader:
 
     Args:
         examples: The examples; with recent pins, there is a key "recent_pins", whose rows are of the map "pin".
-        id_maps: Feature ("user", "pin", "advertiser") -> its id map.
+        id_maps: Feature of the examples, such as "user" -> its id map; of a feature of several ids each example has as many
+            rows as it has ids.
         batch_size: Examples a batch.
         seed: Seed of the orders.
         rank: Which rank this is: of each batch it reads every `num_ranks`-th example.
@@ -87,13 +89,17 @@ class ExampleLoader:
                 "expected at least one of each, and a rank below num_ranks"
             )
         self.batch_size, self.seed, self.rank, self.num_ranks, self.prefetch = batch_size, seed, rank, num_ranks, prefetch
-        self._rows = {name: _by_hash(id_map, examples.ids(name)) for name, id_map in id_maps.items()}
-        self._num_recent: Tensor | None = None
+        self._rows: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        for name, id_map in id_maps.items():
+            if name in examples.lists:
+                self._add_lists(name, examples, name, examples.lists[name], id_map)
+            else:
+                self._rows[name] = torch.from_numpy(examples.rows(name, id_map))
         if examples.recent is not None:
-            recent = examples.recent
-            rows = _by_hash(id_maps["pin"], recent.pin_ids.reshape(-1))
-            self._rows[RECENT_PINS] = rows.view(len(examples), -1)
-            self._num_recent = torch.from_numpy(recent.num_recent) * id_maps["pin"].num_hashes
+            if "pin" not in id_maps:
+                raise ValueError("the examples have recent pins, which are looked up by the id map of 'pin': give it")
+            self._add_lists(RECENT_PINS, examples, "pin", examples.recent, id_maps["pin"])
         known = np.isfinite(examples.cvr_label)
         self._columns = {
             "dense": torch.from_numpy(examples.dense),
@@ -102,6 +108,13 @@ class ExampleLoader:
             "cvr_known": torch.from_numpy(known.astype(np.float32)),
         }
         self._epoch = self._step = 0
+
+    def _add_lists(self, name: str, examples: Examples, feature: str, lists: IdLists, id_map: IdMap) -> None:
+        there = np.arange(lists.length) < lists.num_recent[:, None]
+        rows = np.zeros((len(lists), lists.length, id_map.num_hashes), np.int32)
+        rows[there] = examples.rows(feature, id_map, lists.listed())
+        self._rows[name] = torch.from_numpy(rows).view(len(lists), -1)
+        self._counts[name] = torch.from_numpy(lists.num_recent) * id_map.num_hashes
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -170,8 +183,8 @@ class ExampleLoader:
         values, lengths = [], []
         for name, rows in self._rows.items():
             taken = rows[chosen]
-            if name == RECENT_PINS and self._num_recent is not None:
-                counts = self._num_recent[chosen]
+            if name in self._counts:
+                counts = self._counts[name][chosen]
                 values.append(taken[torch.arange(taken.shape[1]) < counts[:, None]])
                 lengths.append(counts)
             else:
@@ -179,7 +192,3 @@ class ExampleLoader:
                 lengths.append(torch.full((len(chosen),), taken.shape[1], dtype=torch.int32))
         sparse = KeyedJaggedTensor(keys=list(self._rows), values=torch.cat(values), lengths=torch.cat(lengths))
         return Batch(sparse=sparse, **{name: column[chosen] for name, column in self._columns.items()})
-
-
-def _by_hash(id_map: IdMap, ids: Any) -> Tensor:
-    return torch.from_numpy(id_map.rows(ids)).view(len(ids), id_map.num_hashes)

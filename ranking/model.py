@@ -98,10 +98,7 @@ class RankingModel(nn.Module):
         Returns:
             Feature of each group -> float32 [B, columns of the group, facets, D].
         """
-        return {
-            group.feature: torch.stack([self.table(spec.name)[rows[:, group.columns]] for spec in group.specs], dim=2).float()
-            for group in self.layout.groups
-        }
+        return self.layout.gather(rows, self.table)
 
     def look_up(self, rows: Tensor) -> dict[str, Tensor]:
         """Look rows up through TorchRec: differentiable, and the way of a model under DistributedModelParallel.
@@ -115,6 +112,8 @@ class RankingModel(nn.Module):
         if self.tables is None:
             return {}
         parts = [rows[:, group.columns] for group in self.layout.groups]
+        shares = [group.shares(part) for group, part in zip(self.layout.groups, parts, strict=True)]
+        parts = [part if share is None else part.clamp(min=0) for part, share in zip(parts, shares, strict=True)]
         # A feature's rows as one bag: TorchRec takes a batch of no examples for one without features.
         lengths = torch.tensor([part.numel() for part in parts], dtype=torch.int32, device=rows.device)
         values = torch.cat([part.reshape(-1) for part in parts])
@@ -122,10 +121,11 @@ class RankingModel(nn.Module):
         # A sharded collection gives what is not there yet: asking for its items waits.
         found = dict(self.tables(jagged).items())
         looked_up = {}
-        for group, part in zip(self.layout.groups, parts, strict=True):
+        for group, part, share in zip(self.layout.groups, parts, shares, strict=True):
             names = [f"{group.feature}@{spec.name}" if len(group.specs) > 1 else group.feature for spec in group.specs]
             by_facet = [found[name].values().view(*part.shape, self.upper.dim) for name in names]
-            looked_up[group.feature] = torch.stack(by_facet, dim=2).float()
+            rows_of_group = torch.stack(by_facet, dim=2).float()
+            looked_up[group.feature] = rows_of_group if share is None else rows_of_group * share[:, :, None, None]
         return looked_up
 
     def score(self, dense: Tensor, looked_up: Mapping[str, Tensor], num_recent: Tensor | None = None) -> Tensor:

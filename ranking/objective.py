@@ -21,6 +21,7 @@ def training_loss(
     *,
     heads: Heads,
     cvr_weight: float,
+    weight: Tensor | None = None,
     num_examples: float | None = None,
     num_counted: float | None = None,
 ) -> Tensor:
@@ -37,22 +38,31 @@ def training_loss(
         cvr_known: 1 where a click's conversion is known, else 0, [B].
         heads: The heads that gave the logits.
         cvr_weight: Weight of CVR's loss beside CTR's of 1.
+        weight: What each example counts for, [B]; None for 1. Both losses are then weighted means.
         num_examples: What to divide the sum of CTR's losses by, where this is a part of a batch; None: its examples.
         num_counted: What to divide the sum of CVR's losses by, likewise; None: its labels that count (`counted_labels`).
 
     Returns:
         A scalar.
     """
+    if weight is not None and num_examples is None:
+        num_examples = float(weight.sum())
     if num_examples is None:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr)
     else:
-        loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr, reduction="sum") / num_examples
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr, weight, reduction="sum") / num_examples
     if heads == "esmm":
         losses = product_losses(logits, cvr)
     else:
         losses = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none")
     counted = counted_labels(ctr, cvr_known, heads)
-    divisor = counted.sum().clamp(min=1) if num_counted is None else num_counted
+    if weight is not None:
+        counted = counted * weight
+    if num_counted is None:
+        # Without weights at least 1: a batch may have no label that counts.
+        divisor: Tensor | float = counted.sum().clamp(min=1 if weight is None else torch.finfo(counted.dtype).tiny)
+    else:
+        divisor = num_counted
     return loss + cvr_weight * (losses * counted).sum() / divisor
 
 

@@ -67,8 +67,13 @@ class Optimizers:
         """
         seeds = rounding_seeds(self.model.specs, self.config, number) if gradients else {}
         for group in self.model.layout.groups if gradients else ():
-            indices = rows[:, group.columns].reshape(-1).contiguous()
-            touched, sums = accumulate_rows(indices, gradients[group.feature].reshape(len(indices), -1))
+            indices, gradient_of = rows[:, group.columns], gradients[group.feature]
+            shares_of = group.shares(indices)
+            if shares_of is not None:
+                there = indices >= 0
+                indices, gradient_of = indices[there], (gradient_of * shares_of[:, :, None, None])[there]
+            indices = indices.reshape(-1).contiguous()
+            touched, sums = accumulate_rows(indices, gradient_of.reshape(len(indices), len(group.specs) * group.specs[0].dim))
             rates = self._row_rates.get(group.feature)
             for spec, gradient in zip(group.specs, sums.chunk(len(group.specs), dim=1), strict=True):
                 table, optimizer = self.model.table(spec.name), self.tables[spec.name]
@@ -146,5 +151,6 @@ def row_rates(rows: Tensor, num_rows: int, power: float) -> Tensor:
     Returns:
         float32 [num_rows], from 0 to 1.
     """
-    counts = torch.bincount(rows.reshape(-1), minlength=num_rows).float()
+    named = rows.reshape(-1)
+    counts = torch.bincount(named[named >= 0], minlength=num_rows).float()
     return (counts / counts[counts > 0].mean()).pow(power).clamp(max=1.0)

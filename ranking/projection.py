@@ -26,7 +26,9 @@ class Projection:
     energy: float
 
 
-def make_projection(projection: Literal["pca"] | Tensor | None, vectors: Tensor, dim: int, *, table: str) -> Projection | None:
+def make_projection(
+    projection: Literal["pca"] | Tensor | None, vectors: Tensor, dim: int, *, table: str, trained: Tensor | None = None
+) -> Projection | None:
     """Decide how vectors come to a table's dimension.
 
     Args:
@@ -34,6 +36,7 @@ def make_projection(projection: Literal["pca"] | Tensor | None, vectors: Tensor,
         vectors: The snapshot's vectors [n, D].
         dim: The table's dimension.
         table: The table's name, for errors.
+        trained: Which vectors a gradient has reached, bool [n]; a PCA looks at those alone. None: all.
 
     Returns:
         The projection; None where none is needed.
@@ -60,15 +63,17 @@ def make_projection(projection: Literal["pca"] | Tensor | None, vectors: Tensor,
             f"table {table} has {dim} elements a row, the snapshot's vectors have {width}: pass a projection, a matrix "
             f"[{width}, {dim}]{pca}, or give the table the snapshot's dimension"
         )
-    return _principal(vectors, dim)
+    return _principal(vectors, dim, trained)
 
 
-def _principal(vectors: Tensor, dim: int) -> Projection:
+def _principal(vectors: Tensor, dim: int, trained: Tensor | None) -> Projection:
     """Find the directions that keep most of the dot products: a PCA without centring, over evenly spaced rows.
 
     Not centred, because tables are read through dot products, which centring would change.
     """
-    sample = vectors[:: max(1, len(vectors) // _SAMPLE)].double()
+    step = max(1, len(vectors) // _SAMPLE)
+    sample = vectors[::step] if trained is None else vectors[::step][trained[::step]]
+    sample = sample.double()
     values, directions = torch.linalg.eigh(sample.T @ sample)
     kept = directions[:, -dim:].flip(1)
     # An eigenvector's sign is arbitrary: the largest element is made positive, so that every rank gets the same matrix.

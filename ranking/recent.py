@@ -101,6 +101,10 @@ class RecentPins:
         return cls(pin_ids=pin_ids, num_recent=counts.astype(np.int32))
 
 
+#: Several ids an example, of any feature, as `RecentPins` has them.
+IdLists = RecentPins
+
+
 def recent_pins(
     events: pa.Table, periods: pa.Table, user_ids: NDArray[np.int64], exposed_in: NDArray[np.int32], *, length: int
 ) -> RecentPins:
@@ -121,6 +125,8 @@ def recent_pins(
     Raises:
         ValueError: If a period is not in periods.
     """
+    if user_ids.shape != exposed_in.shape:
+        raise ValueError(f"there are {len(user_ids)} users and {len(exposed_in)} periods of exposures; expected as many")
     starts = periods["start_time"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
     numbers = periods["period"].to_numpy()
     by_number = np.argsort(numbers)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ranking.evaluation import evaluate
+from ranking.examples import Examples
+from tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
-
-    from ranking.examples import Examples
 
 
 def standard_segments(examples: Examples, training: Examples, *, head_share: float = 0.5) -> dict[str, NDArray[np.bool_]]:
@@ -31,19 +33,35 @@ def standard_segments(examples: Examples, training: Examples, *, head_share: flo
     Raises:
         ValueError: If `head_share` is not between 0 and 1.
     """
+    expect_type("examples", examples, Examples)
+    expect_type("training", training, Examples)
     if not 0 < head_share < 1:
         raise ValueError(f"head_share is {head_share}; expected between 0 and 1")
     segments: dict[str, NDArray[np.bool_]] = {}
     for feature in ("user", "pin"):
-        known = np.isin(examples.ids(feature), training.ids(feature))
+        known = _are_among(examples.ids(feature), training.ids(feature))
         segments |= {f"old_{feature}s": known, f"new_{feature}s": ~known}
-    ids, counts = np.unique(training.advertiser_id[training.advertiser_id >= 0], return_counts=True)
+    numbers, counts = np.unique(training.advertiser_id[_has_advertiser(training)], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
-    head = np.isin(examples.advertiser_id, ids[order][before < head_share * counts.sum()])
+    heads = training.words("advertiser", numbers[order][before < head_share * counts.sum()])
+    head = _are_among(examples.ids("advertiser"), heads)
     segments["head_advertisers"] = head
-    segments["tail_advertisers"] = ~head & (examples.advertiser_id >= 0)
+    segments["tail_advertisers"] = ~head & _has_advertiser(examples)
     return segments
+
+
+def _has_advertiser(examples: Examples) -> NDArray[np.bool_]:
+    words = examples.vocabularies.get("advertiser")
+    if words is None:
+        return np.asarray(examples.advertiser_id >= 0)
+    empty = pc.index(words, "").as_py()
+    return np.asarray(examples.advertiser_id != empty)
+
+
+def _are_among(ids: Any, others: Any) -> NDArray[np.bool_]:
+    """Say of each id whether it is one of the others, int64 or strings."""
+    return np.asarray(pc.is_in(pa.array(ids), value_set=pa.array(others)).to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def evaluate_segments(
@@ -66,6 +84,7 @@ def evaluate_segments(
     """
     measured: dict[str, dict[str, dict[str, float]]] = {}
     for name, mask in segments.items():
+        expect_type(f"segment {name!r}", mask, np.ndarray)
         if mask.shape != (len(examples),) or mask.dtype != np.bool_:
             raise ValueError(f"segment {name!r} is {mask.dtype}{list(mask.shape)}; expected bool[{len(examples)}]")
         part = examples.take(mask)

@@ -60,7 +60,7 @@ class Share:
     """
 
     columns: Columns
-    num_examples: int
+    num_examples: float
     num_counted: float
     touched: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -126,11 +126,16 @@ class ShardedTrainer:
 
     def take(self, columns: Columns, chosen: Tensor) -> Share:
         """Give this rank's part of a step's examples, where it computes."""
-        known = counted_labels(columns.ctr[chosen], columns.cvr_known[chosen], self.config.heads).sum()
+        counted = counted_labels(columns.ctr[chosen], columns.cvr_known[chosen], self.config.heads)
+        num_examples = float(len(chosen))
+        known = max(float(counted.sum()), 1.0)
+        if columns.weight is not None:
+            weight = columns.weight[chosen]
+            num_examples, known = float(weight.sum()), max(float((counted * weight).sum()), torch.finfo(weight.dtype).tiny)
         return Share(
             columns=columns.take(chosen[self.rank :: self.num_ranks]).to(self.device),
-            num_examples=len(chosen),
-            num_counted=max(float(known), 1.0),
+            num_examples=num_examples,
+            num_counted=known,
             touched=self.rows.touched(columns.rows[chosen]),
         )
 
@@ -158,6 +163,7 @@ class ShardedTrainer:
             own.cvr_known,
             heads=config.heads,
             cvr_weight=config.cvr_weight,
+            weight=own.weight,
             num_examples=batch.num_examples / self.num_ranks,
             num_counted=batch.num_counted / self.num_ranks,
         )

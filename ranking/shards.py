@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ with warnings.catch_warnings():
     from torchrec import EmbeddingBagCollection, EmbeddingCollection
     from torchrec.distributed.embedding import ShardedEmbeddingCollection
     from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+    from torchrec.distributed.itep_embeddingbag import ShardedITEPEmbeddingBagCollection, ShardedITEPEmbeddingCollection
+    from torchrec.distributed.mc_embedding_modules import BaseShardedManagedCollisionEmbeddingCollection
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection, ITEPEmbeddingCollection
+    from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +31,15 @@ _COLLECTIONS: Final = (
     FusedEmbeddingBagCollection,
     ShardedEmbeddingBagCollection,
     ShardedEmbeddingCollection,
+)
+# Modules that look other rows up than those they are asked for.
+_REMAPPERS: Final = (
+    BaseManagedCollisionEmbeddingCollection,
+    BaseShardedManagedCollisionEmbeddingCollection,
+    ITEPEmbeddingBagCollection,
+    ITEPEmbeddingCollection,
+    ShardedITEPEmbeddingBagCollection,
+    ShardedITEPEmbeddingCollection,
 )
 _WEIGHT: Final = re.compile(r"(?:embedding_bags|embeddings)\.(?P<table>.+)\.weight")
 # What wrappers put into a module's path, which no one who built the model has written.
@@ -59,6 +72,8 @@ class EmbeddingTable:
         dim: Columns of the whole table.
         shards: This process's parts; none, if other ranks hold them all.
         process_group: The ranks among which the table is divided; None: it is whole here.
+        remapped_by: Class of the module around it that gives ids their rows as they arrive; None: ids are looked up as they
+            are.
     """
 
     name: str
@@ -67,6 +82,7 @@ class EmbeddingTable:
     dim: int
     shards: tuple[Shard, ...]
     process_group: Any
+    remapped_by: str | None = None
 
     def __repr__(self) -> str:
         parts = ", ".join(f"rows {shard.row} to {shard.row + len(shard.weights) - 1}" for shard in self.shards)
@@ -85,8 +101,14 @@ def find_tables(module: nn.Module) -> list[EmbeddingTable]:
     Raises:
         TypeError: A sharded table is kept in a form that is not known here (DTensor).
     """
+    remappers = {path: type(part).__name__ for path, part in module.named_modules() if isinstance(part, _REMAPPERS)}
     return [
-        _describe(weights, match["table"], _WRAPPERS.sub("", f"{path}.") + match["table"])
+        replace(
+            _describe(weights, match["table"], _WRAPPERS.sub("", f"{path}.") + match["table"]),
+            remapped_by=next(
+                (kind for above, kind in remappers.items() if f"{path}.".startswith(f"{above}." if above else "")), None
+            ),
+        )
         for path, collection in module.named_modules()
         if isinstance(collection, _COLLECTIONS)
         for key, weights in collection.state_dict().items()

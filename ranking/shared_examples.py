@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
 from ranking.examples import COLUMNS, Examples
-from ranking.recent import RecentPins
+from ranking.recent import IdLists, RecentPins
 from tables.assembly import Pieces, assemble
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+# Before a feature's name, in the names of arrays.
+_EXTRA: Final = "extra:"
+_IDS: Final = "ids:"
+_COUNTS: Final = "counts:"
 
 
 def share_examples(examples: Examples | None, folder: Path) -> Examples:
@@ -37,10 +43,16 @@ def share_examples(examples: Examples | None, folder: Path) -> Examples:
         arrays = {name: getattr(examples, name) for name in (*COLUMNS, "dense")}
         if examples.recent is not None:
             arrays |= {"pin_ids": examples.recent.pin_ids, "num_recent": examples.recent.num_recent}
+        arrays |= {f"{_EXTRA}{name}": numbers for name, numbers in examples.extra.items()}
+        for name, values in examples.lists.items():
+            arrays |= {f"{_IDS}{name}": values.pin_ids, f"{_COUNTS}{name}": values.num_recent}
+        if examples.weight is not None:
+            arrays["weight"] = examples.weight
         shapes = {name: (array.shape, torch.from_numpy(array).dtype) for name, array in arrays.items()}
-        described = [(shapes, examples.dense_names, dict(examples.metadata))]
+        words = {name: strings.to_pylist() for name, strings in examples.vocabularies.items()}
+        described = [(shapes, examples.dense_names, dict(examples.metadata), words)]
     dist.broadcast_object_list(described, src=0)
-    shapes, dense_names, metadata = described[0]
+    shapes, dense_names, metadata, words = described[0]
     whole = assemble(
         folder,
         {
@@ -52,4 +64,15 @@ def share_examples(examples: Examples | None, folder: Path) -> Examples:
     recent = None
     if "pin_ids" in columns:
         recent = RecentPins(pin_ids=columns.pop("pin_ids"), num_recent=columns.pop("num_recent"))
-    return Examples(**columns, dense_names=dense_names, metadata=metadata, recent=recent)
+    extra = {name.removeprefix(_EXTRA): columns.pop(name) for name in [*columns] if name.startswith(_EXTRA)}
+    listed = [name.removeprefix(_IDS) for name in columns if name.startswith(_IDS)]
+    lists = {name: IdLists(pin_ids=columns.pop(f"{_IDS}{name}"), num_recent=columns.pop(f"{_COUNTS}{name}")) for name in listed}
+    return Examples(
+        **columns,
+        dense_names=dense_names,
+        metadata=metadata,
+        recent=recent,
+        extra=extra,
+        lists=lists,
+        vocabularies={name: pa.array(strings, pa.string()) for name, strings in words.items()},
+    )

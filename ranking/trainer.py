@@ -73,7 +73,15 @@ class Trainer:
         for rows in looked_up.values():
             rows.requires_grad_(learns_tables)
         logits = model.score(batch.dense, looked_up, batch.num_recent)
-        loss = training_loss(logits, batch.ctr, batch.cvr, batch.cvr_known, heads=config.heads, cvr_weight=config.cvr_weight)
+        loss = training_loss(
+            logits,
+            batch.ctr,
+            batch.cvr,
+            batch.cvr_known,
+            heads=config.heads,
+            cvr_weight=config.cvr_weight,
+            weight=batch.weight,
+        )
         self.optimizers.upper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {feature: rows.grad for feature, rows in looked_up.items() if rows.grad is not None}

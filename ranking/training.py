@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
 from ranking.columns import Columns
+from ranking.config import RankingConfig
+from ranking.examples import Examples
 from ranking.fit import Fit
 from ranking.initialise import init_random, init_tables
 from ranking.runlog import RunLog
@@ -20,6 +22,7 @@ from ranking.scoring import score_columns
 from ranking.sharded import ShardedTrainer
 from ranking.trainer import Trainer
 from tables import Lifecycle
+from tables.boundary import expect_type
 from tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
@@ -29,9 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from ranking.config import RankingConfig
     from ranking.coverage import InitReport
-    from ranking.examples import Examples
     from ranking.fit import StepTaker
     from ranking.model import RankingModel
     from tables import CollisionReport, IdMap, Snapshot, TrainingRun
@@ -53,6 +54,7 @@ class RankingResult:
         coverage: How much of each table came from a snapshot.
         parents: Fingerprints of the snapshots.
         collisions: Which ids share rows, for each feature of the configuration's `hash_rows`.
+        metadata: How the training examples were made.
     """
 
     model: RankingModel
@@ -64,6 +66,7 @@ class RankingResult:
     coverage: InitReport
     parents: tuple[str, ...]
     collisions: Mapping[str, CollisionReport] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, examples: Examples) -> NDArray[np.float32]:
         """Score examples.
@@ -125,10 +128,14 @@ def train(
         CheckpointError: If there is a checkpoint of another run, or one that was not to be resumed.
         KeyboardInterrupt: If a stop was asked for; the state is saved.
     """
+    for name, given in (("examples_train", examples_train), ("examples_valid", examples_valid)):
+        expect_type(name, given, Examples, hint="read_examples makes them of labelled rows")
+    expect_type("config", config, RankingConfig)
     if examples_train.dense_names != examples_valid.dense_names:
         raise ValueError(
             f"dense features differ: {examples_train.dense_names} in training, {examples_valid.dense_names} in validation"
         )
+    _check_features(examples_train, examples_valid, config)
     lifecycle = lifecycle or Lifecycle()
     if lifecycle.warm_start is not None:
         raise ValueError("a ranker's tables start from `snapshots`; lifecycle.warm_start is for the pretrainers")
@@ -152,7 +159,12 @@ def train(
     )
     recent = examples_train.recent
     build = partial(
-        make_model, config, maps, num_dense=len(examples_train.dense_names), num_recent=recent.length if recent else 0
+        make_model,
+        config,
+        maps,
+        num_dense=len(examples_train.dense_names),
+        num_recent=recent.length if recent else 0,
+        list_lengths={name: values.length for name, values in examples_train.lists.items()},
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -190,7 +202,28 @@ def train(
         coverage=coverage,
         parents=tuple(snapshot.fingerprint for snapshot in chosen),
         collisions=collisions,
+        metadata=dict(examples_train.metadata),
     )
+
+
+def _check_features(train: Examples, valid: Examples, config: RankingConfig) -> None:
+    """Refuse examples without a feature that the configuration names, and parts that do not fit."""
+    for part, examples in (("training", train), ("validation", valid)):
+        if not len(examples):
+            raise ValueError(f"there are no {part} examples")
+        missing = [name for name in config.features if config.facets and name not in examples.id_features]
+        if missing:
+            raise ValueError(
+                f"features names {missing}, which the {part} examples lack; they have "
+                f"{', '.join(examples.id_features)}. Read them by "
+                "LabelledColumns.features, or leave them out of the configuration"
+            )
+    differing = [name for name in config.features if (name in train.vocabularies) != (name in valid.vocabularies)]
+    if differing:
+        raise ValueError(f"ids of {differing} are strings in one of training and validation, and integers in the other")
+    labels = np.unique(valid.ctr_label).tolist()
+    if labels != [0.0, 1.0]:
+        raise ValueError(f"the validation examples' labels are all {labels}: choose some with clicks and without")
 
 
 def _fit_logged(

@@ -35,7 +35,7 @@ class UpperModel(nn.Module):
     It never sees an id or a table, so that it can be exported, and run where the tables are not.
 
     Args:
-        num_dense: Dense features F.
+        num_dense: Dense features F; without any, the interaction gets a constant.
         slots: (feature, facet) of each embedding slot, in the order of `embeddings`' second axis.
         dim: Elements a row, D.
         combination: How facets come together: `ConcatFacets`, `SumFacets`, `GateFacets`, `AttendFacets`.
@@ -79,22 +79,25 @@ class UpperModel(nn.Module):
         self.num_dense, self.dim, self.slots = num_dense, dim, make_slots(slots)
         self.register_buffer("dense_mean", torch.zeros(num_dense))
         self.register_buffer("dense_scale", torch.ones(num_dense))
+        if not num_dense and not self.slots:
+            raise ValueError("a ranker needs a feature: there are neither dense ones nor ids")
+        num_columns = max(1, num_dense)
         self.combination = make_combination(combination, self.slots, dim=dim, num_heads=num_attention_heads)
         combined: Sequence[Slot] = self.combination.slots
         self.interaction: Any
         if interaction == "dcn_v2":
             self.interaction = CrossInteraction(
-                num_dense, combined, dim=dim, projected=projected, num_layers=num_cross_layers, rank=cross_rank
+                num_columns, combined, dim=dim, projected=projected, num_layers=num_cross_layers, rank=cross_rank
             )
         elif interaction == "dlrm":
-            self.interaction = DotInteraction(num_dense, combined, dim=dim)
+            self.interaction = DotInteraction(num_columns, combined, dim=dim)
         elif interaction == "masknet":
             self.interaction = MaskInteraction(
-                num_dense, combined, dim=dim, projected=projected, num_blocks=num_blocks, block_width=hidden[0]
+                num_columns, combined, dim=dim, projected=projected, num_blocks=num_blocks, block_width=hidden[0]
             )
         elif interaction == "dhen":
             self.interaction = DhenInteraction(
-                num_dense,
+                num_columns,
                 combined,
                 dim=dim,
                 projected=projected,
@@ -117,6 +120,8 @@ class UpperModel(nn.Module):
         Args:
             dense: Raw dense features, float32 [n, F].
         """
+        if not self.num_dense:
+            return
         self.dense_mean.copy_(dense.mean(0))
         self.dense_scale.copy_(1 / dense.std(0).clamp(min=1e-6))
 
@@ -130,6 +135,6 @@ class UpperModel(nn.Module):
         Returns:
             Logits of (ctr, cvr), float32 [B, 2].
         """
-        standardised = (dense - self.dense_mean) * self.dense_scale
+        standardised = (dense - self.dense_mean) * self.dense_scale if self.num_dense else dense.new_zeros(dense.shape[0], 1)
         logits: Tensor = self.heads(self.interaction(standardised, self.combination(embeddings)))
         return logits

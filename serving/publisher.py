@@ -156,6 +156,12 @@ def publish(
                 f"{artifact.path}: the model reads a sequence, and an older version exported it without what serving needs: "
                 "train it again"
             )
+        lists = [table["name"] for table in artifact.manifest.get("tables", ()) if table.get("list_length")]
+        if lists:
+            raise ArtifactError(
+                f"{artifact.path}: the tables {lists} are of features with several ids, and a request has one id of a feature: "
+                "train without these features"
+            )
         model = ModelManifest.model_validate(artifact.manifest)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error

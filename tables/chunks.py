@@ -75,6 +75,7 @@ class ChunkSampler:
         slot_of_row: a table's scratch of -1, int32 [num_rows], for samplers of one table to share; None to make one.
         bounds: int64 [G + 1], where the edges lie in G groups, one after the other, of which each chunk takes one: its
             frequencies are then those of its group. None for a single group of all.
+        weights: how often each edge counts, float64 [E]; None for once.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ChunkSampler:
         logq: bool = False,
         slot_of_row: NDArray[np.int32] | None = None,
         bounds: NDArray[np.int64] | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.chunk_size = chunk_size
@@ -105,7 +107,12 @@ class ChunkSampler:
         if self.takes_all:
             return
         pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
-        groups = [Frequencies.of(positives[slice(*pair)], num_degree, degree_power) for pair in pairs]
+        groups = [
+            Frequencies.of(
+                positives[slice(*pair)], num_degree, degree_power, None if weights is None else weights[slice(*pair)]
+            )
+            for pair in pairs
+        ]
         self._frequencies = Frequencies.concatenate(groups)
         self._log_missed_uniform = num_uniform * np.log1p(-1.0 / max(num_rows, 2))
         if not self._corrects:

@@ -78,7 +78,7 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
     Values that a format would silently turn into NaN or Inf are refused.
 
     Args:
-        vectors: float32 [n, D] on the CPU.
+        vectors: float32 [n, D] on the CPU; float16 and bfloat16 rows are widened, which changes no value.
         precision: The rows' format.
         rounding: How int8 and int4 choose a row's scale and bias; fp32 and fp16 have none, and take "minmax" only.
             "minmax": from the row's minimum to its maximum, so that the error of a value is at most half of the scale
@@ -92,8 +92,10 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
     Raises:
         ValueError: Wrong dtype or shape, a dimension that the format cannot hold, or a row that `check_encodable`
             refuses.
+        TypeError: A sharded table, of which this process holds a part.
     """
     _check_rounding(precision, rounding)
+    vectors = _widened(vectors)
     if precision not in _BITS:
         check_encodable(vectors, precision)
         stored = vectors.detach().to(torch.float16 if precision == "fp16" else torch.float32, copy=True)
@@ -168,6 +170,7 @@ def check_encodable(vectors: Tensor, precision: Precision) -> None:
         ValueError: Wrong dtype or shape, or a row with NaN, Inf, a value above 65504 (FP16's largest number) for all
             formats but fp32, or a range (maximum - minimum) above it for int8 and int4. The row is named.
     """
+    vectors = _widened(vectors)
     first_refused = _refusal(vectors, precision)
     refused: list[int] = []
 
@@ -248,6 +251,18 @@ def _first_refused(values: Any, limit: Any, range_limit: Any, start: int, stop: 
         if not within or high - low > range_limit:
             return row
     return -1
+
+
+def _widened(vectors: Tensor) -> Tensor:
+    """Take rows in half precision as float32."""
+    if hasattr(vectors, "local_shards") or hasattr(vectors, "to_local"):
+        raise TypeError(
+            f"vectors are a {type(vectors).__name__}, of which this process holds a part: encode each part, such as "
+            "`vectors.local_shards()[0].tensor`, or bring the table together first"
+        )
+    if not isinstance(vectors, Tensor):
+        raise TypeError(f"vectors are a {type(vectors).__name__}; expected a float tensor [n, D] on the CPU")
+    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
 
 
 def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tables.boundary import expect_attributes
 from tables.idmap import IdMap
 from tables.neighbors import find_neighbors
 
@@ -37,7 +38,7 @@ class TableDrift:
         num_matched: ids in both tables.
         num_new: ids in the new table only.
         num_gone: ids in the old table only.
-        num_zero: matched rows that are zero in either table (never trained), which no figure below counts.
+        num_zero: matched rows that either table has not trained (marked so, or zero), which no figure below counts.
         cosine: quantile -> cosine of a row with its old self, as both lie.
         aligned_cosine: the same after the rotation that brings the old tables closest to the new ones; tables of two
             trainings that do not start from each other are only comparable so. None if it was not asked for.
@@ -96,9 +97,14 @@ def compare_snapshots(
     Raises:
         ValueError: A table's dimension or type of id differs.
     """
+    for name, given in (("old", old), ("new", new)):
+        expect_attributes(name, given, ("node_types", "vectors", "trained"), "Snapshot")
     from tables.snapshot import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
 
-    tables = {node_type: SnapshotTable(ids=new.ids(node_type), vectors=new.vectors(node_type)) for node_type in new.node_types}
+    tables = {
+        node_type: SnapshotTable(ids=new.ids(node_type), vectors=new.vectors(node_type), trained=new.trained(node_type))
+        for node_type in new.node_types
+    }
     return compare_tables(old, tables, align=align, neighbors=neighbors, seed=seed)
 
 
@@ -107,6 +113,7 @@ def compare_tables(
 ) -> dict[str, TableDrift]:
     """As `compare_snapshots`, with tables that are not written yet."""
     matches: dict[str, tuple[Tensor, Tensor]] = {}
+    num_matched: dict[str, int] = {}
     for node_type, table in new.items():
         if node_type not in old.node_types:
             continue
@@ -120,7 +127,15 @@ def compare_tables(
         except TypeError as error:
             raise ValueError(f"table {node_type!r}: {error}") from error
         new_rows = torch.nonzero(old_row_of >= 0).flatten()
-        matches[node_type] = old_row_of[new_rows], new_rows
+        old_rows = old_row_of[new_rows]
+        num_matched[node_type] = len(new_rows)
+        old_trained, kept = old.trained(node_type), torch.ones(len(new_rows), dtype=torch.bool)
+        if old_trained is not None:
+            kept &= old_trained[old_rows]
+        if table.trained is not None:
+            kept &= table.trained[new_rows]
+        old_rows, new_rows = old_rows[kept], new_rows[kept]
+        matches[node_type] = old_rows, new_rows
     rotation = _rotation(old, new, matches) if align else None
     generator = np.random.default_rng(seed)
     result = {}
@@ -137,10 +152,10 @@ def compare_tables(
                 overlap = _overlap(old.vectors(node_type)[old_rows[some]], new[node_type].vectors[new_rows[some]])
         trained = columns[columns[:, 2] > 0]
         result[node_type] = TableDrift(
-            num_matched=len(new_rows),
-            num_new=num_new - len(new_rows),
-            num_gone=num_old - len(new_rows),
-            num_zero=len(columns) - len(trained),
+            num_matched=num_matched.get(node_type, 0),
+            num_new=num_new - num_matched.get(node_type, 0),
+            num_gone=num_old - num_matched.get(node_type, 0),
+            num_zero=num_matched.get(node_type, 0) - len(trained),
             cosine=_quantiles(trained[:, 0]),
             aligned_cosine=_quantiles(trained[:, 1]) if align else None,
             norm_ratio=_quantiles(trained[:, 2]),

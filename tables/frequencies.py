@@ -39,9 +39,16 @@ class Frequencies(NamedTuple):
     alias: NDArray[np.int32]
 
     @classmethod
-    def of(cls, positives: NDArray[np.int32], num_degree: int, degree_power: float) -> Frequencies:
-        """Count one group's."""
-        seen, counts = np.unique(positives, return_counts=True)
+    def of(
+        cls, positives: NDArray[np.int32], num_degree: int, degree_power: float, weights: NDArray[np.float64] | None = None
+    ) -> Frequencies:
+        """Count one group's; with weights, each positive as often as its weight says."""
+        counts: NDArray[Any]
+        if weights is None:
+            seen, counts = np.unique(positives, return_counts=True)
+        else:
+            seen, places = np.unique(positives, return_inverse=True)
+            counts = np.bincount(places, weights=weights, minlength=len(seen))
         log_missed_degree, stays, alias = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int32)
         if num_degree:
             weights = degree_weights(counts, degree_power)

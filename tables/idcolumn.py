@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tables.hashing import hash_strings
 from tables.threads import run_ranges
@@ -134,3 +136,32 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def find_row(ids: pa.Array, wanted: Any, what: str, *, missing: int | None = None) -> int:
+    """Find one id by comparing it with all.
+
+    Args:
+        ids: int64 or string [n].
+        wanted: The id; text of a number is taken for it where ids are integers.
+        what: What the ids are of, for errors.
+        missing: What is given for an id that is not there; None to raise.
+
+    Raises:
+        KeyError: There is no such id.
+        TypeError: The id is of another type.
+    """
+    is_number = pa.types.is_integer(ids.type)
+    if is_number and isinstance(wanted, str) and re.fullmatch(r"-?\d+", wanted):
+        wanted = int(wanted)
+    if isinstance(wanted, np.integer):
+        wanted = int(wanted)
+    if isinstance(wanted, bool) or not isinstance(wanted, int if is_number else str):
+        kind = "integers" if is_number else "strings"
+        raise TypeError(f"{wanted!r} is a {type(wanted).__name__}, and ids of {what!r} are {kind}")
+    row: int = pc.index(ids, pa.scalar(wanted, ids.type)).as_py()
+    if row < 0:
+        if missing is not None:
+            return missing
+        raise KeyError(f"there is no {what!r} with the id {wanted!r} among {len(ids)}")
+    return row

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from tables.hashing import mix64, read_word
 from tables.mapped_tensors import map_tensors
 from tables.prefetch import prefetch
-from tables.threads import run_ranges
+from tables.threads import num_ranges, run_ranges
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,8 @@ _TEXT_DTYPES: Final = {"offsets": np.dtype(np.int64), "text": np.dtype(np.uint8)
 _IDS_PER_BUCKET: Final = 2
 _BLOCK: Final = 256
 _MIN_IDS_PER_THREAD: Final = 1 << 13
+_IDS_PER_PART: Final = 1 << 15  # of `invert`: their part of the index is some 450 KiB
+_IDS_AT_ONCE: Final = 1 << 22
 
 
 class IdIndex:
@@ -120,6 +122,36 @@ class IdIndex:
         )
         return found
 
+    def invert(self, ids: IdColumn, num_rows: int) -> tuple[NDArray[np.int32], int]:
+        """Give the position of each row among some distinct ids: `lookup` the other way round, for whole tables.
+
+        Ids are dealt out by the leading bits of their hash, so that each part looks its own up where that part of the index
+        is in the cache.
+
+        Args:
+            ids: [n], each once.
+            num_rows: Rows of the table.
+
+        Returns:
+            int32 [num_rows], -1 where no id has the row; and how many ids have none.
+        """
+        positions = np.full(num_rows, -1, np.int32)
+        if len(self) == 0 or len(ids) == 0:
+            return positions, len(ids)
+        if "text" in self.arrays:
+            rows = self.lookup(ids, -1)
+            known = rows >= 0
+            positions[rows[known]] = np.flatnonzero(known)
+            return positions, len(ids) - int(known.sum())
+        arrays, shift = (self.arrays["starts"], self.arrays["keys"], self.arrays["rows"]), np.uint64(self.shift)
+        num_parts = 1 << max(0, min((len(self) // _IDS_PER_PART).bit_length(), 64 - self.shift))
+        part_shift = np.uint64(65 - num_parts.bit_length())
+        num_missing = 0
+        for begin in range(0, len(ids), _IDS_AT_ONCE):
+            keys = ids.keys[begin : begin + _IDS_AT_ONCE]
+            num_missing += _invert_some(arrays, shift, keys, begin, num_parts, part_shift, positions)
+        return positions, num_missing
+
     def ids(self, slots: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.object_]:
         """Give the ids of some slots: int64 [n], or object [n] of str."""
         if "text" not in self.arrays:
@@ -142,6 +174,73 @@ class IdIndex:
         arrays = self.arrays
         num_missing: int = find_ids(arrays["starts"], arrays["keys"], arrays["rows"], np.uint64(self.shift), missing, ids, rows)
         return num_missing
+
+
+def _invert_some(
+    arrays: Any, shift: Any, keys: NDArray[np.int64], begin: int, num_parts: int, part_shift: Any, positions: NDArray[np.int32]
+) -> int:
+    """Fill the positions of some keys; gives how many the index lacks."""
+    threads = num_ranges(len(keys), _MIN_IDS_PER_THREAD)
+    bounds = [len(keys) * part // threads for part in range(threads + 1)]
+    counts = np.zeros((threads, num_parts), np.int64)
+
+    def count(start: int, stop: int) -> None:
+        for thread in range(start, stop):
+            _count_parts(keys, bounds[thread], bounds[thread + 1], part_shift, counts[thread])
+
+    run_ranges(count, threads, min_size=1)
+    places = np.cumsum(counts.T.reshape(-1)).reshape(num_parts, threads)
+    begins = np.concatenate([np.zeros(1, np.int64), places[:, -1]])
+    cursors = np.ascontiguousarray((places - counts.T).T)
+    dealt_keys, dealt = np.empty(len(keys), np.int64), np.empty(len(keys), np.int32)
+
+    def deal(start: int, stop: int) -> None:
+        for thread in range(start, stop):
+            _deal_keys(keys, bounds[thread], bounds[thread + 1], begin, part_shift, cursors[thread], dealt_keys, dealt)
+
+    run_ranges(deal, threads, min_size=1)
+    missing: list[int] = []
+
+    def join(start: int, stop: int) -> None:
+        missing.append(_join(arrays, shift, dealt_keys, dealt, positions, begins[start], begins[stop]))
+
+    run_ranges(join, num_parts, min_size=1)
+    return sum(missing)
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_parts(keys: Any, start: int, stop: int, part_shift: Any, counts: Any) -> None:
+    one_part = len(counts) == 1
+    for position in range(start, stop):
+        counts[0 if one_part else np.int64(mix64(np.uint64(keys[position])) >> part_shift)] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _deal_keys(
+    keys: Any, start: int, stop: int, begin: int, part_shift: Any, cursors: Any, dealt_keys: Any, dealt: Any
+) -> None:
+    one_part = len(cursors) == 1
+    for position in range(start, stop):
+        part = 0 if one_part else np.int64(mix64(np.uint64(keys[position])) >> part_shift)
+        place = cursors[part]
+        cursors[part] = place + 1
+        dealt_keys[place] = keys[position]
+        dealt[place] = begin + position
+
+
+@numba.njit(nogil=True, cache=True)
+def _join(arrays: Any, shift: Any, dealt_keys: Any, dealt: Any, positions: Any, start: int, stop: int) -> int:
+    starts, keys, rows = arrays
+    num_missing = 0
+    for place in range(start, stop):
+        key = dealt_keys[place]
+        bucket = np.int64(mix64(np.uint64(key)) >> shift)
+        slot = _find_key(keys, key, starts[bucket], starts[bucket + 1])
+        if slot < 0:
+            num_missing += 1
+        else:
+            positions[rows[slot]] = dealt[place]
+    return num_missing
 
 
 @numba.njit(nogil=True, cache=True, inline="always")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from tables.boundary import expect_type
 
 __all__ = ["Backend", "Similarity", "find_neighbors"]
 
@@ -47,6 +47,8 @@ def find_neighbors(
         >>> rows.tolist()
         [[0]]
     """
+    expect_type("queries", queries, Tensor)
+    expect_type("vectors", vectors, Tensor)
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1")
     if queries.ndim != 2 or vectors.ndim != 2 or queries.shape[1] != vectors.shape[1]:

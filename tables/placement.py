@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numba
 import numpy as np
 
-from tables.idcolumn import IdColumn
+from tables.row_order import sort_by_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from tables.idcolumn import Ids
-    from tables.idmap import IdMap
-
-_IDS_AT_ONCE: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,8 +26,9 @@ class RowPlacement:
     Attributes:
         first: First row of the range.
         num_rows: Rows of the range.
-        starts: Where each row's positions start, int64 or int32 [num_rows + 1]; empty if rows are positions.
-        positions: Positions in the source, ascending within a row, int32; empty if rows are positions.
+        starts: Where each row's positions start, int64 or int32 [num_rows + 1]; empty if each row has one position at most.
+        positions: Positions in the source, ascending within a row, int32; without `starts` each row's own [num_rows], -1 where
+            it has none; empty if rows are positions.
         num_positions: Vectors in the source.
         num_unused: Ids of the source that the id map gives no row of their own (in any range).
     """
@@ -52,31 +47,41 @@ class RowPlacement:
         return cls(first=first, num_rows=num_rows, starts=empty, positions=empty, num_positions=num_positions, num_unused=0)
 
     @classmethod
-    def by_id(cls, ids: Ids, id_map: IdMap, *, first: int, num_rows: int) -> Self:
-        """Places ids where an id map has them.
+    def by_rows(cls, rows: NDArray[np.int32], *, first: int, num_rows: int) -> Self:
+        """Places positions in the rows that they are given.
 
         Args:
-            ids: External ids of the source, by position [n].
-            id_map: Where they belong. An exact map's out-of-vocabulary row gets none of them.
+            rows: The rows of each position [n, rows a position], counted in the whole table: -1 for one that the table has no
+                row for, less for one that does not count at all. A row that a position has twice counts once.
             first: First row of the range.
             num_rows: Rows of the range.
         """
-        num_ids = len(ids)
-        rows = np.empty((num_ids, id_map.num_hashes), np.int32)
-        for start in range(0, num_ids, _IDS_AT_ONCE):
-            column = IdColumn.of(ids[start : start + _IDS_AT_ONCE], id_map.id_type)
-            rows[start : start + len(column)] = id_map.rows_of(column).reshape(len(column), -1)
-        oov_row = -1 if id_map.oov_row is None else id_map.oov_row
-        starts = np.zeros(num_rows + 1, np.int32 if rows.size < np.iinfo(np.int32).max else np.int64)
-        num_unused = int(_count(rows, first, num_rows, oov_row, starts))
-        positions = np.empty(int(starts[-1]), np.int32)
-        _place(rows, first, num_rows, oov_row, starts, positions)
+        starts, positions, num_unused = sort_by_row(rows, first=first, num_rows=num_rows)
         return cls(
             first=first,
             num_rows=num_rows,
             starts=starts,
             positions=positions,
-            num_positions=num_ids,
+            num_positions=len(rows),
+            num_unused=num_unused,
+        )
+
+    @classmethod
+    def one_each(cls, positions: NDArray[np.int32], *, first: int, num_positions: int, num_unused: int) -> Self:
+        """Places at most one position in each row.
+
+        Args:
+            positions: Each row's position, int32 [num_rows]; -1 where it has none.
+            first: First row of the range.
+            num_positions: Vectors in the source.
+            num_unused: Ids of the source without a row.
+        """
+        return cls(
+            first=first,
+            num_rows=len(positions),
+            starts=np.zeros(0, np.int32),
+            positions=positions,
+            num_positions=num_positions,
             num_unused=num_unused,
         )
 
@@ -84,42 +89,6 @@ class RowPlacement:
         """Gives the rows, counted from `first`, that no vector belongs to."""
         if len(self.starts):
             return np.flatnonzero(self.starts[1:] == self.starts[:-1])
+        if len(self.positions):
+            return np.flatnonzero(self.positions < 0)
         return np.arange(max(0, min(self.num_positions - self.first, self.num_rows)), self.num_rows)
-
-
-@numba.njit(nogil=True, cache=True)
-def _is_repeat(rows: Any, position: int, column: int) -> bool:
-    for earlier in range(column):  # noqa: SIM110  (numba has no generators)
-        if rows[position, earlier] == rows[position, column]:
-            return True
-    return False
-
-
-@numba.njit(nogil=True, cache=True)
-def _count(rows: Any, first: int, num_rows: int, oov_row: int, starts: Any) -> int:
-    """Fills `starts` of a range; gives the number of ids in the out-of-vocabulary row."""
-    num_unused = 0
-    for position in range(len(rows)):
-        for column in range(rows.shape[1]):
-            row = rows[position, column]
-            if row == oov_row:
-                num_unused += 1
-            elif first <= row < first + num_rows and not _is_repeat(rows, position, column):
-                starts[row - first + 1] += 1
-    for row in range(num_rows):
-        starts[row + 1] += starts[row]
-    return num_unused
-
-
-@numba.njit(nogil=True, cache=True)
-def _place(rows: Any, first: int, num_rows: int, oov_row: int, starts: Any, positions: Any) -> None:
-    # Each row's start serves as its cursor, and ends where the next row starts: moved back afterwards.
-    for position in range(len(rows)):
-        for column in range(rows.shape[1]):
-            row = rows[position, column]
-            if row != oov_row and first <= row < first + num_rows and not _is_repeat(rows, position, column):
-                positions[starts[row - first]] = position
-                starts[row - first] += 1
-    for row in range(num_rows, 0, -1):
-        starts[row] = starts[row - 1]
-    starts[0] = 0

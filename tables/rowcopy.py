@@ -184,17 +184,22 @@ def _copy(  # noqa: C901, PLR0912  (one pass over memory)
     num_filled = num_vectors = num_collided = num_collided_vectors = 0
     squares_before = squares_after = 0.0
     fault = _NONE
+    one_each = len(starts) == 0 and len(positions) > 0
+    asked = starts[start] if len(starts) > 0 and start < stop else start
     for row in range(start, stop):
         if len(starts) > 0:
             begin, end = starts[row], starts[row + 1]
+        elif one_each:
+            begin, end = row, row + 1 if positions[row] >= 0 else row
         else:
             begin, end = first + row, min(first + row + 1, num_source)
         if begin >= end:
             continue
-        if begin + _AHEAD < len(positions):
-            _ask_for(
-                source, (positions[begin + _AHEAD] * source_width + column) * source.itemsize, len(columns) * source.itemsize
-            )
+        # A row may have several vectors, so that more than one has come into reach.
+        while asked < min(begin + _AHEAD, len(positions)):
+            if positions[asked] >= 0:
+                _ask_for(source, (positions[asked] * source_width + column) * source.itemsize, len(columns) * source.itemsize)
+            asked += 1
         num_filled += 1
         if end - begin > 1:
             num_collided += 1
@@ -203,7 +208,7 @@ def _copy(  # noqa: C901, PLR0912  (one pass over memory)
             end = begin + 1
         num_vectors += end - begin
         if end - begin == 1:
-            position = positions[begin] if len(starts) > 0 else begin
+            position = positions[begin] if len(positions) > 0 else begin
             squares_before += _read(source, np.uintp(position * source_width + column), scale, buffer)
         else:
             squares_before += _mix(source, source_width, column, positions[begin:end], weights, scale, buffer)

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -20,6 +21,7 @@ from tables.artifact import Artifact, ArtifactError, ArtifactWriter
 from tables.codec import check_encodable
 from tables.idcolumn import IdColumn, IdType, to_arrow
 from tables.idindex import IdIndex
+from tables.idmap import IdMap
 
 if TYPE_CHECKING:
     import os
@@ -43,11 +45,14 @@ class SnapshotTable:
         ids: External ids, int64 or string [rows]; position i is idx i of the graph.
         vectors: float32 [rows, dim]; row i belongs to ids[i].
         optimizer: What a later training of these rows needs beside them, float32 [rows] each; None to keep nothing.
+        trained: Which rows a gradient has reached, bool [rows]; None for all. What another row holds is a first value, which
+            tells nothing of its id.
     """
 
     ids: pa.Array
     vectors: Tensor
     optimizer: OptimizerRows | None = None
+    trained: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,6 +81,9 @@ class _Entry(BaseModel):
     vectors: str = Field(description="The safetensors file.")
     ids: str = Field(description="The Parquet file.")
     optimizer: str | None = Field(default=None, description="The safetensors file of what a warm start needs.")
+    untrained: int | None = Field(
+        default=None, ge=1, description="Rows that no gradient has reached: false in the Parquet file's column 'trained'."
+    )
 
 
 class _Contents(BaseModel):
@@ -106,7 +114,7 @@ class Snapshot:
 
         manifest.json               facet, tables, parents, window, metrics, config, and the files' sha256
         vectors/<node type>.safetensors     key "vectors", [rows, dim], float32 or float16
-        ids/<node type>.parquet             column "id", int64 or string [rows]
+        ids/<node type>.parquet             column "id", int64 or string [rows]; column "trained", bool, only if some are not
         optimizer/<node type>.safetensors   keys "adagrad", "lengths", float32 [rows]; only if it was kept
         parameters.safetensors              what was trained beside the tables, such as relations; only if it was kept
 
@@ -283,6 +291,40 @@ class Snapshot:
             )
         return vectors
 
+    def to_embedding(self, node_type: str, *, freeze: bool = False) -> tuple[torch.nn.Embedding, IdMap]:
+        """Makes a plain torch table of a node type's vectors, and the map from external ids to its rows.
+
+        The last row is for ids that the snapshot does not know: it is zero, stays so (`padding_idx`), and so is a row that no
+        gradient has reached at first. Look ids up by ``embedding(torch.from_numpy(id_map.rows(ids)))``.
+
+        Args:
+            node_type: Which table.
+            freeze: Whether training leaves it as it is.
+
+        Returns:
+            The embedding, float32 [rows + 1, dim], and its exact id map.
+
+        Raises:
+            KeyError: There is no table for this node type.
+
+        Example:
+            >>> import tempfile
+            >>> table = SnapshotTable(ids=pa.array(["a", "b"]), vectors=torch.eye(2))
+            >>> with tempfile.TemporaryDirectory() as parent:
+            ...     snapshot = Snapshot.write(f"{parent}/kge", facet="kge", tables={"pin": table})
+            ...     embedding, id_map = snapshot.to_embedding("pin")
+            >>> embedding(torch.from_numpy(id_map.rows(["b", "new"]))).tolist()
+            [[0.0, 1.0], [0.0, 0.0]]
+        """
+        ids, vectors, trained = self.ids(node_type), self.vectors(node_type), self.trained(node_type)
+        weights = torch.zeros(len(vectors) + 1, vectors.shape[1])
+        weights[:-1] = vectors
+        if trained is not None:
+            weights[:-1][~trained] = 0.0
+        embedding = torch.nn.Embedding(weights.shape[0], weights.shape[1], padding_idx=len(vectors), _weight=weights)
+        embedding.weight.requires_grad_(not freeze)
+        return embedding, IdMap.exact(ids)
+
     def optimizer(self, node_type: str) -> OptimizerRows | None:
         """Maps what a warm start needs of a table's rows; None if the snapshot does not keep it.
 
@@ -301,6 +343,36 @@ class Snapshot:
                     f"torch.float32 [{entry.rows}]."
                 )
         return OptimizerRows(adagrad=found["adagrad"], lengths=found["lengths"])
+
+    def num_untrained(self, node_type: str) -> int:
+        """The rows that no gradient has reached, as far as the snapshot says."""
+        return self._entry(node_type).untrained or 0
+
+    def trained(self, node_type: str) -> Tensor | None:
+        """Reads which rows a gradient has reached; None if all were, or the snapshot does not say.
+
+        Returns:
+            bool [rows], or None.
+
+        Raises:
+            KeyError: There is no table for this node type.
+            ArtifactError: The file does not hold what the manifest says, or was replaced.
+        """
+        entry = self._entry(node_type)
+        if entry.untrained is None:
+            return None
+        path = self._artifact.file(entry.ids)
+        try:
+            column = pq.read_table(path, columns=["trained"]).column("trained")
+            trained = torch.from_numpy(column.to_numpy().astype(np.bool_))
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} has no column 'trained' of booleans, which the manifest promises: {error}.") from error
+        self._artifact.check_unreplaced()
+        if len(trained) != entry.rows or len(trained) - int(trained.sum()) != entry.untrained:
+            raise ArtifactError(
+                f"{path} does not mark {entry.untrained} of {entry.rows} rows as untrained, as the manifest says."
+            )
+        return trained
 
     def parameters(self) -> dict[str, Tensor]:
         """Maps what was trained beside the tables, by name; empty if the snapshot does not keep it."""
@@ -335,12 +407,13 @@ def _check_table(name: str, table: SnapshotTable, precision: SnapshotPrecision) 
     if not _NODE_TYPE.fullmatch(name):
         raise ValueError(f"The node type {name!r} is refused; use letters, digits, '_', '-' and '.' only.")
     try:
-        _check_rows(table.ids, table.vectors, table.optimizer, precision)
+        _check_rows(table, precision)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Table {name}: {error}") from error
 
 
-def _check_rows(ids: pa.Array, vectors: Tensor, optimizer: OptimizerRows | None, precision: SnapshotPrecision) -> None:
+def _check_rows(table: SnapshotTable, precision: SnapshotPrecision) -> None:
+    ids, vectors, optimizer, trained = table.ids, table.vectors, table.optimizer, table.trained
     check_encodable(vectors, precision)
     if len(ids) != len(vectors):
         raise ValueError(f"{len(ids)} ids and {len(vectors)} vectors; they must match row by row.")
@@ -348,6 +421,8 @@ def _check_rows(ids: pa.Array, vectors: Tensor, optimizer: OptimizerRows | None,
         for name, values in (("adagrad", optimizer.adagrad), ("lengths", optimizer.lengths)):
             if values.shape != (len(ids),) or values.dtype != torch.float32:
                 raise ValueError(f"{name} is {values.dtype} {list(values.shape)}; expected torch.float32 [{len(ids)}].")
+    if trained is not None and (trained.shape != (len(ids),) or trained.dtype != torch.bool):
+        raise ValueError(f"trained is {trained.dtype} {list(trained.shape)}; expected torch.bool [{len(ids)}].")
     IdIndex.build(IdColumn.of(ids))  # refuses nulls and duplicates
 
 
@@ -356,8 +431,12 @@ def _write_table(directory: Path, name: str, table: SnapshotTable, precision: Sn
     vectors = table.vectors.detach()
     ids = to_arrow(table.ids)
     _write_vectors(directory / vectors_file, vectors, _DTYPES[precision])
-    pq.write_table(pa.table({"id": ids}), directory / ids_file, compression="zstd")
-    optional = {}
+    columns = {"id": ids}
+    optional: dict[str, Any] = {}
+    if table.trained is not None and not bool(table.trained.all()):
+        columns["trained"] = pa.array(table.trained.numpy())
+        optional["untrained"] = len(ids) - int(table.trained.sum())
+    pq.write_table(pa.table(columns), directory / ids_file, compression="zstd")
     if table.optimizer is not None:
         optional["optimizer"] = f"optimizer/{name}.safetensors"
         rows = {"adagrad": table.optimizer.adagrad.contiguous(), "lengths": table.optimizer.lengths.contiguous()}

@@ -57,12 +57,12 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
         total: The length to cut.
         min_size: The smallest range worth a thread of its own.
     """
-    num_ranges = max(1, min(_num_threads(), total // max(1, min_size), _MAX_THREADS))
-    bounds = [total * part // num_ranges for part in range(num_ranges + 1)]
-    executor = _pool.executor() if num_ranges > 1 else None
+    count = num_ranges(total, min_size)
+    bounds = [total * part // count for part in range(count + 1)]
+    executor = _pool.executor() if count > 1 else None
     futures = []
     if executor is not None:
-        futures = [executor.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, num_ranges)]
+        futures = [executor.submit(kernel, bounds[part], bounds[part + 1]) for part in range(1, count)]
     try:
         kernel(bounds[0], bounds[1])
     finally:
@@ -71,6 +71,11 @@ def run_ranges(kernel: Callable[[int, int], object], total: int, *, min_size: in
             future.exception()
     for future in futures:
         future.result()
+
+
+def num_ranges(total: int, min_size: int) -> int:
+    """How many ranges, of at least `min_size`, `run_ranges` cuts a total into: one a thread."""
+    return max(1, min(_num_threads(), total // max(1, min_size), _MAX_THREADS))
 
 
 def _num_threads() -> int:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import override
 
+from tables.configuration import Configuration
 from tables.drift import compare_tables, match_ids
 from tables.rowwise import RowwiseAdagrad
 from tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -25,10 +26,8 @@ __all__ = ["PulledAdagrad", "WarmStart", "WarmStartConfig"]
 logger = logging.getLogger(__name__)
 
 
-class WarmStartConfig(BaseModel):
+class WarmStartConfig(Configuration):
     """How a training starts from an older snapshot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pull: float = Field(
         default=0.0,
@@ -76,7 +75,7 @@ class WarmStart:
         node_ids: Callable[[str], Any],
         *,
         facet: str,
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Moves the snapshot's rows into tables that were drawn as from scratch, in place.
 
         Args:
@@ -85,31 +84,70 @@ class WarmStart:
             node_ids: gives the external ids of a node type, [N].
             facet: the pretrainer's.
 
+        Returns:
+            Node type -> which rows came from the snapshot, bool [N].
+
         Raises:
-            ValueError: The snapshot is of another facet, dimension or type of id, or shares no id at all.
+            ValueError: The snapshot is of another facet, dimension or type of id, or shares no trained id at all.
         """
         if self.snapshot.facet != facet:
             raise ValueError(
                 f"{self.snapshot.path} holds {self.snapshot.facet!r} vectors, which a {facet!r} training cannot go on with"
             )
-        num_matched = 0
+        taken = {}
         for node_type, table in tables.items():
+            taken[node_type] = torch.zeros(len(table), dtype=torch.bool)
             if node_type in self.snapshot.node_types:
-                num_matched += self._apply_to(node_type, table, optimizers, node_ids(node_type))
+                taken[node_type][self._apply_to(node_type, table, optimizers, node_ids(node_type))] = True
             else:
                 logger.info("warm start: the snapshot has no table %r; all of its rows begin anew", node_type)
-        if not num_matched:
+        if not any(bool(rows.any()) for rows in taken.values()):
             raise ValueError(
                 f"{self.snapshot.path} shares no id with this graph: its tables are {self.snapshot}, those to train are "
                 f"{ {name: len(table) for name, table in tables.items()} }"
             )
+        return taken
 
-    def drift(self, vectors: Mapping[str, Tensor], node_ids: Callable[[str], Any]) -> dict[str, Any]:
+    def check_config(self, config: Mapping[str, Any], *, same: Sequence[str], told: Sequence[str] = ()) -> None:
+        """Compares how the snapshot was trained with how this training goes on.
+
+        Args:
+            config: This training's configuration, JSON-able.
+            same: Fields that say what a vector means: they must be alike.
+            told: Fields that a training may change, but that its user should know of: they are logged.
+
+        Raises:
+            ValueError: A field of `same` differs; what the snapshot does not say is only logged.
+        """
+        before = self.snapshot.config
+        unknown = [name for name in same if name not in before]
+        if unknown:
+            logger.warning("%s does not say its %s: is it of such a training as this?", self.snapshot.path, ", ".join(unknown))
+        for name in same:
+            if name in before and before[name] != config.get(name):
+                raise ValueError(
+                    f"{self.snapshot.path} was trained with {name}={before[name]!r}, and vectors of {name}="
+                    f"{config.get(name)!r} mean something else: set {name}={before[name]!r}, or train without a warm start"
+                )
+        changed = [
+            f"{name}={config.get(name)!r} (was {before[name]!r})"
+            for name in told
+            if name in before and before[name] != config.get(name)
+        ]
+        if changed:
+            logger.warning("warm start from %s with other settings: %s", self.snapshot.path, ", ".join(changed))
+
+    def drift(
+        self, vectors: Mapping[str, Tensor], node_ids: Callable[[str], Any], trained: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Any]:
         """Reports how far trained tables have moved from the snapshot, JSON-able; see `tables.drift`."""
-        trained = {name: SnapshotTable(ids=node_ids(name), vectors=table) for name, table in vectors.items()}
-        return {name: drift.to_dict() for name, drift in compare_tables(self.snapshot, trained).items()}
+        tables = {
+            name: SnapshotTable(ids=node_ids(name), vectors=table, trained=(trained or {}).get(name))
+            for name, table in vectors.items()
+        }
+        return {name: drift.to_dict() for name, drift in compare_tables(self.snapshot, tables).items()}
 
-    def _apply_to(self, node_type: str, table: Tensor, optimizers: dict[str, RowwiseAdagrad], ids: Any) -> int:
+    def _apply_to(self, node_type: str, table: Tensor, optimizers: dict[str, RowwiseAdagrad], ids: Any) -> Tensor:
         snapshot, config, optimizer = self.snapshot, self.config, optimizers[node_type]
         if snapshot.dim(node_type) != table.shape[1]:
             raise ValueError(
@@ -133,6 +171,9 @@ class WarmStart:
             old *= kept.lengths[old_row_of[rows]][:, None]
             optimizer.state[rows] = config.keep_state * kept.adagrad[old_row_of[rows]]
         trained = (old != 0).any(1)
+        marked = snapshot.trained(node_type)
+        if marked is not None:
+            trained &= marked[old_row_of[rows]]
         if not bool(trained.all()):
             # Never touched by a gradient, so as good as new.
             rows, old = rows[trained], old[trained]
@@ -145,7 +186,7 @@ class WarmStart:
         if config.pull:
             optimizers[node_type] = PulledAdagrad(optimizer, anchors=table.clone(), is_anchored=~is_new, weight=config.pull)
         logger.info("warm start: %s: %d rows matched, %d new", node_type, len(rows), int(is_new.sum()))
-        return len(rows)
+        return rows
 
 
 class PulledAdagrad(RowwiseAdagrad):

@@ -21,12 +21,22 @@ if TYPE_CHECKING:
     import contrastive
     import kge
     from graphdb import GraphView
-    from tables import Lifecycle
+    from tables import Lifecycle, Snapshot
 
 app = typer.Typer(no_args_is_help=True, help="Pretrain embedding tables on a window of a graph store.")
 
-Store = Annotated[Path, typer.Argument(help="Path of the graph store.")]
-Output = Annotated[Path, typer.Argument(help="Snapshot to write: a folder that does not exist yet.")]
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[STORE] OUTPUT",
+        help="Graph store to read, unless plain data are named; and the snapshot to write, a folder that does not exist yet.",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Plain data: names of the columns, with commas between them, e.g. head,relation,tail."),
+]
+Weight = Annotated[str | None, typer.Option(help="Plain data: column that says how often each row stands there.")]
 AsOf = Annotated[dt.datetime | None, typer.Option(help="End of the window (UTC, not within it).")]
 Since = Annotated[dt.datetime | None, typer.Option(help="Start of the window (UTC, within it).")]
 Relations = Annotated[list[str] | None, typer.Option("--relation", help="Only these relations of the view.")]
@@ -68,8 +78,30 @@ Space = Annotated[
 
 @app.command("kge")
 def pretrain_kge(
-    store: Store,
-    output: Output,
+    paths: Paths,
+    triples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plain triples to learn from, instead of a store: Parquet or CSV with a header, or tab-separated lines."
+        ),
+    ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="With --triples: triples to validate on; by default some of them are held out.")
+    ] = None,
+    columns: Columns = None,
+    weight: Weight = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="RELATION=HEADS,TAILS",
+            help="With --triples: node types that a relation joins; by default all entities are of one.",
+        ),
+    ] = None,
+    duplicates: Annotated[
+        Literal["refuse", "drop", "keep"],
+        typer.Option(help="With --triples: what becomes of a triple that stands there twice."),
+    ] = "refuse",
     as_of: AsOf = None,
     since: Since = None,
     relation: Relations = None,
@@ -86,7 +118,11 @@ def pretrain_kge(
     space: Space = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trains knowledge graph embeddings of all node types.
+    """Trains knowledge graph embeddings of all node types, of a window of a store or of plain triples.
+
+    multifacet pretrain kge graph.duckdb snapshot --as-of 2025-01-01
+
+    multifacet pretrain kge --triples train.tsv snapshot
 
     Started by torchrun, its processes share the tables out and train them together.
     """
@@ -102,18 +138,52 @@ def pretrain_kge(
     if search and warm_start is not None:
         msg = "--search compares trainings from scratch, so --warm-start is not for it: give what a search chose by --set"
         raise typer.BadParameter(msg)
+    store, output = _split_paths(paths, triples, "--triples")
+    _refuse_mixed(
+        triples, "--triples", {"--as-of": as_of, "--since": since, "--relation": relation, "--search": search or None}
+    )
+    _refuse_without(
+        triples,
+        "--triples",
+        {"--valid": valid, "--columns": columns, "--weight": weight, "--type": types},
+    )
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = kge.KgeConfig(**parse_settings(settings))
     if config.full_softmax is not None:
         keep_freed_memory()  # each step makes gradients of whole tables anew
+    if triples is not None:
+        split = kge.read_split(
+            triples,
+            valid,
+            columns=columns.split(",") if columns else ("head", "relation", "tail"),
+            weight=weight,
+            types=_parse_types(types),
+            duplicates=duplicates,
+        )
+        if valid is None:
+            import numpy as np
+
+            split = split.train.hold_out(config.validation, np.random.default_rng(config.seed))
+        _pretrain_plain(
+            lambda **options: kge.train_triples(split, config, **options), split, output, life, unit="edges", as_json=as_json
+        )
+        return
+    assert store is not None  # noqa: S101 - `_split_paths` has looked
     chooser = _Chooser(_parse_space(space), trials) if search else None
     _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json, chooser=chooser)
 
 
 @app.command("contrastive")
 def pretrain_contrastive(
-    store: Store,
-    output: Output,
+    paths: Paths,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plain pairs to learn from, instead of a store: Parquet or CSV with a header, or tab-separated lines."
+        ),
+    ] = None,
+    columns: Columns = None,
+    weight: Weight = None,
     as_of: AsOf = None,
     since: Since = None,
     relation: Relations = None,
@@ -127,15 +197,114 @@ def pretrain_contrastive(
     new_rows: NewRows = "random",
     as_json: AsJson = False,
 ) -> None:
-    """Trains user and pin tables by contrast.
+    """Trains user and pin tables by contrast, of a window of a store or of plain pairs.
+
+    multifacet pretrain contrastive graph.duckdb snapshot --as-of 2025-01-01
+
+    multifacet pretrain contrastive --pairs pairs.csv --columns user,item snapshot
 
     Started by torchrun, its processes share the tables out and train them together.
     """
     import contrastive
 
+    store, output = _split_paths(paths, pairs, "--pairs")
+    _refuse_mixed(pairs, "--pairs", {"--as-of": as_of, "--since": since, "--relation": relation, "--warm-start": warm_start})
+    _refuse_without(pairs, "--pairs", {"--columns": columns, "--weight": weight})
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
+    if pairs is not None:
+        _pretrain_pairs(pairs, config, columns, weight, output, as_json=as_json)
+        return
+    assert store is not None  # noqa: S101 - `_split_paths` has looked
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
+
+
+def _split_paths(paths: list[Path], plain: Path | None, option: str) -> tuple[Path | None, Path]:
+    """Tell the store from the output."""
+    if len(paths) != (1 if plain is not None else 2):
+        wanted = (
+            "one path, the snapshot to write"
+            if plain is not None
+            else f"two paths, STORE and OUTPUT, or {option} FILE and OUTPUT"
+        )
+        msg = f"expected {wanted}; got {' '.join(map(str, paths))}"
+        raise typer.BadParameter(msg)
+    return (None if plain is not None else paths[0]), paths[-1]
+
+
+def _refuse_mixed(plain: Path | None, option: str, of_stores: dict[str, Any]) -> None:
+    given = [name for name, value in of_stores.items() if value]
+    if plain is not None and given:
+        msg = f"{', '.join(given)}: of a graph store; leave it out with {option}"
+        raise typer.BadParameter(msg)
+
+
+def _refuse_without(plain: Path | None, option: str, of_plain: dict[str, Any]) -> None:
+    given = [name for name, value in of_plain.items() if value]
+    if plain is None and given:
+        msg = f"{', '.join(given)}: goes with {option}"
+        raise typer.BadParameter(msg)
+
+
+def _parse_types(options: list[str] | None) -> dict[str, tuple[str, str]] | None:
+    """Reads `RELATION=HEADS,TAILS` options."""
+    types = {}
+    for option in options or []:
+        relation, _, ends = option.rpartition("=")
+        parts = ends.split(",")
+        if not relation or len(parts) != 2 or not all(parts):
+            msg = f"--type takes RELATION=HEADS,TAILS, such as buys=user,pin; got {option!r}"
+            raise typer.BadParameter(msg)
+        types[relation] = (parts[0], parts[1])
+    return types or None
+
+
+def _pretrain_plain(
+    train: Callable[..., kge.KgeResult],
+    source: kge.TripleSplit,
+    output: Path,
+    life: dict[str, Any],
+    *,
+    unit: str,
+    as_json: bool,
+) -> None:
+    """Trains on triples of plain data and writes the snapshot."""
+    from pipeline.training import StopOnSignal, TrainingDisplay
+    from tables import Lifecycle
+
+    with join_processes() as speaks:
+        with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
+            result = train(progress=display.on_epoch, lifecycle=Lifecycle(**life, on_step=display.on_step, stop=stop.event))
+        if not speaks:
+            return
+        snapshot = result.write_snapshot(output, source)
+    shutil.rmtree(life["checkpoint"], ignore_errors=True)
+    _tell(snapshot, output, as_json=as_json)
+
+
+def _pretrain_pairs(
+    path: Path, config: contrastive.ContrastiveConfig, columns: str | None, weight: str | None, output: Path, *, as_json: bool
+) -> None:
+    import numpy as np
+
+    import contrastive
+    from contrastive.positives import hold_out_latest
+    from pipeline.training import TrainingDisplay
+
+    read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)
+    # Pairs have no times, so that a query's held-out items are a random choice.
+    positives, held_out = hold_out_latest(read.positives, config.validation, np.random.default_rng(config.seed))
+    with TrainingDisplay("pairs") as display:
+        result = contrastive.train_pairs(positives, config, held_out=held_out, progress=display.on_epoch)
+    snapshot = result.write_snapshot(output, read.ids(config.query_type, config.item_type))
+    _tell(snapshot, output, as_json=as_json)
+
+
+def _tell(snapshot: Snapshot, output: Path, *, as_json: bool) -> None:
+    if as_json:
+        emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
+    else:
+        stdout.print(snapshot)
 
 
 class _Chooser:

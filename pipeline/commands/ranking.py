@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,16 +11,47 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.console import stderr
+from pipeline.example_sources import LabelledRows, StorePeriods, read_query, split_paths
 from pipeline.options import CheckpointEvery, HashRows, Resume, Settings, checkpoint_beside, parse_hash_rows, parse_settings
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
     import ranking
+    from tables import Snapshot
 
-Store = Annotated[Path, typer.Argument(help="Graph store with the ranking tables (periods, placements, responses, ...).")]
+TrainPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[STORE] OUTPUT",
+        help="Graph store to read, unless --examples names labelled rows; and the model to write, a new folder.",
+    ),
+]
+EvaluatePaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[STORE] MODEL", help="Graph store to read, unless --examples names labelled rows; and a model's folder."
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=COLUMN",
+        help="Labelled rows: which column is what, e.g. user=user_id, click=clicked, time=shown_at; see LabelledColumns.",
+    ),
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature", metavar="NAME[=COLUMN]", help="Labelled rows: a further id feature, e.g. country; a list has several."
+    ),
+]
+Dense = Annotated[
+    list[str] | None, typer.Option(help="Labelled rows: a numeric column that is a feature; may be given several times.")
+]
+Query = Annotated[str | None, typer.Option(help="Labelled rows: a SQL query of the store that gives them.")]
 Model = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 Release = Annotated[Path, typer.Argument(help="Folder of a release.")]
-Span = Annotated[tuple[int, int], typer.Option(metavar="FIRST LAST", help="First and last period.")]
 WeightingOption = Annotated[Literal["demand", "uniform"], typer.Option(help="How negatives are drawn.")]
 Seed = Annotated[int, typer.Option(help="Seed of the negatives.")]
 RecentPinsOption = Annotated[
@@ -36,17 +68,34 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    store: Store,
-    output: Annotated[Path, typer.Argument(help="Model to write: a folder that does not exist yet.")],
+    paths: TrainPaths,
+    examples: Annotated[Path | None, typer.Option(help="Labelled rows to learn from: Parquet, or CSV with a header.")] = None,
+    validation_examples: Annotated[Path | None, typer.Option(help="Labelled rows to validate on, of the same columns.")] = None,
+    validate_from: Annotated[
+        dt.datetime | None, typer.Option(help="Labelled rows: validate on those from this time on (needs --column time=...).")
+    ] = None,
+    query: Query = None,
+    column: Columns = None,
+    feature: Features = None,
+    dense: Dense = None,
     snapshot: Annotated[list[Path] | None, typer.Option(help="Snapshot to start tables from, one a facet.")] = None,
     arm: Annotated[
         Literal["no_ids", "scratch", "pretrained"], typer.Option(help="What the id tables start from.")
     ] = "pretrained",
-    training: Span = (37, 46),
-    validation: Span = (47, 48),
+    training: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="FIRST LAST", help="Periods to learn from; default: The Complete Journey's, 37 46."),
+    ] = None,
+    validation: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="FIRST LAST", help="Periods to validate on; default: The Complete Journey's, 47 48."),
+    ] = None,
     labels_known_before: Annotated[
-        int | None, typer.Option(help="Leave out training conversions that are known only after this period begins.")
-    ] = 49,
+        int | None,
+        typer.Option(
+            help="Leave out training conversions that are known only after this period begins; with the default periods 49."
+        ),
+    ] = None,
     weighting: WeightingOption = "demand",
     seed: Seed = 0,
     recent_pins: RecentPinsOption = 0,
@@ -71,6 +120,15 @@ def train(
 ) -> None:
     """Trains a CTR/CVR model whose tables start from snapshots.
 
+    Of labelled rows, such as a log of one's own:
+
+    multifacet train --examples log.csv --column user=user --column pin=item --column time=shown_at --feature country
+    --feature hour --validate-from 2025-03-01 --arm scratch model
+
+    Of a store with the plain tables periods, placements, responses, visits and purchases:
+
+    multifacet train graph.duckdb model --training 37 46 --validation 47 48 --snapshot kge
+
     Started by torchrun, its processes shard the tables and train them together.
     """
     import ranking
@@ -79,39 +137,39 @@ def train(
     from tables import Lifecycle, Snapshot
     from tables.allocator import keep_freed_memory
 
+    store, output = split_paths(paths, examples, "OUTPUT")
+    labelled = LabelledRows.of(
+        store,
+        examples,
+        query,
+        columns=column,
+        features=feature,
+        dense=dense,
+        validation=validation_examples,
+        validate_from=validate_from,
+    )
+    if labelled is not None and (training or validation or labels_known_before or recent_pins):
+        msg = (
+            "--training, --validation, --labels-known-before and --recent-pins are of a store's periods; leave them out with "
+            "labelled rows"
+        )
+        raise typer.BadParameter(msg)
     if output.exists():
         msg = f"{output} exists; name a folder that does not"
         raise typer.BadParameter(msg)
-    if arm == "pretrained" and not snapshot:
-        msg = "the pretrained arm needs a --snapshot for each facet; or choose --arm scratch"
-        raise typer.BadParameter(msg)
-    fields = parse_settings(settings)
-    if recent_pins and fields.get("sequence", "none") == "none":
-        msg = "--recent-pins is for a model that reads them: give --set sequence=attention or --set sequence=transformer too"
-        raise typer.BadParameter(msg)
-    if hash_rows:
-        if "hash_rows" in fields:
-            msg = "--hash-rows and --set hash_rows=... say the same; give one of them"
-            raise typer.BadParameter(msg)
-        fields["hash_rows"] = parse_hash_rows(hash_rows)
     snapshots = [Snapshot.load(path) for path in snapshot or []]
-    facets = {} if arm == "no_ids" or not snapshots else {"facets": tuple(item.facet for item in snapshots)}
-    if arm == "pretrained":
-        facets["pretrained_facets"] = facets["facets"]
-    config = ranking.arm_config(arm, **{**facets, **fields})
+    fields = _parse_fields(settings, hash_rows, recent_pins)
+    config = _build_config(arm, snapshots, fields, labelled)
     kept = checkpoint or checkpoint_beside(output)
     keep_freed_memory()
     with join_processes() as speaks:
-        examples_train, examples_valid = _draw_examples(
-            store,
-            (training, validation),
-            labels_known_before,
-            weighting,
-            seed,
-            ranking.FeatureConfig(recent_pins=recent_pins),
-            folder=kept.absolute().parent,
-            draws=speaks,
-        )
+        if labelled is not None:
+            examples_train, examples_valid = labelled.read()
+        else:
+            assert store is not None  # noqa: S101 - `split_paths` has looked
+            source = StorePeriods(store=store, weighting=weighting, seed=seed, recent_pins=recent_pins)
+            folder = kept.absolute().parent
+            examples_train, examples_valid = source.read(training, validation, labels_known_before, folder=folder, draws=speaks)
         with TrainingDisplay("examples", shown=speaks) as display, StopOnSignal() as stop:
             result = ranking.train(
                 examples_train,
@@ -139,45 +197,54 @@ def train(
             emit_rows(({"feature": feature, **report} for feature, report in collisions.items()), title="ids that share rows")
 
 
-def _draw_examples(
-    store: Path,
-    spans: tuple[tuple[int, int], tuple[int, int]],
-    labels_known_before: int | None,
-    weighting: ranking.Weighting,
-    seed: int,
-    features: ranking.FeatureConfig,
-    *,
-    folder: Path,
-    draws: bool,
-) -> list[ranking.Examples]:
-    """Draws training's and validation's examples; of several processes, one does, for all."""
-    import ranking
-    from graphdb import GraphStore
-    from pipeline.processes import count_processes
-    from pipeline.stages import period_start
+def _parse_fields(settings: list[str] | None, hash_rows: list[str] | None, recent_pins: int) -> dict[str, Any]:
+    """Reads the options that are fields of the configuration."""
+    fields = parse_settings(settings)
+    if recent_pins and fields.get("sequence", "none") == "none":
+        msg = "--recent-pins is for a model that reads them: give --set sequence=attention or --set sequence=transformer too"
+        raise typer.BadParameter(msg)
+    if hash_rows:
+        if "hash_rows" in fields:
+            msg = "--hash-rows and --set hash_rows=... say the same; give one of them"
+            raise typer.BadParameter(msg)
+        fields["hash_rows"] = parse_hash_rows(hash_rows)
+    return fields
 
-    drawn: list[Any] = [None, None]
-    if draws:
-        with GraphStore.open(store, read_only=True) as graph, stderr.status("drawing examples"):
-            known = period_start(graph, labels_known_before) if labels_known_before is not None else None
-            drawn = [
-                ranking.build_examples(
-                    graph,
-                    range(first, last + 1),
-                    weighting=weighting,
-                    seed=seed + number,
-                    labels_known_before=before,
-                    features=features,
-                )
-                for number, ((first, last), before) in enumerate(zip(spans, (known, None), strict=True))
-            ]
-    return [ranking.share_examples(part, folder) for part in drawn] if count_processes() > 1 else drawn
+
+def _build_config(
+    arm: ranking.Arm, snapshots: list[Snapshot], fields: dict[str, Any], labelled: LabelledRows | None
+) -> ranking.RankingConfig:
+    """Fills in the facets of the snapshots, and the features of the labelled rows."""
+    import ranking
+
+    if arm == "pretrained" and not snapshots:
+        msg = "the pretrained arm needs a --snapshot for each facet; or choose --arm scratch"
+        raise typer.BadParameter(msg)
+    filled: dict[str, Any] = {}
+    if arm != "no_ids" and snapshots:
+        filled["facets"] = tuple(snapshot.facet for snapshot in snapshots)
+    elif arm == "scratch" and labelled is not None:
+        filled["facets"] = ("scratch",)
+    if arm == "pretrained":
+        filled["pretrained_facets"] = filled["facets"]
+    if labelled is not None:
+        filled["features"] = labelled.id_features
+    return ranking.arm_config(arm, **{**filled, **fields})
 
 
 def evaluate(
-    store: Store,
-    model: Model,
-    periods: Span = (49, 53),
+    paths: EvaluatePaths,
+    examples: Annotated[
+        Path | None, typer.Option(help="Labelled rows to score, of the columns that the model was trained on: Parquet or CSV.")
+    ] = None,
+    query: Query = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="File to write the scores to, as Parquet: ctr and cvr of each row.")
+    ] = None,
+    periods: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="FIRST LAST", help="Periods of a store to score; default: The Complete Journey's, 49 53."),
+    ] = None,
     weighting: WeightingOption = "demand",
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int4"], typer.Option(help="Precision that the tables' rows go through.")
@@ -186,24 +253,47 @@ def evaluate(
     recent_pins: RecentPinsOption = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Scores the exposures of some periods and prints metrics with intervals over users."""
-    import ranking
-    from graphdb import GraphStore
+    """Scores labelled rows, or the exposures of some periods of a store, and prints metrics with intervals over users.
 
-    with GraphStore.open(store, read_only=True) as graph, stderr.status("scoring"):
-        examples = ranking.build_examples(
-            graph,
-            range(periods[0], periods[1] + 1),
-            weighting=weighting,
-            seed=seed,
-            features=ranking.FeatureConfig(recent_pins=recent_pins),
-        )
-        scores, num_bytes = ranking.quantized_scores(model, precision, examples)
-        metrics = ranking.evaluate(scores, examples)
+    multifacet evaluate --examples test.parquet model
+    """
+    import ranking
+
+    _, model = split_paths(paths, examples, "MODEL")
+    loaded = ranking.load_model(model)
+    if examples is not None or query is not None:
+        if periods is not None:
+            msg = "--periods are of a store's exposures; leave them out with labelled rows"
+            raise typer.BadParameter(msg)
+        columns = ranking.LabelledColumns(**_trained_columns(loaded))
+        source = examples if examples is not None else read_query(paths[0], query or "")
+        rows = ranking.read_examples(source, columns)
+    else:
+        rows = StorePeriods(store=paths[0], weighting=weighting, seed=seed, recent_pins=recent_pins).read_one(periods)
+    with stderr.status("scoring"):
+        found, num_bytes = ranking.quantized_scores(loaded, precision, rows)
+        metrics = ranking.evaluate(found, rows)
+    if scores is not None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"ctr": found[:, 0], "cvr": found[:, 1]}), scores)
     if as_json:
         emit_json({"model": str(model), "precision": precision, "bytes": num_bytes, "metrics": metrics})
     else:
         emit_rows(({"task": task, **row} for task, row in metrics.items()), title=f"{model}, tables {show_bytes(num_bytes)}")
+
+
+def _trained_columns(model: ranking.ExportedModel) -> dict[str, Any]:
+    """Gives the columns that a model was trained on."""
+    columns = model.artifact.manifest.get("examples", {}).get("columns")
+    if columns is None:
+        msg = (
+            f"{model.artifact.path} was not trained on labelled rows, so their columns are not known; score it by "
+            f"ranking.load_model"
+        )
+        raise ValueError(msg)
+    return dict(columns)
 
 
 def publish(

@@ -126,3 +126,48 @@ def neighbors(
         emit_json({"type": node_type, "id": key[0], "among": searched, "neighbors": result})
     else:
         emit_rows([{**row, "id": str(row["id"])} for row in result], columns=["id", similarity])
+
+
+@app.command()
+def predict(
+    path: Path_,
+    id: Annotated[str, typer.Argument(help="External id that is asked about.")],  # noqa: A002 - the argument's name
+    relation: Annotated[
+        str | None, typer.Option(help="Relation whose other end is predicted, of a snapshot of relations (facet kge).")
+    ] = None,
+    side: Annotated[Literal["tail", "head"], typer.Option(help="With --relation: which end is predicted.")] = "tail",
+    query: Annotated[str | None, typer.Option(help="Node type that asks, of a contrastive snapshot.")] = None,
+    item: Annotated[str | None, typer.Option(help="Node type that answers, of a contrastive snapshot.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Predictions to list.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the likeliest answers to an id: tails or heads of a relation, or items of a query.
+
+    multifacet snapshot predict runs/kge "user 7" --relation buys
+
+    multifacet snapshot predict runs/contrastive "user 7"
+    """
+    import contrastive
+    import kge
+    from tables import Snapshot
+
+    snapshot = Snapshot.load(path, verify=False)
+    try:
+        if snapshot.facet == "kge":
+            predictor = kge.LinkPredictor.from_snapshot(snapshot)
+            if relation is None:
+                msg = f"{path} predicts by relation: give --relation, one of {', '.join(predictor.ends)}"
+                raise typer.BadParameter(msg)
+            found: list[Any] = list((predictor.top_tails if side == "tail" else predictor.top_heads)(id, relation, k=k))
+        else:
+            if relation is not None:
+                msg = f"{path} is of facet {snapshot.facet!r}, which has no relations: leave --relation out"
+                raise typer.BadParameter(msg)
+            found = list(contrastive.ItemPredictor.from_snapshot(snapshot, query_type=query, item_type=item).top_items(id, k=k))
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    rows = [{"id": prediction.id, "score": prediction.score} for prediction in found]
+    if as_json:
+        emit_json({"id": id, "relation": relation, "predictions": rows})
+    else:
+        emit_rows([{**row, "id": str(row["id"])} for row in rows], columns=["id", "score"])

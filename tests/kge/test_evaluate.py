@@ -8,7 +8,7 @@ import torch
 
 from kge import EdgeList, KgeConfig, LinkPredictor, build_model, evaluate
 from kge.ranks import rank_edges
-from kge.relations import RelationParameters
+from kge.relations import Inverse, RelationParameters
 from tables.pairs import PairIndex
 
 NUM_USERS, NUM_PINS = 13, 17
@@ -20,7 +20,7 @@ def predictor(*, reciprocal: bool = False, integers: bool = True) -> LinkPredict
     model = build_model(KgeConfig(model="distmult", dim=4))
     relations = RelationParameters(model, ["clicks"], reciprocal=reciprocal, generator=generator)
     for key, values in relations.values.items():
-        values["diagonal"] = torch.full((4,), 2.0 if key.endswith("^-1") else 1.0)
+        values["diagonal"] = torch.full((4,), 2.0 if isinstance(key, Inverse) else 1.0)
     vectors = {
         "user": torch.randint(-1, 2, (NUM_USERS, 4), generator=generator).float(),
         "pin": torch.randint(-1, 2, (NUM_PINS, 4), generator=generator).float(),

@@ -71,7 +71,7 @@ def test_a_stopped_search_goes_on_with_its_trials(split: TripleSplit, tmp_path: 
 
 
 def test_the_default_space_leaves_alone_what_was_set() -> None:
-    assert set(default_space(KgeConfig(lr=0.3))) == {"relation_lr", "init_scale", "l2", "num_uniform", "relation_init"}
+    assert set(default_space(KgeConfig(lr=0.3))) == {"relation_lr_factor", "init_scale", "l2", "num_uniform", "relation_init"}
     for base in (KgeConfig(), KgeConfig(full_softmax=FullSoftmaxConfig())):
         for name, values in default_space(base).items():
             for value in values:

@@ -13,6 +13,7 @@ from kge import KgeConfig
 from kge.batch import Batch
 from kge.config import KgeValidation, ModelName
 from kge.gradients import drop
+from kge.relations import Inverse
 from kge.schedule import step_seed
 from kge.trainer import Trainer
 from kge.training import split_view
@@ -107,7 +108,7 @@ def spelled_out_objective(
                         row
                     ]
                 elif config.reciprocal and side.side == "head":
-                    score = model.score(vectors[1], vectors[0], parameters[f"{name}^-1"])
+                    score = model.score(vectors[1], vectors[0], parameters[Inverse(name)])
                 else:
                     score = model.score(*vectors, parameters[name])
                 if is_positive:

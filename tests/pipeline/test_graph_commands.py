@@ -87,7 +87,8 @@ def test_neighbors(ask: Callable[..., Any]) -> None:
 
 def test_degrees(ask: Callable[..., Any]) -> None:
     assert ask("degrees", "buys", "--end", "src") == [{"degree": 1, "nodes": 1}, {"degree": 3, "nodes": 1}]
-    assert ask("degrees", "buys", "--as-of", "2026-01-02") == [{"degree": 0, "nodes": 2}, {"degree": 1, "nodes": 1}]
+    # Pins that are bought later are not there yet.
+    assert ask("degrees", "buys", "--as-of", "2026-01-02") == [{"degree": 1, "nodes": 1}]
 
 
 def test_common(ask: Callable[..., Any]) -> None:

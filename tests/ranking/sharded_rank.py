@@ -98,7 +98,7 @@ def fill_cases(folder: Path, *, sharded: bool) -> dict[str, Any]:
     cases: dict[str, tuple[int, int, DataType, dict[str, Any]]] = {
         "exact": (exact.num_rows, 8, DataType.FP32, {"id_map": exact}),
         "hashed": (301, 8, DataType.FP16, {"id_map": IdMap.hashed(301, id_type="int64"), "norm": 0.5}),
-        "in_order": (501, 8, DataType.FP16, {"missing": "normal", "seed": 3}),
+        "in_order": (501, 8, DataType.FP16, {"rows": "position", "missing": "normal", "seed": 3}),
         "projected": (exact.num_rows, 4, DataType.FP32, {"id_map": exact, "projection": "pca", "missing": "zero"}),
     }
     saved: dict[str, Any] = {}

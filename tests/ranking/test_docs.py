@@ -13,7 +13,7 @@ def test_every_block_of_the_page_runs(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "ranking.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks:

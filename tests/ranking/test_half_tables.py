@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 import ranking.optimizers
 from ranking import Examples, RankingResult, RecentPins, arm_config, export_model, load_model, quantized_scores, train
 from serving import publish
 from tables import Lifecycle, Precision, Snapshot, SnapshotTable, encode
+from tables.configuration import ConfigurationError
 from tables.rounded import step_rounded
 
 from .conftest import DIM, Planted
@@ -173,7 +173,7 @@ def test_what_fp16_cannot_hold_or_would_not_change_is_refused(planted: Planted) 
         config = arm_config("pretrained", **HALF | fields)
         with pytest.raises(ValueError, match=message):
             train(planted.train, planted.valid, config, snapshots=planted.snapshots)
-    with pytest.raises(ValidationError, match="table_dtype='fp16' would do nothing"):
+    with pytest.raises(ConfigurationError, match="table_dtype='fp16' would do nothing"):
         arm_config("no_ids", table_dtype="fp16")
-    with pytest.raises(ValidationError, match="'fp32' or 'fp16'"):
+    with pytest.raises(ConfigurationError, match="'fp32' or 'fp16'"):
         arm_config("pretrained", table_dtype="bf16")

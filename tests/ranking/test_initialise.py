@@ -80,7 +80,7 @@ def test_without_an_id_map_rows_are_the_snapshots_positions_to_the_last_bit(writ
     snapshot = write(range(50), vectors, "fp16")
     for data_type in (DataType.FP16, DataType.FP32):
         model = Tower(60, data_type=data_type)
-        source = TableSource(snapshot=snapshot, node_type="user", missing="zero")
+        source = TableSource(snapshot=snapshot, node_type="user", missing="zero", rows="position")
         (coverage,) = init_tables(model, {"t_user": source})
         assert torch.equal(model.users[:50].float(), vectors)
         assert torch.equal(model.users[50:].float(), torch.zeros(10, DIM))
@@ -91,7 +91,7 @@ def test_other_tables_are_left_alone_and_a_name_of_two_tables_needs_its_path(wri
     snapshot = write(range(20), random_vectors(20))
     model = Tower(20)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    source = TableSource(snapshot=snapshot, node_type="user")
+    source = TableSource(snapshot=snapshot, node_type="user", rows="position")
     with pytest.raises(ValueError, match=r"'t_pin' is one of \['sparse.bags.t_pin', 'sparse.sequence.t_pin'\]"):
         init_tables(model, {"t_pin": source})
     init_tables(model, {"sequence.t_pin": source})
@@ -151,7 +151,7 @@ def test_a_matrix_or_a_pca_brings_vectors_to_another_dimension(write: WriteSnaps
     vectors = torch.randn(40, DIM, generator=generator) @ torch.randn(DIM, 7, generator=generator)
     snapshot = write(range(40), vectors)
     model = Tower(40)
-    source = TableSource(snapshot=snapshot, node_type="user", projection="pca")
+    source = TableSource(snapshot=snapshot, node_type="user", projection="pca", rows="position")
     (coverage,) = init_tables(model, {"t_user": source})
     torch.testing.assert_close(model.users @ model.users.T, vectors @ vectors.T, rtol=1e-4, atol=1e-4)
     assert coverage.projection == "pca"
@@ -174,9 +174,11 @@ def test_misfits_are_refused_and_nothing_is_written(write: WriteSnapshot, caplog
     before = model.users.clone()
 
     def source(**fields: Any) -> dict[str, TableSource]:
+        if "id_map" not in fields:
+            fields["rows"] = "position"
         return {"t_user": TableSource(**({"snapshot": snapshot, "node_type": "user"} | fields))}
 
-    with pytest.raises(ValueError, match="none of the snapshot's 2 ids is known"):
+    with pytest.raises(ValueError, match="none of the snapshot's 2 trained ids has a row"):
         init_tables(model, source(id_map=IdMap.exact([8, 9])))
     with pytest.raises(ValueError, match="3 rows, its id map 2"):
         init_tables(model, source(id_map=IdMap.exact([1])))

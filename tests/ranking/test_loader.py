@@ -120,12 +120,12 @@ def test_labelled_rows_become_examples_from_parquet_arrow_and_duckdb(tmp_path: P
     ("name", "values", "message"),
     [
         ("user_id", pa.array([1, None, 3]), "'user_id', row 1: a null"),
-        ("user_id", ["a", "b", "c"], "expected integers"),
+        ("user_id", [0.5, 1.0, 2.0], "expected ids, all integers or all strings"),
         ("clicked", [0, 2, 1], "row 1: a label other than 0 and 1"),
         ("bought", [0, 1, 0], "row 1: a conversion of what was not clicked"),
         ("price", [1.0, 2.0, float("nan")], "row 2: not a finite number"),
         ("price", ["1", "2", "3"], "expected numbers"),
-        ("history", [[1], None, [2]], "1 null lists"),
+        ("history", [[1], None, [2]], "'history', row 1: a null"),
     ],
 )
 def test_rows_that_cannot_be_learned_from_are_named(name: str, values: object, message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,13 @@ from tables.placement import RowPlacement
 from tables.rowcopy import copy_rows
 
 DIM = 5
+
+
+def place(ids: Any, id_map: IdMap, *, first: int, num_rows: int) -> RowPlacement:
+    rows = id_map.rows(ids).reshape(len(ids), id_map.num_hashes).copy()
+    if id_map.oov_row is not None:
+        rows[rows == id_map.oov_row] = -1
+    return RowPlacement.by_rows(rows, first=first, num_rows=num_rows)
 
 
 def random_vectors(num_rows: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -46,7 +55,7 @@ def test_any_shard_holds_each_rows_vectors_combined(
     vectors = random_vectors(num_ids)
     weights = torch.tensor([float(id_ % 3) for id_ in ids], dtype=torch.float32) if rule == "weighted" else None
     table = torch.full((size, DIM), 7.0)
-    placement = RowPlacement.by_id(ids, id_map, first=first, num_rows=size)
+    placement = place(ids, id_map, first=first, num_rows=size)
     sums = copy_rows(vectors, table, placement, collisions=rule, weights=weights, scale=2.0)  # type: ignore[arg-type]
 
     rows = id_map.rows(ids).reshape(num_ids, num_hashes)
@@ -73,7 +82,7 @@ def test_any_shard_holds_each_rows_vectors_combined(
 def test_a_copy_does_not_depend_on_the_number_of_threads() -> None:
     vectors = random_vectors(300_000, torch.float16)
     id_map = IdMap.hashed(200_000, id_type="int64")
-    placement = RowPlacement.by_id(np.arange(300_000), id_map, first=0, num_rows=200_000)
+    placement = place(np.arange(300_000), id_map, first=0, num_rows=200_000)
     tables = []
     threads = torch.get_num_threads()
     try:
@@ -95,7 +104,7 @@ def test_columns_and_rows_of_a_shard_are_a_part_of_the_whole() -> None:
 
 
 def test_an_out_of_vocabulary_row_gets_no_vector_and_its_ids_are_counted() -> None:
-    placement = RowPlacement.by_id([5, 6, 7], IdMap.exact([7, 9]), first=0, num_rows=3)
+    placement = place([5, 6, 7], IdMap.exact([7, 9]), first=0, num_rows=3)
     assert placement.num_unused == 2
     assert placement.empty_rows().tolist() == [1, 2]
 
