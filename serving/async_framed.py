@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from serving.answers import LookupAnswer, read_framed_lookup
 from serving.async_lookups import AsyncLookupConnection
 from serving.errors import BrokenAnswerError, DeadlineExceededError, UnavailableError, from_status
 from serving.fleet import FRAMED
-from serving.frames import HEADER_BYTES, BrokenFrameError, Header, Kind, pack_header
+from serving.forks import let_go, renew_in_children
+from serving.frames import HEADER_BYTES, Header, Kind, check_number, pack_header, request_numbers
 from serving.packing import pack_lookup
 from serving.protocol import frames_pb2, lookup_pb2
 
@@ -35,6 +35,10 @@ class _Stream:
     def close(self) -> None:
         self.writer.transport.abort()
 
+    def fileno(self) -> int:
+        connected = self.writer.get_extra_info("socket")
+        return -1 if connected is None else int(connected.fileno())
+
 
 class AsyncFramedLookup(AsyncLookupConnection):
     """A lookup server over its framed address.
@@ -52,10 +56,22 @@ class AsyncFramedLookup(AsyncLookupConnection):
         self._target = Address.parse(address.removeprefix(FRAMED))
         self._token = token
         self._max_answer_bytes = max_answer_bytes
+        self._inherited: list[_Stream] = []
+        self._closed = False
+        self._start_anew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Leave the parent's connections to it; called in a process that was forked."""
+        # They are kept: what ends them would reach into the parent's event loop.
+        self._inherited += (*self._idle, *self._busy)
+        let_go([stream.fileno() for stream in (*self._idle, *self._busy)])
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._idle: list[_Stream] = []
         self._busy: set[_Stream] = set()
-        self._numbers = itertools.count(1)
-        self._closed = False
+        self._numbers = request_numbers()
 
     async def lookup(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
@@ -156,8 +172,7 @@ class AsyncFramedLookup(AsyncLookupConnection):
         return content, np.frombuffer(rows, np.uint8)
 
     def _checked(self, header: Header, number: int) -> Header:
-        if header.number not in (number, 0):
-            raise BrokenFrameError(f"{self.server}: it answered request {header.number}, asked was {number}")
+        check_number(header, number, self.server)
         length = HEADER_BYTES + header.message_bytes + header.rows_bytes
         if 0 <= self._max_answer_bytes < length:
             raise BrokenAnswerError(

@@ -52,6 +52,7 @@ class AsyncReplicatedLookup(ReplicaGroup[AsyncLookupConnection], AsyncLookupConn
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
     ) -> LookupAnswer:
         """As `AsyncLookupConnection`: the last server's error if none answers."""
+        self._loop = asyncio.get_running_loop()  # a forked process has another
         request = _Request(
             self, version, ids, time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s), request_id
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from serving.forks import renew_in_children
+
 
 class RetryBudget:
     """Retries and hedges that may still be made; safe to share between threads.
@@ -28,6 +30,11 @@ class RetryBudget:
         self._ratio = ratio
         self._reserve = float(reserve)
         self._left = float(reserve)
+        self._lock = threading.Lock()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Take a new lock; called in a process that was forked."""
         self._lock = threading.Lock()
 
     def earn(self) -> None:

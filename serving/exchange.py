@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import BrokenAnswerError, DeadlineExceededError, ServingError, UnavailableError, from_status
-from serving.frames import HEADER_BYTES, ROW_ALIGNMENT, BrokenFrameError, Header, Kind, pack_header
+from serving.forks import num_forks, refuse_inherited
+from serving.frames import HEADER_BYTES, ROW_ALIGNMENT, BrokenFrameError, Header, Kind, check_number, pack_header
 from serving.protocol import frames_pb2
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Stream:
         message_bytes: Length of that answer's message: rows are expected behind as much.
     """
 
-    __slots__ = ("_receive_us", "_send_us", "answer_bytes", "message_bytes", "socket")
+    __slots__ = ("__weakref__", "_receive_us", "_send_us", "answer_bytes", "message_bytes", "socket")
 
     def __init__(self, connected: socket.socket):
         connected.settimeout(None)  # the system's own timeouts are used: one call fewer for each read
@@ -120,6 +121,7 @@ class Exchange:
         "_is_read",
         "_kind",
         "_lock",
+        "_made_at",
         "_may_be_stale",
         "_message",
         "_number",
@@ -131,6 +133,7 @@ class Exchange:
         self._kind = kind
         self._message = message
         self._deadline = deadline
+        self._made_at = num_forks()
         self._number = client.next_number()
         self._cancelled = False
         self._is_read = False
@@ -144,6 +147,8 @@ class Exchange:
 
     def cancel(self) -> None:
         """Give the answer up; safe from any thread."""
+        if self._made_at != num_forks():
+            return  # the parent's
         with self._lock:
             self._cancelled = True
             if not self._is_read:
@@ -164,6 +169,7 @@ class Exchange:
         Raises:
             ServingError: The server's refusal, or what happened to the connection.
         """
+        refuse_inherited(self._made_at, self._client.server)
         with self._lock:
             if self._cancelled:
                 raise self._given_up()
@@ -220,8 +226,7 @@ class Exchange:
         view = buffer.data[lead:]
         filled = self._receive_first(view)
         header = Header.unpack(view, requests=False)
-        if header.number not in (self._number, 0):
-            raise BrokenFrameError(f"{self._client.server}: it answered request {header.number}, asked was {self._number}")
+        check_number(header, self._number, self._client.server)
         rows_start = HEADER_BYTES + header.message_bytes
         length = rows_start + header.rows_bytes
         limit = self._client.max_answer_bytes

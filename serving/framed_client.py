@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from serving.config import read_token
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.exchange import Exchange, Stream
 from serving.fleet import FRAMED
-from serving.frames import Kind
+from serving.forks import let_go, renew_in_children
+from serving.frames import Kind, request_numbers
 from serving.lookups import LookupConnection
 from serving.packing import pack_lookup
 from serving.protocol import frames_pb2, lookup_pb2
@@ -27,7 +28,9 @@ _LOOKUP = int(Kind.LOOKUP)
 
 
 class FramedLookupClient(LookupConnection):
-    """Asks a lookup server for rows over its framed address; safe to share between threads.
+    """Asks a lookup server for rows over its framed address; safe to share between threads, and with forked processes.
+
+    A forked process opens connections of its own; lookups that were under way stay the parent's.
 
     Args:
         address: ``host:port`` or ``unix:/path``, with or without ``framed:`` before it.
@@ -50,15 +53,26 @@ class FramedLookupClient(LookupConnection):
         self.max_answer_bytes = max_answer_bytes
         self._target = parsed
         self._token = read_token(token_file)
-        self._idle: list[Stream] = []
-        self._lock = threading.Lock()
         self._closed = False
-        self._numbers = itertools.count(1)
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._start_anew()
+        renew_in_children(self)
 
     @property
     def server(self) -> str:
         """How messages name the other end."""
         return f"lookup server {self.address}"
+
+    def renew(self) -> None:
+        """Leave the parent's connections to it; called in a process that was forked."""
+        let_go([stream.socket.fileno() for stream in self._streams])
+        self._streams.clear()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._idle: list[Stream] = []
+        self._lock = threading.Lock()
+        self._numbers = request_numbers()
 
     def start(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
@@ -105,7 +119,7 @@ class FramedLookupClient(LookupConnection):
     def give_back(self, stream: Stream) -> None:
         """Keep a connection on which nothing is under way."""
         with self._lock:
-            if not self._closed and len(self._idle) < _MAX_IDLE:
+            if not self._closed and len(self._idle) < _MAX_IDLE and stream in self._streams:
                 self._idle.append(stream)
                 return
         stream.socket.close()
@@ -125,6 +139,8 @@ class FramedLookupClient(LookupConnection):
         except OSError as error:
             raise UnavailableError(f"{self.server}: {error}") from error
         stream = Stream(connected)
+        with self._lock:
+            self._streams.add(stream)
         if self._token is not None:
             credentials = frames_pb2.Credentials(token=self._token).SerializeToString()
             Exchange(self, Kind.AUTHENTICATE, (credentials,), deadline, stream=stream).result(keep=True)

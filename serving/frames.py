@@ -18,7 +18,10 @@ request at a time: a client that has several under way opens several.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -100,6 +103,21 @@ def check_message_bytes(header: Header, limit: int) -> None:
     """
     if header.message_bytes > limit:
         raise OversizedFrameError(f"the message has {header.message_bytes} bytes, larger than max ({limit} bytes)")
+
+
+def request_numbers() -> Iterator[int]:
+    """Numbers for the requests of one client: from a random start, so that no two clients or processes use the same."""
+    return itertools.count(1 + secrets.randbits(63))
+
+
+def check_number(header: Header, asked: int, server: str) -> None:
+    """Refuse the answer to another request. A refusal of number 0 is of the connection, whatever was asked.
+
+    Raises:
+        BrokenFrameError: Its number is not the one that was asked.
+    """
+    if header.number != asked and (header.number or header.kind is not Kind.REFUSAL):
+        raise BrokenFrameError(f"{server}: it answered request {header.number}, asked was {asked}")
 
 
 def padded(num_bytes: int) -> int:

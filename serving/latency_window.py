@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 
+from serving.forks import renew_in_children
+
 _SIZE = 512
 _FRESH = 32
 
@@ -31,6 +33,11 @@ class LatencyWindow:
         self._lock = threading.Lock()
         self.value_s: float | None = None
         """In seconds; None until there are 32."""
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Take a new lock; called in a process that was forked."""
+        self._lock = threading.Lock()
 
     def record(self, latency_s: float) -> None:
         """Count one latency, in seconds."""

@@ -11,6 +11,7 @@ from typing import Generic
 
 from serving.budget import RetryBudget
 from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
+from serving.forks import renew_in_children
 from serving.latency_window import LatencyWindow
 from serving.policy import ReplicaPolicy
 from serving.protocol import lookup_pb2
@@ -45,6 +46,11 @@ class ReplicaGroup(Generic[Client]):
         self._counts: Counter[str] = Counter({"retries": 0, "hedges": 0, "hedges_won": 0, "retries_refused": 0})
         self._counting = threading.Lock()
         self.window = LatencyWindow(policy.hedge_quantile) if policy.hedge_quantile is not None else None
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Take new locks; called in a process that was forked."""
+        self._counting = threading.Lock()
 
     def counters(self) -> Mapping[str, int]:
         """Retries, hedges, ejections: how many there were."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
+from serving.forks import renew_in_children
 from serving.policy import ReplicaPolicy
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class Replica(Generic[Client]):
 
     def __init__(self, connection: Client):
         self.connection = connection
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing about it."""
         self.num_in_flight = 0
         self.num_late = 0
         self.is_out = False
@@ -99,9 +104,22 @@ class Replicas(Generic[Client]):
         self.counts: Counter[str] = Counter({"ejections": 0, "readmissions": 0})
         self._policy = policy
         self._random = random.Random(seed)  # noqa: S311  (a choice of servers, not a secret)
+        self._seed = seed
+        self._closed = False
+        self._start_anew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Forget what the parent has in flight and thought of the servers; called in a process that was forked."""
+        for replica in self.all:
+            replica.forget()
+        if self._seed is None:
+            self._random.seed()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._changed = threading.Condition()
         self._prober: threading.Thread | None = None
-        self._closed = False
 
     def take(self, version: str, tried: Collection[Replica[Client]] = (), *, good_only: bool = False) -> Replica[Client] | None:
         """Choose a server for a request, and count the request.
@@ -136,7 +154,7 @@ class Replicas(Generic[Client]):
             late: Whether it came too late; None says nothing about the server.
         """
         with self._changed:
-            replica.num_in_flight -= 1
+            replica.num_in_flight = max(0, replica.num_in_flight - 1)
             if late is None:
                 return
             replica.num_late = replica.num_late + 1 if late else 0

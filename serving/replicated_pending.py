@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from serving.answers import LookupAnswer
 from serving.errors import ServingError, UnavailableError
+from serving.forks import num_forks, refuse_inherited
 from serving.replica_group import ELSEWHERE, LEAST_S
 from serving.watch import Watch, descriptor_of
 
@@ -45,6 +46,7 @@ class ReplicatedPendingLookup:
         self.elapsed_us = 0
         """Microseconds from sending to reading the answer; 0 until it is read."""
         self._owner = owner
+        self._made_at = num_forks()
         self._version = version
         self._ids = ids
         self._deadline = deadline
@@ -64,7 +66,8 @@ class ReplicatedPendingLookup:
 
     def cancel(self) -> None:
         """Give it up; safe from any thread."""
-        self._watch.cancel()
+        if self._made_at == num_forks():
+            self._watch.cancel()
 
     def result(self) -> LookupAnswer:
         """Wait for the answer.
@@ -73,6 +76,7 @@ class ReplicatedPendingLookup:
             ServingError: As `LookupConnection.lookup`: the last server's error.
         """
         if self._answer is None and self._failure is None:
+            refuse_inherited(self._made_at, self._owner.server)
             if self._hedge_at < self._deadline:
                 self._watch.wait((self,))
             else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
+from serving.forks import num_forks, refuse_inherited
 from serving.replicated_pending import ReplicatedPendingLookup
 from serving.watch import Watch
 
@@ -32,6 +33,7 @@ class ShardedPendingLookup:
         self.elapsed_us = 0
         """Microseconds from sending to reading the last shard's answer; 0 until it is read."""
         self._owner = owner
+        self._made_at = num_forks()
         self._version = version
         self._cut = cut
         self._features = features
@@ -54,7 +56,8 @@ class ShardedPendingLookup:
 
     def cancel(self) -> None:
         """Give it up at every shard; safe from any thread."""
-        self._watch.cancel()
+        if self._made_at == num_forks():
+            self._watch.cancel()
 
     def result(self) -> LookupAnswer:
         """Wait for every shard, and put the rows together.
@@ -62,6 +65,7 @@ class ShardedPendingLookup:
         Raises:
             ServingError: As `LookupConnection.lookup`: the first shard's error, with the shard's index.
         """
+        refuse_inherited(self._made_at, self._owner.server)
         if self._owner.hedges:
             self._watch.wait([pending for pending in self._pending if isinstance(pending, ReplicatedPendingLookup)])
         answers = []
