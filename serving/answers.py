@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import BrokenAnswerError
+from serving.errors import BrokenAnswerError, VersionNotLoadedError
 from serving.frames import padded
 from serving.protocol import lookup_pb2, ranker_pb2
 
@@ -47,6 +47,69 @@ class LookupAnswer(NamedTuple):
     num_shards: int = 0
 
 
+class Shard(NamedTuple):
+    """A part of a release that is split over hosts.
+
+    Attributes:
+        number: From 0.
+        of: Of how many; 1 is the whole release.
+    """
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.of}" if self.of > 1 else "a release that is not split"
+
+
+WHOLE = Shard(0, 1)
+
+
+class Asked(NamedTuple):
+    """What was asked, as far as an answer must fit it.
+
+    Attributes:
+        version: The version.
+        shard: What the server must hold: any other part has out-of-vocabulary rows for the ids of this one.
+        lengths: How many ids each feature has.
+    """
+
+    version: str
+    shard: Shard
+    lengths: Collection[int]
+
+    @classmethod
+    def of(cls, version: str, shard: Shard, ids: Mapping[str, npt.ArrayLike]) -> Self:
+        """A lookup of ids that are packed, and so have a length."""
+        return cls(version, shard, {len(values) for values in ids.values()})  # type: ignore[arg-type]
+
+    def check(self, answer: lookup_pb2.LookupAnswer, tables: Mapping[str, TableRows], server: str) -> None:
+        """Refuse an answer to anything else.
+
+        Raises:
+            VersionNotLoadedError: It is of another version.
+            BrokenAnswerError: The server holds another part of the release, or sent more or fewer rows than ids.
+        """
+        if answer.version != self.version:
+            raise VersionNotLoadedError(
+                f"{server} answered with rows of version {answer.version}, asked for was {self.version}: rows of another "
+                "version are never taken",
+                loaded=(answer.version,),
+            )
+        given = Shard(answer.shard_index, max(1, answer.num_shards))
+        if given != self.shard:
+            raise BrokenAnswerError(
+                f"{server} holds {given}, expected was {self.shard}: it has out-of-vocabulary rows for the ids of the others. "
+                "List the servers of all shards in the order of their indices, with a | between them (a comma is for "
+                "servers that hold the same)"
+            )
+        for name, table in tables.items():
+            if len(table.rows) not in self.lengths:
+                raise BrokenAnswerError(
+                    f"{server} sent {len(table.rows)} rows of table {name!r}; the features have {sorted(self.lengths)} ids"
+                )
+
+
 class RankAnswer(NamedTuple):
     """Scores of one request's candidates.
 
@@ -70,11 +133,12 @@ class RankAnswer(NamedTuple):
     without_tables: bool = False
 
 
-def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
+def read_lookup(answer: lookup_pb2.LookupAnswer, asked: Asked, server: str) -> LookupAnswer:
     """A lookup server's answer from its message.
 
     Raises:
-        BrokenAnswerError: A table's bytes are not a whole number of rows.
+        VersionNotLoadedError: As `Asked.check`.
+        BrokenAnswerError: As `Asked.check`, or a table's bytes are not a whole number of rows.
     """
     tables = {}
     for table in answer.tables:
@@ -88,19 +152,22 @@ def read_lookup(answer: lookup_pb2.LookupAnswer, server: str) -> LookupAnswer:
             precision=table.precision,
             num_unknown_ids=table.num_unknown_ids,
         )
+    asked.check(answer, tables, server)
     return _lookup_answer(answer, tables)
 
 
-def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uint8], server: str) -> LookupAnswer:
+def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uint8], asked: Asked, server: str) -> LookupAnswer:
     """A lookup server's answer from its message and the rows behind it, which are not copied.
 
     Args:
         answer: The message, with ``num_rows`` of each table.
         rows: uint8, the rows of all tables as a frame holds them.
+        asked: What it must fit.
         server: What to call the other end in messages.
 
     Raises:
-        BrokenAnswerError: The rows do not have the length that the message says.
+        VersionNotLoadedError: As `Asked.check`.
+        BrokenAnswerError: As `Asked.check`, or the rows do not have the length that the message says.
     """
     tables = {}
     start = 0
@@ -120,6 +187,7 @@ def read_framed_lookup(answer: lookup_pb2.LookupAnswer, rows: npt.NDArray[np.uin
         start += padded(num_bytes)
     if start != len(rows):
         raise BrokenAnswerError(f"{server}: the frame has {len(rows) - start} bytes of rows that no table owns")
+    asked.check(answer, tables, server)
     return _lookup_answer(answer, tables)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer, RankAnswer, read_lookup, read_rank
+from serving.answers import Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
 from serving.async_framed import AsyncFramedLookup
 from serving.async_lookups import AsyncLookupConnection
 from serving.async_replicated import AsyncReplicatedLookup
@@ -58,7 +58,8 @@ class _Calls:
 class _GrpcLookup(AsyncLookupConnection):
     """A lookup server over gRPC."""
 
-    def __init__(self, address: str, *, timeout_s: float, **options: Any):
+    def __init__(self, address: str, *, timeout_s: float, shard: Shard, **options: Any):
+        self._shard = shard
         self.address = address
         self.timeout_s = timeout_s
         self._calls = _Calls(address, self.server, timeout_s=timeout_s, **options)
@@ -70,7 +71,8 @@ class _GrpcLookup(AsyncLookupConnection):
         """As `AsyncLookupConnection`."""
         features = [pack_ids(feature, values) for feature, values in ids.items()]
         request = lookup_pb2.LookupRequest(version=version, features=features, request_id=request_id)
-        return read_lookup(await self._calls.call(self._stub.Lookup, request, timeout_s), self.server)
+        answer = await self._calls.call(self._stub.Lookup, request, timeout_s)
+        return read_lookup(answer, Asked.of(version, self._shard, ids), self.server)
 
     async def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
@@ -125,10 +127,12 @@ class AsyncLookupClient(AsyncLookupConnection):
         self.address = str(fleet)
         self.timeout_s = timeout_s
 
-        def connect(server: str) -> AsyncLookupConnection:
+        def connect(server: str, shard: Shard) -> AsyncLookupConnection:
             if server.startswith(FRAMED):
                 token = read_token(token_file)
-                return AsyncFramedLookup(server, timeout_s=timeout_s, token=token, max_answer_bytes=max_answer_bytes)
+                return AsyncFramedLookup(
+                    server, timeout_s=timeout_s, token=token, max_answer_bytes=max_answer_bytes, shard=shard
+                )
             return _GrpcLookup(
                 server,
                 timeout_s=timeout_s,
@@ -137,13 +141,14 @@ class AsyncLookupClient(AsyncLookupConnection):
                 tls_key=tls_key,
                 token_file=token_file,
                 max_answer_bytes=max_answer_bytes,
+                shard=shard,
             )
 
         shards = [
-            AsyncReplicatedLookup([connect(server) for server in shard], policy=policy, timeout_s=timeout_s)
-            if len(shard) > 1
-            else connect(shard[0])
-            for shard in fleet.shards
+            AsyncReplicatedLookup([connect(server, shard) for server in servers], policy=policy, timeout_s=timeout_s)
+            if len(servers) > 1
+            else connect(servers[0], shard)
+            for shard, servers in fleet.numbered()
         ]
         self._connection = shards[0]
         if len(shards) > 1:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.address import Address
-from serving.answers import LookupAnswer, read_framed_lookup
+from serving.answers import Asked, LookupAnswer, Shard, read_framed_lookup
 from serving.async_lookups import AsyncLookupConnection
 from serving.errors import BrokenAnswerError, DeadlineExceededError, UnavailableError, from_status
 from serving.fleet import FRAMED
@@ -48,14 +48,16 @@ class AsyncFramedLookup(AsyncLookupConnection):
         timeout_s: Deadline of a request that names none, in seconds.
         token: What the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes; -1 for no limit.
+        shard: Which part of a split release the server must hold.
     """
 
-    def __init__(self, address: str, *, timeout_s: float, token: str | None, max_answer_bytes: int):
+    def __init__(self, address: str, *, timeout_s: float, token: str | None, max_answer_bytes: int, shard: Shard):
         self.address = address
         self.timeout_s = timeout_s
         self._target = Address.parse(address.removeprefix(FRAMED))
         self._token = token
         self._max_answer_bytes = max_answer_bytes
+        self._shard = shard
         self._inherited: list[_Stream] = []
         self._closed = False
         self._start_anew()
@@ -78,7 +80,8 @@ class AsyncFramedLookup(AsyncLookupConnection):
     ) -> LookupAnswer:
         """As `AsyncLookupConnection`."""
         message, rows = await self._ask(Kind.LOOKUP, pack_lookup(version, ids, request_id), timeout_s)
-        return read_framed_lookup(lookup_pb2.LookupAnswer.FromString(message), rows, self.server)
+        asked = Asked.of(version, self._shard, ids)
+        return read_framed_lookup(lookup_pb2.LookupAnswer.FromString(message), rows, asked, self.server)
 
     async def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 
-from serving.answers import RankAnswer, read_rank
+from serving.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
 from serving.channel import open_channel
 from serving.config import read_token
 from serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
@@ -91,13 +91,15 @@ class LookupClient(_Client, LookupConnection):
         tls_key: PEM file of that certificate's private key.
         token_file: File with the token that the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes.
+        shard: Which part of a split release the server must hold; rows from another are refused.
         watched: Whether lookups say when their answer is there, which `serving.watch.Watch` needs and which takes a thread.
     """
 
     _role = "lookup server"
 
-    def __init__(self, address: str, *, watched: bool = False, **options: Any):
+    def __init__(self, address: str, *, shard: Shard = WHOLE, watched: bool = False, **options: Any):
         super().__init__(address, **options)
+        self.shard = shard
         self._watched = watched
 
     def _attach(self) -> None:
@@ -118,9 +120,10 @@ class LookupClient(_Client, LookupConnection):
             request_id=request_id,
         )
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
+        asked = Asked.of(version, self.shard, ids)
         if self._watched:
-            return GrpcWatchedLookup(self._stub.Lookup, request, self.server, deadline_s, self._metadata)
-        return GrpcPendingLookup(self._start, request, self.server, deadline_s, self._metadata)
+            return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, self._metadata)
+        return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, self._metadata)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.address import Address
+from serving.answers import Shard
 
 FRAMED = "framed:"
 _FORM = "addresses of replicas with a comma between them, shards with a | between them, such as a:1,b:1|c:1,d:1"
@@ -46,6 +47,10 @@ class Fleet:
     def addresses(self) -> tuple[str, ...]:
         """Every server's address, shard by shard."""
         return tuple(address for shard in self.shards for address in shard)
+
+    def numbered(self) -> list[tuple[Shard, tuple[str, ...]]]:
+        """Each shard's place among all, and its servers."""
+        return [(Shard(index, len(self.shards)), servers) for index, servers in enumerate(self.shards)]
 
     def check_hedging(self, *, hedges: bool) -> None:
         """Refuse to hedge where there is nobody to hedge with.

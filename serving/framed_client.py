@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy.typing as npt
 
 from serving.address import Address
-from serving.answers import LookupAnswer, read_framed_lookup
+from serving.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
 from serving.config import read_token
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.exchange import Exchange, Stream
@@ -37,6 +37,7 @@ class FramedLookupClient(LookupConnection):
         timeout_s: Deadline of a request that names none, in seconds.
         token_file: File with the token that the server asks for.
         max_answer_bytes: Longest answer accepted, in bytes.
+        shard: Which part of a split release the server must hold; rows from another are refused.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class FramedLookupClient(LookupConnection):
         timeout_s: float = 1.0,
         token_file: Path | None = None,
         max_answer_bytes: int = 64 << 20,
+        shard: Shard = WHOLE,
     ):
         parsed = Address.parse(address.removeprefix(FRAMED))
         self.address = f"{FRAMED}{parsed}"
         self.timeout_s = timeout_s
         self.max_answer_bytes = max_answer_bytes
+        self.shard = shard
         self._target = parsed
         self._token = read_token(token_file)
         self._closed = False
@@ -80,7 +83,8 @@ class FramedLookupClient(LookupConnection):
         """Send a lookup and return at once; see `lookup`."""
         message = pack_lookup(version, ids, request_id)
         started_ns = time.perf_counter_ns()
-        return FramedPendingLookup(Exchange(self, _LOOKUP, message, self._deadline(timeout_s)), self.server, started_ns)
+        exchange = Exchange(self, _LOOKUP, message, self._deadline(timeout_s))
+        return FramedPendingLookup(exchange, Asked.of(version, self.shard, ids), self.server, started_ns)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
@@ -168,10 +172,11 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
 class FramedPendingLookup:
     """A lookup under way over a framed connection."""
 
-    __slots__ = ("_exchange", "_server", "_started_ns", "elapsed_us")
+    __slots__ = ("_asked", "_exchange", "_server", "_started_ns", "elapsed_us")
 
-    def __init__(self, exchange: Exchange, server: str, started_ns: int):
+    def __init__(self, exchange: Exchange, asked: Asked, server: str, started_ns: int):
         self._exchange = exchange
+        self._asked = asked
         self._server = server
         self._started_ns = started_ns
         self.elapsed_us = 0
@@ -193,4 +198,4 @@ class FramedPendingLookup:
         """
         message, rows = self._exchange.result()
         self.elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
-        return read_framed_lookup(lookup_pb2.LookupAnswer.FromString(message), rows, self._server)
+        return read_framed_lookup(lookup_pb2.LookupAnswer.FromString(message), rows, self._asked, self._server)

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from serving.answers import LookupAnswer, read_lookup
+from serving.answers import Asked, LookupAnswer, read_lookup
 from serving.errors import BrokenAnswerError, ServingError, UnavailableError, from_rpc_error
 from serving.protocol import lookup_pb2
 
@@ -22,7 +22,10 @@ class GrpcPendingLookup:
     the threads that start and read it, but starts a thread of its own for each future, at a third of a millisecond.
     """
 
-    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float, metadata: Any):
+    def __init__(
+        self, method: Any, request: lookup_pb2.LookupRequest, asked: Asked, server: str, timeout_s: float, metadata: Any
+    ):
+        self._asked = asked
         self._server = server
         self._started_ns = time.perf_counter_ns()
         self._call = method(request, timeout=timeout_s, metadata=metadata)
@@ -49,7 +52,7 @@ class GrpcPendingLookup:
         self.elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
         if answer is None:
             raise BrokenAnswerError(f"{self._server}: it ended the lookup without an answer")
-        return read_lookup(answer, self._server)
+        return read_lookup(answer, self._asked, self._server)
 
 
 class GrpcWatchedLookup:
@@ -58,12 +61,16 @@ class GrpcWatchedLookup:
     Args:
         method: The unary method.
         request: What to send.
+        asked: What the answer must fit.
         server: How messages name the other end.
         timeout_s: Deadline in seconds.
         metadata: The token, if any.
     """
 
-    def __init__(self, method: Any, request: lookup_pb2.LookupRequest, server: str, timeout_s: float, metadata: Any):
+    def __init__(
+        self, method: Any, request: lookup_pb2.LookupRequest, asked: Asked, server: str, timeout_s: float, metadata: Any
+    ):
+        self._asked = asked
         self._server = server
         self._lock = threading.Lock()
         self._cancelled = False
@@ -97,7 +104,7 @@ class GrpcWatchedLookup:
         finally:
             self._close()
         self.elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
-        return read_lookup(answer, self._server)
+        return read_lookup(answer, self._asked, self._server)
 
     def _note(self, _call: object) -> None:
         with self._lock:

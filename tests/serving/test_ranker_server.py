@@ -180,7 +180,7 @@ def _another_precision(answer):
     ("change", "kind", "message"),
     [
         (_another_version, VersionNotLoadedError, "rows of version ffff"),
-        (_a_row_less, ServingError, "sent table 'pin_kge' as"),
+        (_a_row_less, ServingError, "rows of table 'pin_kge'"),
         (_half_a_row, ServingError, "'pin_kge' came with"),
         (_a_table_less, ServingError, "no rows of table 'user_kge'"),
         (_another_precision, ServingError, "int8"),

@@ -123,7 +123,10 @@ def test_a_table_of_a_release_opened_for_all_shards_is_not_read(split):
 
 def test_a_server_says_which_shard_it_has_with_every_answer(split, transport):
     for shard in (0, 2):
-        with LookupServer(transport.config(releases=(split.path,), shard=shard)) as server, transport.connect(server) as client:
+        with (
+            LookupServer(transport.config(releases=(split.path,), shard=shard)) as server,
+            transport.connect(server, shard=(shard, SHARDS)) as client,
+        ):
             (described,) = client.describe().versions
             assert (described.version, described.shard_index, described.num_shards) == (split.version, shard, SHARDS)
             pins = 7 * np.arange(300) - 500
@@ -189,7 +192,7 @@ def test_a_shard_that_is_asked_for_must_be_of_a_release_in_shards(release):
 
 def test_clients_of_one_shard_see_its_own_ids_only(split, tmp_path):
     config = LookupConfig(releases=(_copy_shard(split, 2, tmp_path / "two"),), framed_listen=f"unix:{tmp_path / 'sock'}")
-    with LookupServer(config) as server, connect_lookup(server.framed_address, timeout_s=10) as client:
+    with LookupServer(config) as server, connect_lookup(server.framed_address, timeout_s=10, shard=(2, 3)) as client:
         users = np.arange(1000, 1040)
         answer = client.lookup(split.version, {"user": users})
         assert answer.tables["user_kge"].num_unknown_ids == np.count_nonzero(shard_of(users, SHARDS) != 2)

@@ -23,6 +23,7 @@ from serving import (
     ServingError,
     UnavailableError,
     VersionNotLoadedError,
+    connect_lookup,
     publish,
 )
 from serving.shards import shard_of
@@ -250,3 +251,35 @@ def test_the_load_generator_draws_known_ids_of_every_shard(split, servers, clien
         assert answer.version == split.version
         assert answer.tables["pin_kge"].num_unknown_ids == 0
         assert len(answer.tables["pin_kge"].rows) > 40
+
+
+@pytest.mark.parametrize("joined", ["one", "replicas", "swapped", "one as the first of two"])
+def test_a_shard_is_never_taken_for_another_part(joined, servers, split, transport):
+    addresses = [transport.address(server) for server in servers]
+    address = {
+        "one": addresses[1],
+        "replicas": ",".join(addresses),
+        "swapped": "|".join((addresses[1], addresses[0], addresses[2])),
+        "one as the first of two": "|".join(addresses[:2]),
+    }[joined]
+    with transport.make(address, timeout_s=10) as client:
+        for _ in range(6):  # whichever replica is asked
+            with pytest.raises(BrokenAnswerError, match=r"shard \d of 3.*List the servers"):
+                client.lookup(split.version, {"pin": np.arange(50) * 7 - 500})
+
+
+def test_a_whole_server_is_not_taken_for_a_shard(release, transport):
+    with contextlib.ExitStack() as running:
+        servers = [running.enter_context(LookupServer(transport.config(releases=(release.path,)))) for _ in range(2)]
+        client = running.enter_context(transport.make("|".join(map(transport.address, servers)), timeout_s=10))
+        with pytest.raises(BrokenAnswerError, match=r"not split.*List the servers"):
+            client.lookup(release.version, {"pin": np.arange(50)})
+
+
+def test_one_shard_can_be_asked_alone_by_who_says_so(servers, split):
+    with connect_lookup(servers[1].address, timeout_s=10, shard=(1, SHARDS)) as client:
+        pins = np.arange(50) * 7 - 500
+        answer = client.lookup(split.version, {"pin": pins})
+        assert answer.tables["pin_kge"].num_unknown_ids == np.count_nonzero(shard_of(pins, SHARDS) != 1)
+    with pytest.raises(ValueError, match="lists 2"):
+        connect_lookup("a:1|b:1", shard=(1, SHARDS))
