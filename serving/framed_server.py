@@ -236,6 +236,8 @@ class FramedServer:
                         self._send(connection, frame[num_sent:], b"")
                     return
             message, rows = self._respond(connection, request)
+        except ClosedError:
+            self._close(connection)
         except ServingError as error:
             self._refuse(connection, header, error)
         except DecodeError as error:

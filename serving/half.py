@@ -17,6 +17,7 @@ from serving.protocol import lookup_pb2
 
 if TYPE_CHECKING:
     from serving.manifest import ReleaseTable
+    from serving.mapped_files import MappedFiles
     from serving.release import Release
     from tables.idmap import IdMap
 
@@ -65,17 +66,28 @@ class LookupHalf:
         populate: Whether to have all pages of tables and id maps in memory before the first request.
         huge_pages: Whether to copy the tables into memory of this process that has huge pages, instead.
         max_ids: Most ids in one request, for `plan`.
+        files: Its mapped files, watched since before they were checked; None watches them from now on.
 
     Attributes:
         shard_fields: What descriptions and answers say of the shard; empty for a whole release.
+        files: Its mapped files: rows may be sent only if these are still intact after they were gathered.
         plan: The same tables for the lookup kernel; for one thread.
 
     Raises:
         ValueError: An id map does not belong to its table.
     """
 
-    def __init__(self, release: Release, *, populate: bool = True, huge_pages: bool = False, max_ids: int = 16384):
+    def __init__(
+        self,
+        release: Release,
+        *,
+        populate: bool = True,
+        huge_pages: bool = False,
+        max_ids: int = 16384,
+        files: MappedFiles | None = None,
+    ):
         self.release = release
+        self.files = release.mapped_files(rows=not huge_pages) if files is None else files
         self.id_types: Mapping[str, str] = release.manifest.id_types
         self.shard_fields: dict[str, int] = {}
         if release.shard is not None:

@@ -77,7 +77,7 @@ class Listener:
         register(cast("grpc.Server", _ParsingServer(self._server, metrics)))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._set_health(serving=False)
+        self.set_health(serving=False)
         reflected = _Reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME))
         reflected.use_pool(self._reflection_worker)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)
@@ -104,7 +104,7 @@ class Listener:
             self._server.stop(None).wait()
             raise
         self._server.start()
-        self._set_health(serving=True)
+        self.set_health(serving=True)
         announcement = {
             "event": "ready",
             "role": self._role,
@@ -204,7 +204,8 @@ class Listener:
             return address.text
         return address.with_port(port).text
 
-    def _set_health(self, *, serving: bool) -> None:
+    def set_health(self, *, serving: bool) -> None:
+        """Say by gRPC's health service whether requests should come; without effect once it drains."""
         states = health_pb2.HealthCheckResponse
         for name in ("", self._service):
             self._health.set(name, states.SERVING if serving else states.NOT_SERVING)

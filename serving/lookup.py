@@ -15,6 +15,7 @@ import numpy as np
 
 from serving.admin import AdminServicer
 from serving.config import LookupConfig
+from serving.connection import ClosedError
 from serving.deployed import Deployed
 from serving.errors import InvalidRequestError, OverloadedError, VersionNotLoadedError
 from serving.framed_server import FramedServer
@@ -28,11 +29,13 @@ from serving.plan import version_of
 from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from serving.release import Release
 from serving.versions import LoadedVersions
+from tables.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "multifacet.serving.v1.Lookup"
 _INT64 = np.dtype("<i8")
+_LOOK_EVERY_S = 0.5
 
 
 class LookupServer:
@@ -57,6 +60,8 @@ class LookupServer:
         self._deployed.open(config.releases)
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         self._of_thread = threading.local()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_files, name="mapped-files", daemon=True)
         self._framed_send = SendBuffer()
         self._framed = (
             FramedServer(config, self._answer_frame, self.metrics, self._answer_quickly)
@@ -150,10 +155,15 @@ class LookupServer:
             except OSError:
                 self._listener.stop(0)
                 raise
-        return self._listener.start({"versions": list(self.versions), "framed_address": self.framed_address})
+        address = self._listener.start({"versions": list(self.versions), "framed_address": self.framed_address})
+        self._watcher.start()
+        return address
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Drain and stop; see `Listener.stop`."""
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join(_LOOK_EVERY_S)  # it may be reading a large file
         if self._framed is not None:
             self._framed.stop(self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
         self._listener.stop(drain_timeout_s)
@@ -167,9 +177,19 @@ class LookupServer:
 
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
         config = self.config
-        self._check_budget(Release.open(path, verify=False, half="lookup", shard=config.shard))
+        unchecked = Release.open(path, verify=False, half="lookup", shard=config.shard)
+        self._check_budget(unchecked)
+        files = unchecked.mapped_files(rows=not config.huge_pages)  # before they are checked: none may change in between
         release = Release.open(path, verify=config.verify, half="lookup", shard=config.shard)
-        half = LookupHalf(release, populate=config.populate, huge_pages=config.huge_pages, max_ids=config.max_ids_per_request)
+        half = LookupHalf(
+            release,
+            populate=config.populate,
+            huge_pages=config.huge_pages,
+            max_ids=config.max_ids_per_request,
+            files=files,
+        )
+        if release.version != unchecked.version or not files.examine():
+            raise ArtifactError(f"{path} was changed while it was loaded ({files.fault or 'replaced'}): load it again")
         logger.info("loaded %r", release)
         return release.version, half
 
@@ -228,10 +248,31 @@ class LookupServer:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
         with self._loaded.lease(request.version) as (_, half):
+            if not half.files.is_whole():
+                raise self._changed(request.version, half)
             all_fetched = half.fetch(self._read_ids(request, half), send)
+            if not half.files.is_intact():
+                raise self._changed(request.version, half)
         for table, num_rows, num_unknown_ids, _ in all_fetched:
             self.metrics.count_rows(table.name, num_rows, num_unknown_ids)
         return half, all_fetched
+
+    def _changed(self, version: str, half: LookupHalf) -> VersionNotLoadedError:
+        intact = tuple(held for held, other in self._loaded.items() if not other.files.fault)
+        return VersionNotLoadedError(
+            f"version {version} is no longer served here: files of {half.release.path} were changed under the server "
+            f"({half.files.fault}); served: {', '.join(intact) or 'none'}",
+            loaded=intact,
+        )
+
+    def _watch_files(self) -> None:
+        """Look at the mapped files until the server stops, whether requests come or not; a thread's work."""
+        serving = True
+        while not self._stopping.wait(_LOOK_EVERY_S):
+            changed = [version for version, half in self._loaded.items() if not half.files.examine()]
+            if serving != (not changed):
+                serving = not changed
+                self._listener.set_health(serving=serving)
 
     def _read_ids(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> dict[str, IdArray]:
         """The ids by feature: what is plainly right passes, the rest is looked at closely and refused with its reason."""
@@ -279,8 +320,14 @@ class LookupServer:
             return None
         try:
             with self._loaded.lease(wanted) as (_, half):
+                if not half.files.is_whole():
+                    return None
                 plan = half.plan
                 answered = plan.answer(frame, self._framed_send, descriptor)
+                if answered is not None and not half.files.is_intact():
+                    if answered.num_sent:
+                        raise ClosedError  # the rest is never sent, so that what was sent is no answer
+                    return None
         except VersionNotLoadedError:  # retired just now
             return None
         if answered is None:
@@ -312,6 +359,7 @@ class LookupServer:
                     ],
                 )
                 for version, half in self._loaded.items()
+                if half.files.is_intact()
             ],
             max_ids_per_request=self.config.max_ids_per_request,
         )

@@ -274,7 +274,9 @@ def _write_message(plan: Any, text: Any, spans: Any, results: Any, out: Any, pla
 
 @numba.njit(nogil=True, cache=True)
 def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, place: Any, stream: Any) -> Any:
-    """Rows into memory, and all of it to the stream as it comes; how many bytes were sent.
+    """Rows into memory, and to the stream as they come, but for the last ones; how many bytes were sent.
+
+    The end is the caller's to send, once it knows that the rows did not change while they were copied.
 
     `results` gets each table's number of rows, and keeps its number of unknown ids.
     """
@@ -302,7 +304,7 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
             _gather(plan, at, found[begin + done : begin + done + step], memory, halves, shorts, out, place)
             done += step
             place = (end + ROW_ALIGNMENT - 1) & ~(ROW_ALIGNMENT - 1)
-            if stream >= 0 and (place == length or step == _CHUNK_ROWS):
+            if stream >= 0 and place < length and step == _CHUNK_ROWS:
                 num = _send(np.int32(stream), base + np.uintp(sent), np.uintp(place - sent), np.int32(_SEND_FLAGS))
                 if num < place - sent:  # its buffer is full, or it is gone: the caller sees to it
                     stream = np.int64(-1)
@@ -326,7 +328,7 @@ def answer(
         found: int32 [max_ids * maps of a feature], likewise.
         memory: uint64, where the answer's frame is written to; what was in it is overwritten.
         results: int64 [RESULTS + 2 * num_tables], written.
-        stream: Descriptor of the socket to send to as it comes; -1 for none.
+        stream: Descriptor of the socket to send to as it comes, all but the end; -1 for none.
 
     Returns:
         0; `NOT_FOR_KERNEL`, or `TOO_LITTLE_ROOM` with the length in ``results[0]``: nothing was sent then.

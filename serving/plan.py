@@ -108,7 +108,7 @@ class LookupPlan:
         Args:
             frame: The request's frame, writable memory; its header was read.
             send: Where the answer is put together.
-            descriptor: The socket to send it to as it comes; -1 sends nothing.
+            descriptor: The socket to send it to as it comes, all but its end; -1 sends nothing.
 
         Returns:
             The answer; None if the request is not for the kernel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import signal
 import threading
@@ -23,6 +24,7 @@ def serve_lookup(config: LookupConfig) -> None:
         ArtifactError: A release is damaged; the file is named.
         OSError: The address cannot be bound.
     """
+    faulthandler.enable()  # a mapped file that is cut while its rows are read ends the process: with a line at least
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
         from serving.lookup import LookupServer  # noqa: PLC0415

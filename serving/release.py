@@ -27,9 +27,11 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from serving.manifest import ReleaseManifest
+from serving.mapped_files import MappedFiles, open_plain
 from serving.parts import choose_shard, files_of
 from tables.artifact import Artifact, ArtifactError
 from tables.idmap import IdMap
+from tables.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from serving.manifest import Precision, ReleaseTable
@@ -40,6 +42,7 @@ UPPER = "ranker/upper.pt2"
 POOLING = "ranker/pooling.pt2"
 ID_MAPS = "id_maps"
 """Folder of id maps, beside the rows that they are for."""
+_MAPPED = (".rows", ".safetensors")
 
 
 class Release:
@@ -87,6 +90,8 @@ class Release:
             chosen.append((manifest, choose_shard(artifact.path, manifest.num_shards, half, shard)))
             return files_of(artifact.manifest["files"], half, chosen[-1][1])
 
+        if os.path.lexists(Path(path) / MANIFEST_NAME):
+            os.close(open_plain(Path(path) / MANIFEST_NAME))  # a pipe in its place would be waited for
         artifact = Artifact.open(path, kind=KIND, verify=verify, select=select)
         return cls(artifact, *chosen[-1])
 
@@ -145,10 +150,28 @@ class Release:
         """
         self._check_opened(table)
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-        with self._artifact.file(table.file(self.shard)).open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
+        descriptor = open_plain(self._artifact.file(table.file(self.shard)))
+        try:
+            mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
         mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, dtype=np.uint8).reshape(table.rows_of(self.shard), table.row_bytes)
+
+    def mapped_files(self, *, rows: bool = True) -> MappedFiles:
+        """Watch the files that are mapped while the lookup half is served.
+
+        Args:
+            rows: Whether the tables are among them, beside the id maps.
+
+        Raises:
+            ArtifactError: One is not a plain file.
+        """
+        files: Mapping[str, Mapping[str, str]] = self._artifact.manifest["files"]
+        names = [
+            name for name in files_of(files, "lookup", self.shard) if name.endswith(".safetensors" if not rows else _MAPPED)
+        ]
+        return MappedFiles(self.path, [(name, files[name]["sha256"]) for name in names])
 
     def id_map(self, name: str) -> IdMap:
         """Load an id map by its name.

@@ -20,6 +20,7 @@ from serving.split import TableSplit, split_of
 from serving.upper import UpperModel
 from tables.artifact import ArtifactError, ArtifactWriter
 from tables.codec import row_bytes
+from tables.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tables.idmap import IdMap
 
 logger = logging.getLogger(__name__)
+
+_READ_ONLY = 0o444
 
 
 class ReleaseWriter:
@@ -94,6 +97,8 @@ class ReleaseWriter:
                 self._writer.__exit__(type(failure), failure, failure.__traceback__)
                 raise
         self._writer.__exit__(kind, error, trace)
+        if kind is None:
+            (self._writer.path / MANIFEST_NAME).chmod(_READ_ONLY)
 
     def add_table(
         self,
@@ -216,6 +221,9 @@ class ReleaseWriter:
             raise ArtifactError(
                 f"{self._writer.path}: none of its tables can be split into {self._num_shards} shards; publish it whole"
             )
+        for file in self._writer.directory.rglob("*"):
+            if file.is_file():
+                file.chmod(_READ_ONLY)  # servers have it mapped, as other users too: it is never written to again
         tasks: tuple[Literal["ctr"], Literal["cvr"]] = ("ctr", "cvr")
         manifest = ReleaseManifest(
             name=self._name,
