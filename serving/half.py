@@ -14,6 +14,7 @@ from serving.hashed_shard import HashedShard
 from serving.packing import IdArray
 from serving.plan import LookupPlan
 from serving.protocol import lookup_pb2
+from tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
     from serving.manifest import ReleaseTable
@@ -74,7 +75,7 @@ class LookupHalf:
         plan: The same tables for the lookup kernel; for one thread.
 
     Raises:
-        ValueError: An id map does not belong to its table.
+        ArtifactError: An id map does not belong to its table, or names rows beyond it.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class LookupHalf:
         for table in release.tables:
             id_map, num_rows = self._id_maps[table.id_map], table.rows_of(release.shard)
             if id_map.num_rows != num_rows or id_map.num_hashes != 1:
-                raise ValueError(
+                raise ArtifactError(
                     f"{release.path}: table {table.name!r} has {num_rows} rows, its id map maps to {id_map.num_rows} "
                     f"by {id_map.num_hashes} hashes; publish the model again"
                 )

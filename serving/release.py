@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from serving.index_check import check_index
 from serving.manifest import ReleaseManifest
 from serving.mapped_files import MappedFiles, open_plain
 from serving.parts import choose_shard, files_of
@@ -180,13 +181,24 @@ class Release:
             Of a split table, an exact map of the ids of the shard that was opened, or a hashed map of the whole table.
 
         Raises:
-            ArtifactError: Another release has taken this one's place since it was opened, or the tables are split, and no
-                shard was opened.
+            ArtifactError: Another release has taken this one's place since it was opened, the tables are split and no shard
+                was opened, or the map is none, of another type, or names rows beyond its table.
         """
         table = next(table for table in self.tables if table.id_map == name)
         self._check_opened(table)
-        loaded = IdMap.load(self.path / table.folder(self.shard) / ID_MAPS, name)
+        folder = self.path / table.folder(self.shard) / ID_MAPS
+        try:
+            loaded = IdMap.load(folder, name)
+        except (ValueError, OSError) as error:
+            raise ArtifactError(f"{folder / name} cannot be read as an id map: {error}. Publish the model again.") from error
         self._artifact.check_unreplaced()
+        if loaded.index is not None:
+            check_index(loaded.index.arrays, loaded.num_rows, folder / name)
+        expected = self.manifest.id_types[table.feature]
+        if loaded.id_type != expected:
+            raise ArtifactError(
+                f"{folder / name} is of {loaded.id_type} ids, the manifest says {expected}. Publish the model again."
+            )
         return loaded
 
     def _check_opened(self, table: ReleaseTable) -> None:
