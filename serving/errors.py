@@ -7,6 +7,9 @@ from typing import ClassVar
 
 import grpc
 
+_MAX_LETTERS, _MAX_ESCAPED = 4000, 480
+MAX_VERSIONS_TOLD = 16
+"""Most versions that a refusal lists: the latest."""
 LOADED_VERSIONS_TRAILER = "loaded-versions"
 """Key of the trailing metadata that lists the loaded versions beside a FAILED_PRECONDITION, comma-separated."""
 
@@ -65,6 +68,13 @@ class BrokenAnswerError(ServingError):
     """An answer contradicts the release: wrong version, tables, lengths, or a score that is not finite."""
 
     code = grpc.StatusCode.INTERNAL
+
+
+def brief(error: ServingError) -> str:
+    """An error's message, short enough for gRPC's metadata: 8 KiB, in which a letter that is escaped takes up to 12 bytes."""
+    text = str(error)
+    limit = _MAX_LETTERS if text.isascii() and text.isprintable() and "%" not in text else _MAX_ESCAPED
+    return text if len(text) <= limit else f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
 
 
 _KINDS: dict[grpc.StatusCode, type[ServingError]] = {

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from serving.address import Address
 from serving.connection import SCRATCH_BYTES, ClosedError, Connection, Request
 from serving.errors import (
+    MAX_VERSIONS_TOLD,
     DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
@@ -25,6 +26,7 @@ from serving.errors import (
     UnauthenticatedError,
     UnavailableError,
     VersionNotLoadedError,
+    brief,
 )
 from serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
 from serving.protocol import frames_pb2
@@ -47,6 +49,8 @@ None if the request is not for it. The frame need stay valid only until the next
 _BACKLOG = 1024
 _SEND_BUFFER_BYTES = 1 << 20
 _SWEEP_S = 1.0
+_PAUSE_S = 0.1
+_COMPLAIN_S = 10.0
 _NOBODY = Header(Kind.REFUSAL, 0, 0, 0)
 _ANSWER = int(Kind.ANSWER)
 _READ, _WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT | select.EPOLLRDHUP
@@ -87,6 +91,9 @@ class FramedServer:
         self._poll.register(self._wakes.fileno(), select.EPOLLIN)
         self._listening: socket.socket | None = None
         self._stop_by: float | None = None
+        self._accept_at = 0.0
+        self._complain_at = 0.0
+        self._num_pauses = 0
         self._thread = threading.Thread(target=self._run, name="framed", daemon=True)
         self.address = ""
 
@@ -129,7 +136,12 @@ class FramedServer:
         swept = time.monotonic()
         while not (self._stop_by is not None and self._is_drained()):
             timeout_s = _SWEEP_S if self._stop_by is None else 0.0 if not self._is_sending() else 0.05
+            if self._accept_at:
+                timeout_s = min(timeout_s, _PAUSE_S)
             self._read_all(self._poll.poll(timeout_s))
+            if self._accept_at and time.monotonic() >= self._accept_at and self._listening is not None:
+                self._accept_at = 0.0
+                self._poll.register(self._listening.fileno(), select.EPOLLIN)
             while self._queue:
                 connection, request = self._queue.popleft()
                 if connection.stream.fileno() in self._connections:
@@ -172,8 +184,10 @@ class FramedServer:
                 stream, _ = self._listening.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # out of descriptors, or the client is gone already: others go on
-                logger.warning("could not accept a connection: %s", error)
+            except ConnectionAbortedError:  # the client is gone already
+                continue
+            except OSError as error:  # out of descriptors or of memory: the next clients wait in the system's queue
+                self._pause(error)
                 return
             connection = Connection(stream, self._config.max_message_bytes)
             connection.authenticated = self._token is None
@@ -192,6 +206,17 @@ class FramedServer:
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
             self._connections[stream.fileno()] = connection
             self._poll.register(stream.fileno(), _READ)
+
+    def _pause(self, error: OSError) -> None:
+        """Accept nothing for a moment: what waits to be accepted would wake the loop again and again."""
+        now = time.monotonic()
+        self._num_pauses += 1
+        if now >= self._complain_at:
+            logger.warning("cannot accept connections (%d times by now): %s", self._num_pauses, error)
+            self._complain_at = now + _COMPLAIN_S
+        if self._listening is not None:
+            self._poll.unregister(self._listening.fileno())
+            self._accept_at = now + _PAUSE_S
 
     def _attend(self, connection: Connection, events: int) -> Request | None:
         """Read or write what can be; the request, if one became whole."""
@@ -271,9 +296,10 @@ class FramedServer:
 
     def _refuse(self, connection: Connection, header: Header, error: ServingError) -> None:
         self._metrics.count_request(error.code.name)
-        logger.debug("request refused: %s: %s", error.code.name, error)
-        loaded = error.loaded if isinstance(error, VersionNotLoadedError) else ()
-        message = frames_pb2.Refusal(code=error.code.name, message=str(error), loaded_versions=loaded).SerializeToString()
+        message_text = brief(error)
+        logger.debug("request refused: %s: %s", error.code.name, message_text)
+        loaded = error.loaded[-MAX_VERSIONS_TOLD:] if isinstance(error, VersionNotLoadedError) else ()
+        message = frames_pb2.Refusal(code=error.code.name, message=message_text, loaded_versions=loaded).SerializeToString()
         self._send(connection, pack_header(Kind.REFUSAL, len(message), 0, header.number) + message, b"")
 
     def _send(self, connection: Connection, message: Buffer, rows: Buffer) -> None:

@@ -19,11 +19,13 @@ from serving.address import Address
 from serving.config import read_token
 from serving.errors import (
     LOADED_VERSIONS_TRAILER,
+    MAX_VERSIONS_TOLD,
     DeadlineExceededError,
     InvalidRequestError,
     ServingError,
     UnauthenticatedError,
     VersionNotLoadedError,
+    brief,
 )
 
 if TYPE_CHECKING:
@@ -161,16 +163,16 @@ class Listener:
         except ServingError as error:
             failure = error
         except Exception:  # whatever it is, the caller gets a status and the log the traceback
-            logger.exception("request %r failed", request_id)
+            logger.exception("request %.200r failed", request_id)
             failure = ServingError("internal error; see the server's log")
         else:
             self._metrics.count_request("OK")
             return answer
         self._metrics.count_request(failure.code.name)
-        logger.debug("request %r refused: %s: %s", request_id, failure.code.name, failure)
+        logger.debug("request %.200r refused: %s: %s", request_id, failure.code.name, brief(failure))
         if isinstance(failure, VersionNotLoadedError):
-            context.set_trailing_metadata(((LOADED_VERSIONS_TRAILER, ",".join(failure.loaded)),))
-        context.abort(failure.code, str(failure))
+            context.set_trailing_metadata(((LOADED_VERSIONS_TRAILER, ",".join(failure.loaded[-MAX_VERSIONS_TOLD:])),))
+        context.abort(failure.code, brief(failure))
         raise failure  # abort has raised already
 
     def _check_token(self, context: grpc.ServicerContext, token: str | None) -> None:

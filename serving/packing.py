@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from serving.errors import InvalidRequestError
 from serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
 
 _INT64 = np.dtype("<i8")
+_MAX_NAMES_TOLD = 16
+_MAX_NAME_TOLD = 64
 IdArray = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 """External ids of one feature: int64 [n], or Python strings [n] (numpy's own strings drop trailing zeros)."""
 
@@ -189,18 +192,35 @@ def check_features(
 ) -> None:
     """Refuse unknown, repeated and (with ``every``) missing features; ``what`` is what messages call them.
 
+    What it costs is bounded by `expected`: a request of thousands of names is refused by their number.
+
     Raises:
-        InvalidRequestError: With both lists in its message.
+        InvalidRequestError: With both lists in its message, of each the first names.
     """
-    if len(set(given)) == len(given) and set(expected).issuperset(given) and (not every or len(given) == len(expected)):
+    if (
+        len(given) <= len(expected)
+        and len(set(given)) == len(given)
+        and set(expected).issuperset(given)
+        and (not every or len(given) == len(expected))
+    ):
         return
-    repeated = sorted({name for name in given if given.count(name) > 1})
+    has = f"{where} has {_first_names(sorted(expected))}"
+    if len(given) > len(expected) + _MAX_NAMES_TOLD:
+        raise InvalidRequestError(f"{what}: {len(given)} are named; {has}")
+    repeated = sorted(name for name, times in Counter(given).items() if times > 1)
     unknown = sorted(set(given) - set(expected))
     missing = sorted(set(expected) - set(given)) if every else []
     faults: list[Any] = [
-        *([f"unknown {unknown}"] if unknown else []),
-        *([f"repeated {repeated}"] if repeated else []),
-        *([f"missing {missing}"] if missing else []),
+        *([f"unknown {_first_names(unknown)}"] if unknown else []),
+        *([f"repeated {_first_names(repeated)}"] if repeated else []),
+        *([f"missing {_first_names(missing)}"] if missing else []),
     ]
     if faults:
-        raise InvalidRequestError(f"{what}: {'; '.join(faults)}; {where} has {sorted(expected)}")
+        raise InvalidRequestError(f"{what}: {'; '.join(faults)}; {has}")
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """Names for a message, which must stay short whatever was sent."""
+    told = [name if len(name) <= _MAX_NAME_TOLD else f"{name[:_MAX_NAME_TOLD]}..." for name in names[:_MAX_NAMES_TOLD]]
+    more = f" and {len(names) - len(told)} more" if len(names) > len(told) else ""
+    return f"{told}{more}"
