@@ -7,7 +7,9 @@ weights and constants of a tensor subclass (``use_pickle``), custom and opaque o
 (tried with ``weights_only=True`` first, then without). Plain models have only the last. `publish` therefore drops the
 sample inputs, and every archive is looked through here before torch may load it.
 
-Even so, the graph's JSON is code in effect: serve only releases whose version you know.
+The graph's JSON is looked through as well: torch would evaluate the expressions in it (`serving.program_text`). Members must be
+stored as they are, so that none expands beyond the size that the manifest gives the file. What operators a graph calls is its
+author's choice all the same: serve only releases whose version you know.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.export.passes import move_to_device_pass
 from torch.fx.graph import CodeGen
 
+from serving.program_text import check_program_text
 from tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
@@ -45,39 +48,63 @@ def check_archive(path: Path, *, allow_sample_inputs: bool = False) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):
-                raise ArtifactError(f"{path}: the archive has two members of one name")
-            if not any("/models/" in name for name in names):
-                raise ArtifactError(f"{path}: no program inside; write it with torch.export.save")
-            for name in names:
+            _check_names(path, archive)
+            _check_sizes(path, archive)
+            for name in archive.namelist():
                 _check_member(path, archive, name, allow_sample_inputs=allow_sample_inputs)
-    except zipfile.BadZipFile as error:
-        raise ArtifactError(f"{path} is not a torch.export archive: {error}") from error
+    except ArtifactError:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError) as error:
+        raise ArtifactError(f"{path} is not a torch.export archive: {error!r}") from error
+
+
+def _check_names(path: Path, archive: zipfile.ZipFile) -> None:
+    names = archive.namelist()
+    if len(set(names)) != len(names):
+        raise ArtifactError(f"{path}: the archive has two members of one name")
+    if not any("/models/" in name for name in names):
+        raise ArtifactError(f"{path}: no program inside; write it with torch.export.save")
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse members that are more than the file: the manifest bounds its size, and torch.export.save compresses none."""
+    members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise ArtifactError(f"{path}: {member.filename} is compressed; torch.export.save stores members as they are")
+    num_bytes = sum(member.file_size for member in members)
+    if num_bytes > path.stat().st_size:
+        raise ArtifactError(
+            f"{path}: its members have {num_bytes} bytes together, the file {path.stat().st_size}: they overlap"
+        )
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str, *, allow_sample_inputs: bool) -> None:
     _, _, inner = name.partition("/")  # the first folder is the file's stem
     if inner.startswith("data/sample_inputs/"):
-        content = archive.read(name)
-        if not content:
-            return
-        if not allow_sample_inputs:
-            raise ArtifactError(f"{path}: {name} is a pickle; publish the model again, which drops it")
-        try:
-            torch.load(io.BytesIO(content), weights_only=True)
-        except Exception as error:
-            raise ArtifactError(f"{path}: {name} holds more than plain tensors: {error}") from error
+        _check_sample_inputs(path, name, archive.read(name), allowed=allow_sample_inputs)
     elif inner.startswith(("data/weights/", "data/constants/")) and inner.endswith("_config.json"):
         _check_payloads(path, name, json.loads(archive.read(name))["config"])
     elif inner.startswith(("data/weights/", "data/constants/")):
         if not inner.rpartition("/")[2].startswith(_PICKLE_FREE_PREFIXES):
             raise ArtifactError(f"{path}: {name} is a pickle of an older format: export the model again")
-    elif not (
-        inner.startswith("models/")
-        or inner in {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
-    ):
+    elif inner.startswith("models/"):
+        fault = check_program_text(archive.read(name))
+        if fault:
+            raise ArtifactError(f"{path}: {name} {fault}")
+    elif inner not in {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}:
         raise ArtifactError(f"{path}: unexpected member {name}; only a plain exported program is accepted")
+
+
+def _check_sample_inputs(path: Path, name: str, content: bytes, *, allowed: bool) -> None:
+    if not content:
+        return
+    if not allowed:
+        raise ArtifactError(f"{path}: {name} is a pickle; publish the model again, which drops it")
+    try:
+        torch.load(io.BytesIO(content), weights_only=True)
+    except Exception as error:
+        raise ArtifactError(f"{path}: {name} holds more than plain tensors: {error}") from error
 
 
 def _check_payloads(path: Path, name: str, payloads: Mapping[str, Mapping[str, object]]) -> None:
