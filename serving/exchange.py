@@ -32,15 +32,17 @@ class Stream:
 
     Attributes:
         socket: The connected socket, blocking.
+        made_at: `num_forks` then.
         answer_bytes: Length of its last answer: the next one is read into as much memory.
         message_bytes: Length of that answer's message: rows are expected behind as much.
     """
 
-    __slots__ = ("__weakref__", "_receive_us", "_send_us", "answer_bytes", "message_bytes", "socket")
+    __slots__ = ("__weakref__", "_receive_us", "_send_us", "answer_bytes", "made_at", "message_bytes", "socket")
 
     def __init__(self, connected: socket.socket):
         connected.settimeout(None)  # the system's own timeouts are used: one call fewer for each read
         self.socket = connected
+        self.made_at = num_forks()
         self.answer_bytes = 0
         self.message_bytes = 0
         self._send_us = 0

@@ -17,7 +17,7 @@ from serving.config import read_token
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.exchange import Exchange, Stream
 from serving.fleet import FRAMED
-from serving.forks import let_go, renew_in_children
+from serving.forks import let_go, num_forks, renew_in_children
 from serving.frames import Kind, request_numbers
 from serving.lookups import LookupConnection
 from serving.packing import pack_lookup
@@ -123,7 +123,7 @@ class FramedLookupClient(LookupConnection):
     def give_back(self, stream: Stream) -> None:
         """Keep a connection on which nothing is under way."""
         with self._lock:
-            if not self._closed and len(self._idle) < _MAX_IDLE and stream in self._streams:
+            if not self._closed and len(self._idle) < _MAX_IDLE and stream.made_at == num_forks():
                 self._idle.append(stream)
                 return
         stream.socket.close()
