@@ -34,7 +34,7 @@ test-pyg-lib: venv-dev  ## the tests that pyg-lib touches, with pyg-lib (PYG_LIB
 	rm -rf build/pyg-lib
 	$(BIN)/python -m pip install --quiet --no-deps --target build/pyg-lib $(or $(PYG_LIB),-r requirements/pyg-lib.txt)
 	$(BIN)/python -c "import torch_geometric.typing as t; assert t.WITH_PYG_LIB, 'pyg-lib does not load with this torch'"
-	$(BIN)/python -m pytest tests/graphdb/sampling tests/graphdb/test_pyg.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/graphdb/sampling tests/graphdb/test_pyg.py -k "sampling or pygs" $(PYTEST_ARGS)
 
 lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
 	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports; do \

@@ -5,8 +5,9 @@ loads. So a window that ends at `as_of` holds the nodes that were seen before:
 
 - a node of a type that timed relations touch, from its first event, or from the time that a load of nodes gave it, or else from
   the time of that load, whichever is first;
-- a node of any other type (an advertiser, a category) from when a node that it is linked to by an untimed edge belongs to the
-  window, or from the time of its load;
+- a node of any other type (an advertiser, a category) from when an untimed edge links it to a node that belongs, or from the
+  time of its load. Edges bring nodes in outwards only, away from the types that have times, or from head to tail: a country
+  comes with its first advertiser, and brings no other advertiser;
 - where no relation that leads to a type has times, all of its nodes: they have always been there.
 
 An untimed edge is in each window that holds both of its ends. A window without `as_of` holds all nodes. Forgotten ones are in
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import duckdb
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 from graphdb.layout import SEEN, all_edges, node_table
 from graphdb.merging import is_clustered, translated
 from graphdb.nodes import num_idx
-from graphdb.schema import GraphSchema
+from graphdb.schema import GraphSchema, Relation
 from graphdb.sql import count, quote, run
 from graphdb.times import microseconds
 
@@ -103,44 +105,58 @@ def _seen_before(cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, as_of: 
     """Node type -> the table of its nodes that belong, for the types of which some do not."""
     bound, timed = microseconds(as_of), _timed_types(schema)
     linked = _linked_types(schema, timed)
-    late = [
-        name for name in sorted(timed) if run(cursor, f"SELECT count(*) FROM {node_table(name)} WHERE {SEEN} >= {bound}")[0][0]
-    ]
-    if not late:
-        return {}
-    tables = {name: quote(f"_mf_member_{name}") for name in (*late, *linked)}
-    for name, table in tables.items():
-        run(cursor, f"CREATE TEMP TABLE {table} AS SELECT idx FROM {node_table(name)} WHERE {SEEN} < {bound}")
-    # A type can be reached through another of its kind: until nothing is added.
-    is_growing = bool(linked)
+    late = f"SELECT count(*) FROM {{}} WHERE {SEEN} >= {bound}"
+    tables = {
+        name: f"(SELECT idx FROM {node_table(name)} WHERE {SEEN} < {bound})"
+        for name in (*sorted(timed), *linked)
+        if run(cursor, late.format(node_table(name)))[0][0]
+    }
+    for name in linked:
+        if name in tables:
+            run(cursor, f"CREATE TEMP TABLE {quote(f'_mf_member_{name}')} AS {tables[name]}")
+            tables[name] = quote(f"_mf_member_{name}")
+    # Types of one distance can be linked among themselves: until nothing is added.
+    is_growing = any(name in tables for name in linked)
     while is_growing:
         is_growing = False
-        for relation in schema.relations:
-            if relation.timed:
+        for relation, near, far in _ways(schema, {**dict.fromkeys(timed, 0), **linked}):
+            end, other = (relation.src, relation.dst) if near == "src" else (relation.dst, relation.src)
+            if other not in tables:
                 continue
-            for near, end, far, other in (
-                ("src", relation.src, "dst", relation.dst),
-                ("dst", relation.dst, "src", relation.src),
-            ):
-                if other not in linked:
-                    continue
-                seen = f"{near} IN (SELECT idx FROM {tables.get(end, node_table(end))})"
-                new = f"SELECT DISTINCT {far} AS idx FROM {all_edges(relation.name)} WHERE {seen}"
-                added = run(cursor, f"INSERT INTO {tables[other]} FROM ({new}) ANTI JOIN {tables[other]} USING (idx)")[0][0]
-                is_growing |= bool(added)
-    return {name: table for name, table in tables.items() if count(cursor, table) < count(cursor, node_table(name))}
+            seen = f"{near} IN (SELECT idx FROM {tables.get(end, node_table(end))})"
+            new = f"SELECT DISTINCT {far} AS idx FROM {all_edges(relation.name)} WHERE {seen}"
+            added = run(cursor, f"INSERT INTO {tables[other]} FROM ({new}) ANTI JOIN {tables[other]} USING (idx)")[0][0]
+            is_growing |= bool(added)
+    is_partly = {
+        name: name in timed or count(cursor, table) < count(cursor, node_table(name)) for name, table in tables.items()
+    }
+    return {name: table for name, table in tables.items() if is_partly[name]}
 
 
-def _linked_types(schema: GraphSchema, timed: set[str]) -> list[str]:
-    """The types that no timed relation touches, but that untimed ones link to such types, at whatever distance."""
-    reached = set(timed)
+def _linked_types(schema: GraphSchema, timed: set[str]) -> dict[str, int]:
+    """The types that no timed relation touches, but that untimed ones link to such types, and at what distance."""
+    distances = dict.fromkeys(timed, 0)
+    distance = 0
     while True:
+        distance += 1
         more = {
             end
             for relation in schema.relations
-            if not relation.timed and {relation.src, relation.dst} & reached
+            if not relation.timed and {relation.src, relation.dst} & set(distances)
             for end in (relation.src, relation.dst)
-        } - reached
+        } - set(distances)
         if not more:
-            return sorted(reached - timed)
-        reached |= more
+            return {name: distances[name] for name in sorted(distances) if name not in timed}
+        distances |= dict.fromkeys(more, distance)
+
+
+def _ways(schema: GraphSchema, distances: Mapping[str, int]) -> Iterator[tuple[Relation, str, str]]:
+    """The untimed relations, and from which end to which they bring nodes into a window: outwards, or from head to tail."""
+    for relation in schema.relations:
+        if relation.timed or relation.src not in distances or relation.dst not in distances:
+            continue
+        src, dst = distances[relation.src], distances[relation.dst]
+        if 0 < dst >= src:
+            yield relation, "src", "dst"
+        elif src > dst:
+            yield relation, "dst", "src"

@@ -15,7 +15,7 @@ from graphdb.neighborhood import FEW_STEPS, IdCache, neighbors
 from graphdb.reach import Node, Reach, Step, ends, hops_table, union_of
 from graphdb.reverse import parse_step
 from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, quote_text, run
+from graphdb.sql import GraphError, quote, quote_text, run
 
 Direction = Literal["out", "in", "both"]
 
@@ -74,7 +74,7 @@ class Queries:
         """How many nodes have how many edges: columns degree, nodes; nodes without an edge count under 0."""
         declared = self._schema.relation(relation)
         self._steps(declared.src, relation, "out")
-        nodes = node_table(declared.src if end == "src" else declared.dst)
+        nodes = quote(f"nodes_{declared.src if end == 'src' else declared.dst}")
         counted = f"SELECT {end} AS idx, count(*) AS degree FROM {self._rows[relation]} GROUP BY ALL"
         query = (
             f"SELECT coalesce(degree, 0) AS degree, count(*) AS nodes FROM {nodes} AS node LEFT JOIN ({counted}) USING (idx) "

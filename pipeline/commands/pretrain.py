@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.console import stderr
-from pipeline.options import CheckpointEvery, Resume, Settings, checkpoint_beside, parse_settings
+from pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
 from pipeline.processes import count_processes, join_processes
 
@@ -37,8 +37,6 @@ Columns = Annotated[
     typer.Option(metavar="NAMES", help="Plain data: names of the columns, with commas between them, e.g. head,relation,tail."),
 ]
 Weight = Annotated[str | None, typer.Option(help="Plain data: column that says how often each row stands there.")]
-AsOf = Annotated[dt.datetime | None, typer.Option(help="End of the window (UTC, not within it).")]
-Since = Annotated[dt.datetime | None, typer.Option(help="Start of the window (UTC, within it).")]
 Relations = Annotated[list[str] | None, typer.Option("--relation", help="Only these relations of the view.")]
 Checkpoint = Annotated[
     Path | None,

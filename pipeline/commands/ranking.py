@@ -12,7 +12,16 @@ import typer
 
 from pipeline.console import stderr
 from pipeline.example_sources import LabelledRows, StorePeriods, read_query, split_paths
-from pipeline.options import CheckpointEvery, HashRows, Resume, Settings, checkpoint_beside, parse_hash_rows, parse_settings
+from pipeline.options import (
+    CheckpointEvery,
+    HashRows,
+    Resume,
+    Settings,
+    checkpoint_beside,
+    parse_hash_rows,
+    parse_settings,
+    parse_time,
+)
 from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
@@ -72,7 +81,12 @@ def train(
     examples: Annotated[Path | None, typer.Option(help="Labelled rows to learn from: Parquet, or CSV with a header.")] = None,
     validation_examples: Annotated[Path | None, typer.Option(help="Labelled rows to validate on, of the same columns.")] = None,
     validate_from: Annotated[
-        dt.datetime | None, typer.Option(help="Labelled rows: validate on those from this time on (needs --column time=...).")
+        dt.datetime | None,
+        typer.Option(
+            parser=parse_time,
+            metavar="TIME",
+            help="Labelled rows: validate on those from this time on (needs --column time=...).",
+        ),
     ] = None,
     query: Query = None,
     column: Columns = None,

@@ -109,6 +109,7 @@ def test_a_window_does_not_know_what_comes_later(
         with_view.close()
         _load(store, later, "later")
         store.load_nodes("pin", pa.table({"id": [f"p{500 + number}" for number in catalogue], "price": [1.0] * len(catalogue)}))
+        store.load_nodes("maker", pa.table({"id": [f"m{500 + number}" for number in catalogue]}))
         if compact:
             store.compact()
         again = store.view(**window)

@@ -147,7 +147,7 @@ def test_a_window_can_be_asked_too(graph: tuple[GraphStore, dict[str, list[tuple
     queries = store.view(as_of=dt.datetime(2026, 1, 1)).queries
     user = edges["buys"][0][0]
     assert queries.neighbors(*user, relation="buys").num_rows == 0
-    assert queries.degrees("buys")["degree"].to_pylist() == [0]
+    assert queries.degrees("buys").num_rows == 0  # no pin has been seen yet
     assert queries.hops(*user, num_hops=1).num_rows >= 1
 
 

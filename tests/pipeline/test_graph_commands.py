@@ -13,9 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from graphdb import GraphSchema, GraphStore
 from pipeline.commands.graph.asking import degree_ranges
+from tables import Snapshot, SnapshotTable
 
 SCHEMA = """
 [nodes.user]
@@ -87,7 +89,8 @@ def test_neighbors(ask: Callable[..., Any]) -> None:
 
 def test_degrees(ask: Callable[..., Any]) -> None:
     assert ask("degrees", "buys", "--end", "src") == [{"degree": 1, "nodes": 1}, {"degree": 3, "nodes": 1}]
-    assert ask("degrees", "buys", "--as-of", "2026-01-02") == [{"degree": 0, "nodes": 2}, {"degree": 1, "nodes": 1}]
+    # Pins that are bought later are not there yet.
+    assert ask("degrees", "buys", "--as-of", "2026-01-02") == [{"degree": 1, "nodes": 1}]
 
 
 def test_common(ask: Callable[..., Any]) -> None:
@@ -201,6 +204,57 @@ def test_an_error_says_what_is_wrong(run: Run, shop: Path, arguments: tuple[obje
     assert (code, out) == (2 if "--" in message else 1, "")
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
+
+
+def test_how_files_are_read_is_said_on_the_command_line(run: Run, shop: Path, ask: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "log.dat"
+    path.write_text("7|12|1767225600000|2,5\n8|NA|1767225600000|1\n")
+    options = [
+        "--format",
+        "csv",
+        "--delimiter",
+        "|",
+        "--columns",
+        "src,dst,time,weight",
+        "--null-text",
+        "NA",
+        "--time-unit",
+        "ms",
+    ]
+    code, _, err = run("graph", "load", shop, path, "--relation", "buys", *options)
+    assert code == 1  # nothing could be loaded: a comma is no point
+    assert "every row was rejected" in err
+    reasons = ask("rejected")["reasons"]
+    assert {"target": "buys", "reason": "dst is null", "rows": 1} in reasons
+    path.write_text("7|12|1767225600000|2.5\n")
+    assert run("graph", "load", shop, path, "--relation", "buys", *options)[0] == 0
+    assert ask("query", "SELECT time, weight FROM edges_buys WHERE src_id = 7") == [
+        {"time": "2026-01-01 00:00:00", "weight": 2.5}
+    ]
+    path.write_text("x|12|1767225600000|1\ny|12|1767225600000|1\n9|12|1767225600000|1\n")
+    code, _, err = run("graph", "load", shop, path, "--relation", "buys", *options, "--max-rejected", "1")
+    assert (code, "more than max_rejected=1" in err) == (1, True)
+    assert ask("query", "SELECT count(*) AS n FROM edges_buys WHERE src_id = 9") == [{"n": 0}]
+    code, _, err = run("graph", "load", shop, path, "--relation", "buys", "--time-unit", "days")
+    assert (code, "'--time-unit'" in err) == (2, True)
+
+
+def test_a_time_on_the_command_line_can_have_an_offset(ask: Callable[..., Any]) -> None:
+    sql = "SELECT count(*) AS n FROM edges_buys"
+    assert ask("query", sql, "--as-of", "2026-01-03T02:00:00+02:00") == [{"n": 2}]
+    assert ask("query", sql, "--as-of", "2026-01-03T02:00:01+02:00") == [{"n": 3}]
+
+
+def test_a_store_is_copied_and_its_snapshots_are_named(run: Run, shop: Path, tmp_path: Path) -> None:
+    assert run("graph", "backup", shop, tmp_path / "copy.duckdb")[0] == 0
+    assert run("graph", "backup", shop, tmp_path / "copy.duckdb")[0] == 1
+    for name, ids in (("with", [1, 2]), ("without", [2])):
+        table = SnapshotTable(ids=pa.array(ids), vectors=torch.ones(len(ids), 2))
+        Snapshot.write(tmp_path / "snapshots" / name, facet="kge", tables={"user": table})
+    code, out, _ = run("graph", "forget", shop, "user", 1, "--snapshots", tmp_path / "snapshots")
+    assert code == 0
+    assert f"the snapshot {tmp_path / 'snapshots' / 'with'} still holds it" in out
+    assert "without" not in out
 
 
 def test_values_in_brackets_are_shown_as_they_are(run: Run, shop: Path) -> None:
