@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from graphdb.fields import Field
+from graphdb.lines import count_lines, line_shifts, read_records
 from graphdb.reading import Reading
 from graphdb.rows import Part
 from graphdb.source import Source, open_source
 from graphdb.sql import GraphError, count, first_line, quote, quote_text, run
 from graphdb.values import Given
 
+Array = NDArray[Any]
+
 _RAW: Final = ("src_or_id", "dst", "time", "weight")
 #: Names of our own stand beside those of a relation's properties, none of which begins so.
 _COPY: Final = "_mf_batch"
 _MALFORMED: Final = "_mf_malformed"
 _NARROWED: Final = "_mf_narrowed"
+_SHIFTS: Final = "_mf_shifts"
 _MALFORMED_REASONS: Final = {
     "MISSING COLUMNS": "the line has too few columns",
     "TOO MANY COLUMNS": "the line has too many columns",
@@ -58,6 +65,7 @@ class Batch:
         self.fields = tuple(fields)
         self.files = [file for part in parts for file in part.files]
         self._num_malformed = 0
+        self._has_shifts = False
         self._is_copied = not all(part.is_repeatable for part in parts)
         if self._is_copied:
             self.order: tuple[str, ...] = ("_mf_order0", "_mf_order1")
@@ -115,7 +123,10 @@ class Batch:
         """Drops what was copied."""
         # A failed load has aborted its transaction, in which nothing can be dropped; its copies go with its cursor then.
         with contextlib.suppress(duckdb.TransactionException):
-            run(self._connection, f"{'; '.join(f'DROP TABLE IF EXISTS {name}' for name in (_COPY, _MALFORMED, _NARROWED))}")
+            run(
+                self._connection,
+                f"{'; '.join(f'DROP TABLE IF EXISTS {name}' for name in (_COPY, _MALFORMED, _NARROWED, _SHIFTS))}",
+            )
 
     def _reject(self, load_id: int, target: str, rows: str, reason: str) -> int:
         texts = {
@@ -150,14 +161,52 @@ class Batch:
         )
         if tables[0][0]:
             self._find_malformed()
+        self._find_shifts(parts)
 
     def _copied_rows(self) -> str:
-        line = "_mf_position - min(_mf_position) OVER (PARTITION BY _mf_order0, _mf_file) + _mf_first_line AS _mf_line"
-        rows = f"(SELECT *, _mf_position AS _mf_order1, {line} FROM {_COPY})"
-        if not self._num_malformed:
-            return rows
-        before = f"(SELECT count(*) FROM {_MALFORMED} AS bad WHERE bad.file = _mf_file AND bad.above <= _mf_line)"
-        return f"(SELECT * REPLACE (_mf_line + {before} AS _mf_line) FROM {rows})"
+        row = "_mf_position - min(_mf_position) OVER (PARTITION BY _mf_order0, _mf_file) AS _mf_row"
+        line = "_mf_row + _mf_first_line"
+        if self._num_malformed:
+            line += (
+                f" + (SELECT count(*) FROM {_MALFORMED} AS bad "
+                "WHERE bad.file = _mf_file AND bad.above <= _mf_row + _mf_first_line)"
+            )
+        if self._has_shifts:
+            line += (
+                f" + coalesce((SELECT max_by(shift, start) FROM {_SHIFTS} AS moved "
+                "WHERE moved.file = _mf_file AND moved.start <= _mf_row), 0)"
+            )
+        return f"(SELECT *, _mf_position AS _mf_order1, {line} AS _mf_line FROM (SELECT *, {row} FROM {_COPY}))"
+
+    def _find_shifts(self, parts: Sequence[Part]) -> None:
+        """Finds the lines of rows below blank lines, and below values that hold line breaks."""
+        counts = dict(run(self._connection, f"SELECT _mf_file, count(*) FROM {_COPY} WHERE _mf_first_line > 0 GROUP BY 1"))
+        for part in parts:
+            for file in part.files if part.quote is not None else ():
+                malformed = []
+                if self._num_malformed:
+                    malformed = run(self._connection, f"SELECT line FROM {_MALFORMED} WHERE file = ? ORDER BY line", [file])
+                num_good, num_before = counts.get(file, 0), part.first_line - 1
+                if count_lines(file) == num_good + num_before + len(malformed):
+                    continue
+                numbers = np.array([line for (line,) in malformed], np.int64)
+                records = read_records(file, part.quote or "")
+                shifts = line_shifts(records, num_good=num_good, num_before=num_before, malformed=numbers)
+                if shifts is not None:
+                    self._shift(file, *shifts, numbers, records.line[numbers - 1])
+
+    def _shift(self, file: str, starts: Array, shifts: Array, numbers: Array, lines: Array) -> None:
+        connection = self._connection
+        moved = pa.table({"file": [file] * len(starts), "start": starts, "shift": shifts})
+        connection.register("_mf_moved", moved)
+        into = f"INSERT INTO {_SHIFTS}" if self._has_shifts else f"CREATE OR REPLACE TEMP TABLE {_SHIFTS} AS"
+        run(connection, f"{into} FROM _mf_moved")
+        connection.unregister("_mf_moved")
+        self._has_shifts = True
+        for number, line in zip(numbers.tolist(), lines.tolist(), strict=True):
+            # Its line is known now, and what lies behind it has been counted already.
+            where = "file = ? AND line = ? AND above IS NOT NULL"
+            run(connection, f"UPDATE {_MALFORMED} SET line = ?, above = NULL WHERE {where}", [line, file, number])
 
     def _find_malformed(self) -> None:
         """Lists the lines of text files that are no rows, which DuckDB keeps in two tables of its own."""

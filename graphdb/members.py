@@ -107,12 +107,14 @@ def _seen_before(cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, as_of: 
     linked = _linked_types(schema, timed)
     late = f"SELECT count(*) FROM {{}} WHERE {SEEN} >= {bound}"
     tables = {
-        name: quote(f"_mf_member_{name}")
+        name: f"(SELECT idx FROM {node_table(name)} WHERE {SEEN} < {bound})"
         for name in (*sorted(timed), *linked)
         if run(cursor, late.format(node_table(name)))[0][0]
     }
-    for name, table in tables.items():
-        run(cursor, f"CREATE TEMP TABLE {table} AS SELECT idx FROM {node_table(name)} WHERE {SEEN} < {bound}")
+    for name in linked:
+        if name in tables:
+            run(cursor, f"CREATE TEMP TABLE {quote(f'_mf_member_{name}')} AS {tables[name]}")
+            tables[name] = quote(f"_mf_member_{name}")
     # Types of one distance can be linked among themselves: until nothing is added.
     is_growing = any(name in tables for name in linked)
     while is_growing:
@@ -125,7 +127,10 @@ def _seen_before(cursor: duckdb.DuckDBPyConnection, schema: GraphSchema, as_of: 
             new = f"SELECT DISTINCT {far} AS idx FROM {all_edges(relation.name)} WHERE {seen}"
             added = run(cursor, f"INSERT INTO {tables[other]} FROM ({new}) ANTI JOIN {tables[other]} USING (idx)")[0][0]
             is_growing |= bool(added)
-    return {name: table for name, table in tables.items() if count(cursor, table) < count(cursor, node_table(name))}
+    is_partly = {
+        name: name in timed or count(cursor, table) < count(cursor, node_table(name)) for name, table in tables.items()
+    }
+    return {name: table for name, table in tables.items() if is_partly[name]}
 
 
 def _linked_types(schema: GraphSchema, timed: set[str]) -> dict[str, int]:

@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from graphdb.lines import COMPRESSIONS
 from graphdb.rows import Part
 from graphdb.sql import GraphError, first_line, quote_text, run
 from graphdb.values import TimeUnit
@@ -35,7 +36,6 @@ FORMATS: Final[dict[str, Format]] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
 _DELIMITERS: Final = ",;\t|"
 _VIRTUAL: Final = frozenset({"filename", "file_row_number", "file_index"})
 #: A header longer than this is none.
@@ -190,7 +190,7 @@ def _is_data(path: Path, reading: Reading) -> bool:
 
 def _suffix(file: str) -> str:
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
-    while suffixes and suffixes[-1] in _COMPRESSIONS:
+    while suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
@@ -291,6 +291,7 @@ def _open_csv(files: Sequence[str], wanted: Sequence[str] | None, reading: Readi
                 number=None,
                 order=(str(number),),
                 first_line=2 if has_header else 1,
+                quote=reading.quote if encoding != "utf-16" else None,
                 hint=_delimiter_hint(columns, delimiter),
             )
         )
@@ -328,7 +329,7 @@ def _encoding(reading: Reading) -> str:
 def _read_header(file: str, delimiter: str, reading: Reading) -> tuple[str, ...]:
     """The names in a CSV file's first line; none where the file is empty."""
     try:
-        with pa.input_stream(file, compression=_COMPRESSIONS.get(Path(file).suffix.lower())) as stream:
+        with pa.input_stream(file, compression=COMPRESSIONS.get(Path(file).suffix.lower())) as stream:
             text = io.TextIOWrapper(stream, encoding=_python_encoding(reading.encoding), errors="surrogateescape", newline="")
             line = text.readline(_MAX_HEADER)
             while line and not line.strip():
@@ -360,11 +361,12 @@ def _open_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> l
     layout = "newline_delimited" if all(_suffix(file) != ".json" for file in files) else "auto"
     keys = f"read_json({_names(files)}, format = '{layout}', sample_size = -1, maximum_depth = 1)"
     types = dict.fromkeys(_describe(connection, keys, files[0]), "JSON")
+    lines = "" if layout == "newline_delimited" else None
     # Values as they stand in the document: by DuckDB's type for all of them, a number could not be told from what it is
     # rounded to.
     shape = ", ".join(f"{quote_text(name)}: 'JSON'" for name in types)
     rows = f"read_json({_names(files)}, format = '{layout}', columns = {{{shape}}}, filename = '_mf_filename')"
-    return [Part(sql=rows, types=types, files=files, file="_mf_filename", number=None, order=("0",), first_line=1)]
+    return [Part(sql=rows, types=types, files=files, file="_mf_filename", number=None, order=("0",), first_line=1, quote=lines)]
 
 
 @contextlib.contextmanager

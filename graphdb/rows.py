@@ -22,6 +22,7 @@ class Part:
         files: The files that are read.
         is_repeatable: Whether the rows can be read where they are, again and again.
         first_line: The line of a text file that its first row stands in; 0 for what has no lines.
+        quote: What values of a text file may be quoted by, empty for nothing; None where a row has no line of its own.
         hint: What may mend a missing column.
     """
 
@@ -34,6 +35,7 @@ class Part:
     files: Sequence[str] = ()
     is_repeatable: bool = False
     first_line: int = 0
+    quote: str | None = None
     hint: str = ""
 
     def column(self, wanted: str) -> str | None:

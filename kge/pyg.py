@@ -149,11 +149,13 @@ def triples_from_hetero_data(data: HeteroData) -> TripleSet:
         if "edge_index" not in data[edge_type]:
             raise ValueError(f"edge type {edge_type} has no edge_index; an adj_t or edge_attr alone is not read")
         edge_index = data[edge_type].edge_index.cpu().numpy()
-        columns.append(edge_index.astype(np.int32))
         weight = data[edge_type].get("edge_weight")
         if weight is not None and tuple(weight.shape) != edge_index.shape[1:]:
             raise ValueError(f"edge type {edge_type}: {edge_index.shape[1]} edges, but edge_weight is {list(weight.shape)}")
-        weights.append(np.ones(edge_index.shape[1]) if weight is None else weight.cpu().numpy().astype(np.float64))
+        repetitions = np.ones(edge_index.shape[1]) if weight is None else weight.cpu().numpy().astype(np.float64)
+        stands = repetitions != 0  # an edge of weight zero is none
+        columns.append(edge_index[:, stands].astype(np.int32))
+        weights.append(repetitions[stands])
     is_weighted = any("edge_weight" in data[edge_type] for edge_type in data.edge_types)
     empty = np.empty((2, 0), dtype=np.int32)
     heads, tails = np.concatenate([empty, *columns], axis=1)

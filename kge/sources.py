@@ -133,6 +133,10 @@ def _columns(source: Any, name: str, columns: tuple[str, ...], weight: str | Non
             "tuples, a "
             "TriplesFactory, a HeteroData or a Dataset of triples"
         )
+    return _check_columns(table, name, columns, weight)
+
+
+def _check_columns(table: pa.Table, name: str, columns: tuple[str, ...], weight: str | None) -> pa.Table:
     wanted = [*columns, *([weight] if weight is not None else [])]
     missing = [column for column in wanted if column not in table.column_names]
     if missing:
@@ -150,6 +154,11 @@ def _columns(source: Any, name: str, columns: tuple[str, ...], weight: str | Non
             )
     if weight is not None and not (pa.types.is_integer(found["weight"].type) or pa.types.is_floating(found["weight"].type)):
         raise ValueError(f"{name}: the weights are {found['weight'].type}; expected numbers")
+    if weight is not None:
+        # A triple of weight zero stands there zero times.
+        found = found.filter(pc.not_equal(found["weight"], 0))
+        if not found.num_rows:
+            raise ValueError(f"{name}: all triples have weight zero")
     return found
 
 

@@ -213,6 +213,40 @@ def test_lines_that_are_no_rows_are_set_aside_by_their_line(create: Create, tmp_
     ]
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["right", "wrong", "broken", "short", "long", "blank"]), min_size=1, max_size=12),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    ends=st.booleans(),
+    is_compressed=st.booleans(),
+)
+def test_a_rejected_row_stands_in_the_line_that_is_named(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str], line_end: str, ends: bool, is_compressed: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("lines")
+    lines, wanted = ["src,dst"], []
+    for number, kind in enumerate(kinds):
+        if kind in {"wrong", "short", "long"}:
+            reason = {
+                "wrong": "dst is not an int64",
+                "short": "the line has too few columns",
+                "long": "the line has too many columns",
+            }
+            wanted.append((len(lines) + 1, reason[kind]))
+        if kind == "broken":
+            lines += [f'"u{number}', "", f'",{number}']
+        else:
+            row = {"right": f"u{number},{number}", "wrong": f"u{number},x", "short": f"u{number}", "long": "a,1,2", "blank": ""}
+            lines.append(row[kind])
+    text = line_end.join(lines) + (line_end if ends or kinds[-1] == "blank" else "")
+    path = folder / ("a.csv.gz" if is_compressed else "a.csv")
+    path.write_bytes(gzip.compress(text.encode()) if is_compressed else text.encode())
+    with GraphStore.create(folder / "g", SCHEMA) as store:
+        report = store.load_edges("r", path)
+        assert [(row, reason) for _, row, reason in _rejected(store)] == sorted(wanted)
+        assert report.read == len([kind for kind in kinds if kind != "blank"])
+
+
 def test_a_column_that_some_files_lack_is_null_where_that_is_said(create: Create, tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("id,age\na,1\n")
     (tmp_path / "2.csv").write_text("id,age,zip\nb,2,00501\n")

@@ -80,6 +80,8 @@ def test_pykeens_torchs_and_pygs_objects_are_read() -> None:
     data["user", "buys", "pin"].edge_index = torch.tensor([[0, 2], [1, 0]])
     data["user", "buys", "pin"].edge_weight = torch.tensor([2.0, 0.5])
     assert read_triples(data).weights.tolist() == [2.0, 0.5]
+    data["user", "buys", "pin"].edge_weight = torch.tensor([2.0, 0.0])
+    assert len(read_triples(data)) == 1
 
 
 def test_repeated_triples_are_dropped_or_kept_by_choice() -> None:
@@ -95,6 +97,13 @@ def test_repeated_triples_are_dropped_or_kept_by_choice() -> None:
         assert (len(split.train), len(split.valid)) == (1 if duplicates == "drop" else 2, 1)
     weighted = pa.table({"head": ["a", "b"], "relation": ["r", "r"], "tail": ["b", "a"], "n": [3, 1]})
     assert read_triples(weighted, weight="n").weights.tolist() == [3.0, 1.0]
+    some = weighted.set_column(3, "n", pa.array([0.0, 2.5]))
+    assert read_triples(some, weight="n").weights.tolist() == [2.5]
+    with pytest.raises(ValueError, match="all triples have weight zero"):
+        read_triples(some[:1], weight="n")
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"weights\[0\] is"):
+            read_triples(weighted.set_column(3, "n", pa.array([wrong, 1.0])), weight="n")
 
 
 @pytest.mark.parametrize(
