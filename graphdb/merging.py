@@ -26,6 +26,11 @@ def is_clustered(dst: Array, time: Array | None) -> bool:
     return bool(_is_ordered(dst) if time is None else _is_ordered_by_two(dst, time))
 
 
+def is_ordered_by_key(dst: Array, time: Array, src: Array) -> bool:
+    """Whether edges are ordered by (dst, time, src): int32, int64 and int32 [E]."""
+    return bool(_is_ordered_by_key(dst, time, src))
+
+
 def order_of(dst: Array, time: Array | None, src: Array) -> Array:
     """The stable order by (dst, time, src): int64 [E]."""
     return np.lexsort((src, dst) if time is None else (src, time, dst))
@@ -110,6 +115,14 @@ def _is_ordered_by_two(dst: Array, time: Array) -> bool:
         for edge in range(start, min(start + _BLOCK, len(dst))):
             is_ordered &= (dst[edge] > dst[edge - 1]) | ((dst[edge] == dst[edge - 1]) & (time[edge] >= time[edge - 1]))
         if not is_ordered:
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _is_ordered_by_key(dst: Array, time: Array, src: Array) -> bool:
+    for edge in range(1, len(dst)):
+        if _before(dst[edge], time[edge], src[edge], dst[edge - 1], time[edge - 1], src[edge - 1]):
             return False
     return True
 

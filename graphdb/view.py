@@ -19,7 +19,7 @@ from graphdb.edges import Csc, Edges, Triples
 from graphdb.files import write_parquet, write_safetensors
 from graphdb.layout import key_columns, node_table
 from graphdb.members import Members, find_members, first_seen
-from graphdb.merging import Array, is_clustered, merge, merged_positions, order_by_column, order_of
+from graphdb.merging import Array, is_clustered, is_ordered_by_key, merge, merged_positions, order_by_column, order_of
 from graphdb.neighborhood import IdCache
 from graphdb.properties import property_tensor
 from graphdb.queries import Queries
@@ -347,11 +347,17 @@ class GraphView:
             raise GraphError(msg)
         declared = self.schema.relation(relation)
         window: Window = self._windows[relation]
-        # Only a merge needs the whole key.
-        wanted = names if window.delta is None else list(dict.fromkeys([*key_columns(declared), *names]))
+        # Only a merge, or rows in any order, need the whole key.
+        is_whole = window.delta is not None or not window.keeps_order
+        wanted = list(dict.fromkeys([*key_columns(declared), *names])) if is_whole else names
         base, base_properties = self._fetch(relation, window.base, wanted, properties)
         self._counts[relation] = len(base["dst"])
         base_order = None
+        if not window.keeps_order and (declared.duplicates == "all" or not is_ordered_by_key(*_keys(base))):
+            dst, time, src = _keys(base)
+            # Edges of one key, which "all" keeps, have no other order than their weights'.
+            base_order = np.lexsort((*([base["weight"]] if "weight" in base else []), src, time, dst))
+            base = {name: column[base_order] for name, column in base.items()}
         is_ordered = is_clustered(base["dst"], base.get("time"))
         if not is_ordered:
             # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
@@ -366,6 +372,7 @@ class GraphView:
             base_order = order if base_order is None else base_order[order]
             base = {name: column[order] for name, column in base.items()}
         if window.delta is None:
+            base = {name: base[name] for name in names}
             return base, base_properties if base_order is None else base_properties.take(pa.array(base_order))
         delta, delta_properties = self._fetch(relation, window.delta, wanted, properties)
         num_base = len(base["dst"])

@@ -22,10 +22,12 @@ class Window:
     Attributes:
         base: Those of the clustered table, in its order.
         delta: Those since the last compaction, or None where there are none.
+        keeps_order: Whether the rows come in the order of their tables; those that a join has chosen may not.
     """
 
     base: str
     delta: str | None
+    keeps_order: bool = True
 
     @property
     def rows(self) -> str:
@@ -33,9 +35,13 @@ class Window:
         return self.base if self.delta is None else f"(FROM {self.base} UNION ALL FROM {self.delta})"
 
     def where(self, condition: str) -> Window:
-        """The rows of this window that a condition holds for."""
+        """The rows of this window that a condition on their own columns holds for."""
         delta = None if self.delta is None else f"(FROM {self.delta} WHERE {condition})"
-        return Window(base=f"(FROM {self.base} WHERE {condition})", delta=delta)
+        return Window(base=f"(FROM {self.base} WHERE {condition})", delta=delta, keeps_order=self.keeps_order)
+
+    def among(self, conditions: Sequence[str]) -> Window:
+        """The rows of this window whose ends are in tables, as conditions say; DuckDB joins them, in any order."""
+        return dataclasses.replace(self.where(" AND ".join(conditions)), keeps_order=False) if conditions else self
 
 
 def create_windows(
@@ -85,7 +91,7 @@ def _with_members(window: Window, relation: Relation, members: Mapping[str, Memb
         for end, name in (("src", relation.src), ("dst", relation.dst))
         if members[name].table is not None
     ]
-    return window.where(" AND ".join(conditions)) if conditions else window
+    return window.among(conditions)
 
 
 def _window(
@@ -137,6 +143,5 @@ def _with_min_degree(
             for end, name in (("src", relation.src), ("dst", relation.dst))
             if name in kept
         ]
-        if conditions:
-            narrowed[relation.name] = windows[relation.name].where(" AND ".join(conditions))
+        narrowed[relation.name] = windows[relation.name].among(conditions)
     return narrowed

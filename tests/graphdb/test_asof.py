@@ -157,6 +157,22 @@ def test_makers_come_with_what_they_made(tmp_path: Path, at: At) -> None:
         assert view.sql("SELECT dst_id FROM edges_in").to_pylist() == [{"dst_id": "c1"}]
 
 
+def test_edges_that_a_join_has_chosen_are_in_order(tmp_path: Path, at: At) -> None:
+    rng = np.random.default_rng(0)
+    with GraphStore.create(tmp_path / "g", SCHEMA) as store:
+        pins = [f"p{number}" for number in rng.permutation(3000)]
+        late = [at(1) if number % 3 else at(9) for number in range(3000)]
+        store.load_edges("clicks", pa.table({"src": rng.integers(0, 500, 3000), "dst": pins, "time": late}))
+        store.load_edges("made_by", pa.table({"src": pins, "dst": [f"m{number % 7}" for number in range(3000)]}))
+        for view in (store.view(as_of=at(5)), store.view(min_degree={"user": 3}), store.view(as_of=at(5), min_degree=2)):
+            for relation in ("made_by", "clicks"):
+                edges = view.edges(relation)
+                times = [0] * len(edges) if edges.time is None else edges.time.tolist()
+                keys = list(zip(edges.dst.tolist(), times, edges.src.tolist(), strict=True))
+                assert keys == sorted(keys)
+                assert len(keys) > 0
+
+
 def test_a_graph_without_times_is_in_every_window(tmp_path: Path, at: At) -> None:
     schema = GraphSchema(
         nodes=(NodeType(name="entity", id_type="string"),),
