@@ -14,6 +14,8 @@ from serving.config import LookupConfig, RankerConfig
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S = 0.2
+
 
 def serve_lookup(config: LookupConfig) -> None:
     """Serve rows until SIGTERM or SIGINT; then let requests in flight end, and return.
@@ -33,7 +35,7 @@ def serve_lookup(config: LookupConfig) -> None:
         try:
             if not stop.is_set():
                 server.start()
-            stop.wait()
+            _wait(stop)
         finally:
             server.stop()
 
@@ -58,9 +60,19 @@ def serve_ranker(config: RankerConfig) -> None:
         server = RankerServer(config)
         try:
             server.start(stopped=stop.is_set)
-            stop.wait()
+            _wait(stop)
         finally:
             server.stop()
+
+
+def _wait(stop: threading.Event) -> None:
+    """Wait until told to stop.
+
+    Now and then the main thread looks by itself: it alone runs signal handlers, and a signal that the kernel hands to another
+    thread does not wake it.
+    """
+    while not stop.wait(_LOOK_S):
+        pass
 
 
 @contextmanager

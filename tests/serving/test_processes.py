@@ -39,10 +39,10 @@ def client(deployment):
         yield client
 
 
-def _wait_until(condition, timeout_s: float = 10.0) -> None:
+def _wait_until(condition, timeout_s: float = 10.0, log: Path | None = None) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {'' if log is None else log.read_text()[-2000:]}"
         time.sleep(0.02)
 
 
@@ -108,7 +108,7 @@ def test_sigterm_lets_a_request_in_flight_end_and_refuses_new_ones(deployment, c
                     return True
             return False
 
-        _wait_until(refuses)
+        _wait_until(refuses, log=ranker.log_path)
         assert answers == []
         assert _is_running(ranker.pid)
     finally:
