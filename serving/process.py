@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,7 +14,7 @@ from serving.config import LookupConfig, RankerConfig
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.2
+_LOOK_S = 0.1
 
 
 def serve_lookup(config: LookupConfig) -> None:
@@ -35,7 +35,7 @@ def serve_lookup(config: LookupConfig) -> None:
         try:
             if not stop.is_set():
                 server.start()
-            _wait(stop)
+            stop.wait()
         finally:
             server.stop()
 
@@ -60,24 +60,38 @@ def serve_ranker(config: RankerConfig) -> None:
         server = RankerServer(config)
         try:
             server.start(stopped=stop.is_set)
-            _wait(stop)
+            stop.wait()
         finally:
             server.stop()
 
 
-def _wait(stop: threading.Event) -> None:
-    """Wait until told to stop.
+class _Stop:
+    """Whether the process was told to end.
 
-    Now and then the main thread looks by itself: it alone runs signal handlers, and a signal that the kernel hands to another
-    thread does not wake it.
+    A signal handler sets it, so it has no lock. The main thread alone runs handlers, and a signal that the kernel hands to
+    another thread does not wake it: so it looks now and then.
     """
-    while not stop.wait(_LOOK_S):
-        pass
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Tell it."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """Say whether it was told."""
+        return self._is_set
+
+    def wait(self) -> None:
+        """Wait until it is told."""
+        while not self._is_set:
+            time.sleep(_LOOK_S)
 
 
 @contextmanager
-def _until_signalled() -> Iterator[threading.Event]:
-    stop = threading.Event()
+def _until_signalled() -> Iterator[_Stop]:
+    stop = _Stop()
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         stop.set()
