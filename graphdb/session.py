@@ -238,6 +238,8 @@ def back_up(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     unfinished = to.with_name(f".{to.name}.unfinished")
     remove_database(unfinished)
+    unfinished_log = log_folder(unfinished)
+    shutil.rmtree(unfinished_log, ignore_errors=True)
     try:
         with site_of(path).changing_files():
             for suffix in ("", ".wal"):
@@ -245,12 +247,15 @@ def back_up(path: Path, to: Path) -> None:
                 if part.exists():
                     _copy(part, unfinished.with_name(unfinished.name + suffix))
             if log.exists():
-                shutil.copytree(log, log_copy)
+                shutil.copytree(log, unfinished_log)
         # DuckDB takes the changes in the log of the copy into its file.
         duckdb.connect(str(unfinished)).close()
+        if unfinished_log.exists():
+            unfinished_log.replace(log_copy)
         unfinished.replace(to)
     finally:
         remove_database(unfinished)
+        shutil.rmtree(unfinished_log, ignore_errors=True)
 
 
 def _copy(file: Path, to: Path) -> None:
