@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
-from tables.idcolumn import find_row
-from tables.snapshot import Snapshot
+from multifacet.tables.idcolumn import find_row
+from multifacet.tables.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

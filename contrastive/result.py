@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tables.snapshot import Snapshot, SnapshotTable
+from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from contrastive.config import PositivesConfig
-    from graphdb import GraphView
-    from tables.snapshot import OptimizerRows
-    from tables.warmstart import WarmStart
+    from multifacet.contrastive.config import PositivesConfig
+    from multifacet.graphdb import GraphView
+    from multifacet.tables.snapshot import OptimizerRows
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["ContrastiveResult"]
 

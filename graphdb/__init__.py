@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphdb.reading import Reading
-from graphdb.recipe import Recipe
-from graphdb.report import LoadReport
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.source import Query
-from graphdb.sql import GraphError
-from graphdb.store import GraphStore
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.recipe import Recipe
+from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
+from multifacet.graphdb.source import Query
+from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.store import GraphStore
 
 if TYPE_CHECKING:
-    from graphdb.edges import Csc, Edges, Triples
-    from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
-    from graphdb.view import GraphView
+    from multifacet.graphdb.edges import Csc, Edges, Triples
+    from multifacet.graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+    from multifacet.graphdb.view import GraphView
 
 __all__ = [
     "Csc",
@@ -48,4 +48,4 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(importlib.import_module(f"graphdb.{_LATE[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)

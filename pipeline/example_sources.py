@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import typer
 
-from pipeline.console import stderr
-from pipeline.options import parse_settings
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import parse_settings
 
 if TYPE_CHECKING:
     import datetime as dt
     from pathlib import Path
 
-    import ranking
+    from multifacet import ranking
 
 __all__ = ["LabelledRows", "StorePeriods", "read_query", "split_paths"]
 
@@ -35,7 +35,7 @@ def split_paths(paths: list[Path], examples: Path | None, last: str) -> tuple[Pa
 
 def read_query(store: Path, query: str) -> Any:
     """Asks a store for labelled rows."""
-    from graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
+    from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
 
     with GraphStore.open(store, read_only=True) as graph:
         return graph.sql(query)
@@ -104,7 +104,7 @@ class LabelledRows:
         """Reads the rows to learn from, and those to validate on."""
         import numpy as np  # noqa: PLC0415 - it takes time to import
 
-        import ranking  # noqa: PLC0415 - likewise
+        from multifacet import ranking  # noqa: PLC0415 - likewise
 
         source: Any = self.file
         if source is None:
@@ -124,7 +124,7 @@ class LabelledRows:
 
 
 def _parse_columns(columns: list[str] | None, features: list[str] | None, dense: list[str] | None) -> ranking.LabelledColumns:
-    import ranking  # noqa: PLC0415 - it takes time to import
+    from multifacet import ranking  # noqa: PLC0415 - it takes time to import
 
     fields = parse_settings(columns)
     wrong = sorted(set(fields) - set(ranking.LabelledColumns.model_fields))
@@ -165,15 +165,15 @@ class StorePeriods:
         draws: bool,
     ) -> list[ranking.Examples]:
         """Draws training's and validation's examples; of several processes, one does, for all."""
-        import ranking  # noqa: PLC0415 - it takes time to import
-        from pipeline.processes import count_processes  # noqa: PLC0415 - likewise
-        from pipeline.stages import period_start  # noqa: PLC0415 - likewise
+        from multifacet import ranking  # noqa: PLC0415 - it takes time to import
+        from multifacet.pipeline.processes import count_processes  # noqa: PLC0415 - likewise
+        from multifacet.pipeline.stages import period_start  # noqa: PLC0415 - likewise
 
         if training is None and labels_known_before is None:
             labels_known_before = _TEST[0]
         drawn: list[Any] = [None, None]
         if draws:
-            from graphdb import GraphStore  # noqa: PLC0415 - likewise
+            from multifacet.graphdb import GraphStore  # noqa: PLC0415 - likewise
 
             with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
                 known = period_start(graph, labels_known_before) if labels_known_before is not None else None
@@ -183,13 +183,13 @@ class StorePeriods:
 
     def read_one(self, periods: tuple[int, int] | None) -> ranking.Examples:
         """Draws the examples of some periods, by default The Complete Journey's test."""
-        from graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
+        from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
 
         with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
             return self._draw(graph, periods or _TEST, self.seed, None)
 
     def _draw(self, graph: Any, span: tuple[int, int], seed: int, known: Any) -> ranking.Examples:
-        import ranking  # noqa: PLC0415 - it takes time to import
+        from multifacet import ranking  # noqa: PLC0415 - it takes time to import
 
         return ranking.build_examples(
             graph,

@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline import plots
-from pipeline.output import show, show_bytes
+from multifacet.pipeline import plots
+from multifacet.pipeline.output import show, show_bytes
 
 ARM_NAMES = {"no_ids": "no id tables", "scratch": "id tables from scratch", "pretrained": "pretrained, fine-tuned"}
 TASKS = {"ctr": "CTR: bought what was promoted", "cvr": "CVR: bought it again within 28 days"}
@@ -37,7 +37,7 @@ def render(document: Mapping[str, Any]) -> str:
         document: What `multifacet demo --json` prints, and `results.json` holds.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"),
+        loader=jinja2.PackageLoader("multifacet.pipeline", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

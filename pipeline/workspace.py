@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import numba
 import torch
 
-from pipeline.meter import Meter
-from tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-from tables.allocator import keep_freed_memory
+from multifacet.pipeline.meter import Meter
+from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+from multifacet.tables.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def content_key(inputs: Mapping[str, Any]) -> str:
 @functools.cache
 def code_fingerprint(room: str) -> str:
     """SHA-256 (hex) of the Python source of a package, so that a change of code makes its stages anew."""
-    spec = importlib.util.find_spec(room)
+    spec = importlib.util.find_spec(f"multifacet.{room}")
     if spec is None or not spec.submodule_search_locations:
         msg = f"{room!r} is not a package"
         raise WorkspaceError(msg)

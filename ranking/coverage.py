@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from ranking.shards import choose_tables, find_tables
+from multifacet.ranking.shards import choose_tables, find_tables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranking.evaluation import roc_auc
+from multifacet.ranking.evaluation import roc_auc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,14 +17,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrec import KeyedJaggedTensor
 
-from ranking.slots import RECENT_PINS
+from multifacet.ranking.slots import RECENT_PINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ranking.examples import Examples
-    from ranking.recent import IdLists
-    from tables import IdMap
+    from multifacet.ranking.examples import Examples
+    from multifacet.ranking.recent import IdLists
+    from multifacet.tables import IdMap
 
 _ENDED: Final = object()
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from serving.config import ListenConfig, LookupConfig, RankerConfig
-from serving.errors import ServingError
+from multifacet.serving.config import ListenConfig, LookupConfig, RankerConfig
+from multifacet.serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class ServerProcess:
             "ready_file": str(self._ready_file),
         }
         search_path = os.pathsep.join(filter(None, (str(_SOURCE_ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-P", "-m", "serving", self.role, "--stop-at-stdin-end"]
+        command = [sys.executable, "-P", "-m", "multifacet.serving", self.role, "--stop-at-stdin-end"]
         with self.log_path.open("ab") as log:
             # The child reads its stdin to the end, which comes when this process closes it or dies, however it dies.
             return subprocess.Popen(

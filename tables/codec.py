@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.refit import refit_rows
-from tables.threads import run_ranges
+from multifacet.tables.refit import refit_rows
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

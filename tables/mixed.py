@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 import torch
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.codec import Precision, Rounding, decode, encode, row_bytes
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from multifacet.tables.codec import Precision, Rounding, decode, encode, row_bytes
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.threads import run_ranges
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

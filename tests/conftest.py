@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ import pykeen.evaluation  # noqa: E402, F401
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+_ROOMS = ("contrastive", "graphdb", "kge", "pipeline", "ranking", "serving", "tables")
+
+
+def pytest_sessionfinish() -> None:
+    """Refuse a run in which a room was imported by its bare name: it was then there twice, with two of every class."""
+    bare = [room for room in _ROOMS if "multifacet" not in getattr(sys.modules.get(room), "__file__", "multifacet")]
+    assert not bare, f"imported from the repository's root instead of from multifacet: {bare}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

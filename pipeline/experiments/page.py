@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
-from pipeline.experiments.catalogue import CATALOGUE
-from pipeline.experiments.writing import section, summary_to_markdown
-from pipeline.output import show
+from multifacet.pipeline.experiments.catalogue import CATALOGUE
+from multifacet.pipeline.experiments.writing import section, summary_to_markdown
+from multifacet.pipeline.output import show
 
 
 def find_results(work_dir: Path) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def write_page(work_dir: Path, output: Path | None = None) -> Path:
         msg = f"{work_dir} holds no results; run `multifacet experiment NAME` first"
         raise FileNotFoundError(msg)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"),
+        loader=jinja2.PackageLoader("multifacet.pipeline", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,26 +1,30 @@
-"""Writes the Python code of the ``.proto`` files beside this one: ``python -m serving.protocol [OUTPUT_ROOT]``."""
+"""Write the Python code of the ``.proto`` files beside this one: ``python -m multifacet.serving.protocol [ROOT]``."""
 
 import sys
 from pathlib import Path
 
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
+SOURCE_ROOT = Path(__file__).absolute().parents[3]  # not resolved: the room is a link in the repository
 MESSAGES = (
-    "serving/protocol/admin.proto",
-    "serving/protocol/ids.proto",
-    "serving/protocol/frames.proto",
-    "serving/protocol/lookup.proto",
-    "serving/protocol/ranker.proto",
+    "multifacet/serving/protocol/admin.proto",
+    "multifacet/serving/protocol/ids.proto",
+    "multifacet/serving/protocol/frames.proto",
+    "multifacet/serving/protocol/lookup.proto",
+    "multifacet/serving/protocol/ranker.proto",
 )
-SERVICES = ("serving/protocol/admin.proto", "serving/protocol/lookup.proto", "serving/protocol/ranker.proto")
+SERVICES = (
+    "multifacet/serving/protocol/admin.proto",
+    "multifacet/serving/protocol/lookup.proto",
+    "multifacet/serving/protocol/ranker.proto",
+)
 
 
 def generate(output_root: Path) -> None:
-    """Write ``serving/protocol/*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` below a folder.
+    """Write ``multifacet/serving/protocol/*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` below a folder.
 
     Args:
-        output_root: Folder that gets (or has) the path ``serving/protocol``.
+        output_root: Folder that gets (or has) the path ``multifacet/serving/protocol``.
 
     Raises:
         RuntimeError: protoc refused a file; its message is on stderr.

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocol import admin_pb2 as serving_dot_protocol_dot_admin__pb2
+from multifacet.serving.protocol import admin_pb2 as multifacet_dot_serving_dot_protocol_dot_admin__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/protocol/admin_pb2_grpc.py depends on'
+        + ' but the generated code in multifacet/serving/protocol/admin_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -38,28 +38,28 @@ class AdminStub:
         """
         self.Load = channel.unary_unary(
                 '/multifacet.serving.v1.Admin/Load',
-                request_serializer=serving_dot_protocol_dot_admin__pb2.LoadRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.LoadRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
         self.Choose = channel.unary_unary(
                 '/multifacet.serving.v1.Admin/Choose',
-                request_serializer=serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
         self.Retire = channel.unary_unary(
                 '/multifacet.serving.v1.Admin/Retire',
-                request_serializer=serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
         self.Shadow = channel.unary_unary(
                 '/multifacet.serving.v1.Admin/Shadow',
-                request_serializer=serving_dot_protocol_dot_admin__pb2.ShadowRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ShadowRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/multifacet.serving.v1.Admin/Status',
-                request_serializer=serving_dot_protocol_dot_admin__pb2.StatusRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.StatusRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
                 _registered_method=True)
 
 
@@ -107,28 +107,28 @@ def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
-                    request_deserializer=serving_dot_protocol_dot_admin__pb2.LoadRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.LoadRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
             'Choose': grpc.unary_unary_rpc_method_handler(
                     servicer.Choose,
-                    request_deserializer=serving_dot_protocol_dot_admin__pb2.VersionRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
             'Retire': grpc.unary_unary_rpc_method_handler(
                     servicer.Retire,
-                    request_deserializer=serving_dot_protocol_dot_admin__pb2.VersionRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
             'Shadow': grpc.unary_unary_rpc_method_handler(
                     servicer.Shadow,
-                    request_deserializer=serving_dot_protocol_dot_admin__pb2.ShadowRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ShadowRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
-                    request_deserializer=serving_dot_protocol_dot_admin__pb2.StatusRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.StatusRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -158,8 +158,8 @@ class Admin:
             request,
             target,
             '/multifacet.serving.v1.Admin/Load',
-            serving_dot_protocol_dot_admin__pb2.LoadRequest.SerializeToString,
-            serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.LoadRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,
@@ -185,8 +185,8 @@ class Admin:
             request,
             target,
             '/multifacet.serving.v1.Admin/Choose',
-            serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
-            serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,
@@ -212,8 +212,8 @@ class Admin:
             request,
             target,
             '/multifacet.serving.v1.Admin/Retire',
-            serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
-            serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.VersionRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,
@@ -239,8 +239,8 @@ class Admin:
             request,
             target,
             '/multifacet.serving.v1.Admin/Shadow',
-            serving_dot_protocol_dot_admin__pb2.ShadowRequest.SerializeToString,
-            serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ShadowRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,
@@ -266,8 +266,8 @@ class Admin:
             request,
             target,
             '/multifacet.serving.v1.Admin/Status',
-            serving_dot_protocol_dot_admin__pb2.StatusRequest.SerializeToString,
-            serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.StatusRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_admin__pb2.ServerStatus.FromString,
             options,
             channel_credentials,
             insecure,

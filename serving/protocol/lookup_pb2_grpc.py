@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocol import lookup_pb2 as serving_dot_protocol_dot_lookup__pb2
+from multifacet.serving.protocol import lookup_pb2 as multifacet_dot_serving_dot_protocol_dot_lookup__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/protocol/lookup_pb2_grpc.py depends on'
+        + ' but the generated code in multifacet/serving/protocol/lookup_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,13 +37,13 @@ class LookupStub:
         """
         self.Lookup = channel.unary_unary(
                 '/multifacet.serving.v1.Lookup/Lookup',
-                request_serializer=serving_dot_protocol_dot_lookup__pb2.LookupRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_lookup__pb2.LookupAnswer.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupAnswer.FromString,
                 _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/multifacet.serving.v1.Lookup/Describe',
-                request_serializer=serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_lookup__pb2.LookupDescription.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescription.FromString,
                 _registered_method=True)
 
 
@@ -72,13 +72,13 @@ def add_LookupServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Lookup': grpc.unary_unary_rpc_method_handler(
                     servicer.Lookup,
-                    request_deserializer=serving_dot_protocol_dot_lookup__pb2.LookupRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_lookup__pb2.LookupAnswer.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupAnswer.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
-                    request_deserializer=serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_lookup__pb2.LookupDescription.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescription.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -107,8 +107,8 @@ class Lookup:
             request,
             target,
             '/multifacet.serving.v1.Lookup/Lookup',
-            serving_dot_protocol_dot_lookup__pb2.LookupRequest.SerializeToString,
-            serving_dot_protocol_dot_lookup__pb2.LookupAnswer.FromString,
+            multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupAnswer.FromString,
             options,
             channel_credentials,
             insecure,
@@ -134,8 +134,8 @@ class Lookup:
             request,
             target,
             '/multifacet.serving.v1.Lookup/Describe',
-            serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.SerializeToString,
-            serving_dot_protocol_dot_lookup__pb2.LookupDescription.FromString,
+            multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescribeRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_lookup__pb2.LookupDescription.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocol import ranker_pb2 as serving_dot_protocol_dot_ranker__pb2
+from multifacet.serving.protocol import ranker_pb2 as multifacet_dot_serving_dot_protocol_dot_ranker__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/protocol/ranker_pb2_grpc.py depends on'
+        + ' but the generated code in multifacet/serving/protocol/ranker_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,13 +37,13 @@ class RankerStub:
         """
         self.Rank = channel.unary_unary(
                 '/multifacet.serving.v1.Ranker/Rank',
-                request_serializer=serving_dot_protocol_dot_ranker__pb2.RankRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_ranker__pb2.RankAnswer.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankAnswer.FromString,
                 _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/multifacet.serving.v1.Ranker/Describe',
-                request_serializer=serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.SerializeToString,
-                response_deserializer=serving_dot_protocol_dot_ranker__pb2.RankerDescription.FromString,
+                request_serializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.SerializeToString,
+                response_deserializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescription.FromString,
                 _registered_method=True)
 
 
@@ -74,13 +74,13 @@ def add_RankerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Rank': grpc.unary_unary_rpc_method_handler(
                     servicer.Rank,
-                    request_deserializer=serving_dot_protocol_dot_ranker__pb2.RankRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_ranker__pb2.RankAnswer.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankAnswer.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
-                    request_deserializer=serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.FromString,
-                    response_serializer=serving_dot_protocol_dot_ranker__pb2.RankerDescription.SerializeToString,
+                    request_deserializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.FromString,
+                    response_serializer=multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescription.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -109,8 +109,8 @@ class Ranker:
             request,
             target,
             '/multifacet.serving.v1.Ranker/Rank',
-            serving_dot_protocol_dot_ranker__pb2.RankRequest.SerializeToString,
-            serving_dot_protocol_dot_ranker__pb2.RankAnswer.FromString,
+            multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankAnswer.FromString,
             options,
             channel_credentials,
             insecure,
@@ -136,8 +136,8 @@ class Ranker:
             request,
             target,
             '/multifacet.serving.v1.Ranker/Describe',
-            serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.SerializeToString,
-            serving_dot_protocol_dot_ranker__pb2.RankerDescription.FromString,
+            multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescribeRequest.SerializeToString,
+            multifacet_dot_serving_dot_protocol_dot_ranker__pb2.RankerDescription.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,8 +29,8 @@ from torchrec.modules.mc_embedding_modules import (
 )
 from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, ManagedCollisionCollection, MCHManagedCollisionModule
 
-from ranking import TableSource, init_tables
-from tables import IdMap, Snapshot, SnapshotTable
+from multifacet.ranking import TableSource, init_tables
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
 
 DIM, NUM_IDS = 8, 50
 IDS = [3 * number + 1 for number in range(NUM_IDS)]

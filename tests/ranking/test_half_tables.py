@@ -13,12 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import ranking.optimizers
-from ranking import Examples, RankingResult, RecentPins, arm_config, export_model, load_model, quantized_scores, train
-from serving import publish
-from tables import Lifecycle, Precision, Snapshot, SnapshotTable, encode
-from tables.configuration import ConfigurationError
-from tables.rounded import step_rounded
+from multifacet.ranking import (
+    Examples,
+    RankingResult,
+    RecentPins,
+    arm_config,
+    export_model,
+    load_model,
+    quantized_scores,
+    train,
+)
+from multifacet.serving import publish
+from multifacet.tables import Lifecycle, Precision, Snapshot, SnapshotTable, encode
+from multifacet.tables.configuration import ConfigurationError
+from multifacet.tables.rounded import step_rounded
 
 from .conftest import DIM, Planted
 from .test_resume import stopping_after
@@ -82,7 +90,7 @@ def test_fp16_learns_what_fp32_learns_and_nearest_rounding_does_not(
     losses = {}
     steps: dict[str, Callable[..., None]] = {"fp32": step_rounded, "fp16": step_rounded, "nearest": step_nearest}
     for name, step in steps.items():
-        monkeypatch.setattr(ranking.optimizers, "step_rounded", step)
+        monkeypatch.setattr("multifacet.ranking.optimizers.step_rounded", step)
         fields = {"features": ("pin",), "facets": ("kge",), "pretrained_facets": ("kge",), "pretrained_norm": value * DIM**0.5}
         fields |= {"table_lr": table_lr, "upper_lr": 1e-2, "table_dtype": "fp32" if name == "fp32" else "fp16"}
         config = arm_config("pretrained", **EXACT | fields, max_epochs=6, patience=99)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import (
+from multifacet.serving import (
     LocalDeployment,
     LookupConfig,
     RankerClient,
@@ -149,7 +149,7 @@ def test_a_server_that_cannot_start_says_why(release, tmp_path, role):
 
 def test_a_wrong_configuration_ends_with_status_2():
     ended = subprocess.run(
-        [sys.executable, "-m", "serving", "lookup", "--config-json", '{"releases": []}'],
+        [sys.executable, "-m", "multifacet.serving", "lookup", "--config-json", '{"releases": []}'],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -162,7 +162,7 @@ def test_a_wrong_configuration_ends_with_status_2():
 
 _PARENT = """
 import pathlib, sys, time
-from serving import LookupConfig, ServerProcess
+from multifacet.serving import LookupConfig, ServerProcess
 
 process = ServerProcess("lookup", LookupConfig(releases=(sys.argv[1],)), pathlib.Path(sys.argv[2]))
 process.wait_until_ready()

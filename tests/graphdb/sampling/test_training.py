@@ -18,7 +18,7 @@ from torch_geometric.nn import HeteroConv, SAGEConv
 from torch_geometric.sampler import NegativeSampling
 from torch_geometric.transforms import ToUndirected
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 
 CLICKS = ("user", "clicks", "pin")
 NUM_USERS, NUM_PINS, NUM_CLUBS = 80, 60, 4
@@ -108,7 +108,7 @@ def test_graphsage_learns_the_clubs_and_ranks_later_clicks(clubs: GraphStore) ->
 )
 def test_pygs_own_loader_is_refused_beforehand_with_the_way_out(clubs: GraphStore, caplog: pytest.LogCaptureFixture) -> None:
     view = clubs.view()
-    with caplog.at_level(logging.WARNING, logger="graphdb"):
+    with caplog.at_level(logging.WARNING, logger="multifacet.graphdb"):
         stores = view.feature_store(), view.graph_store()
     assert "GraphView.sampler" in caplog.text
     with pytest.warns(UserWarning, match="without a 'pyg-lib' installation"):
