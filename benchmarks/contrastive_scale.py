@@ -25,8 +25,7 @@ from typing import Any, Final
 from benchmarks.graph_scale import MEMORY_LIMIT, PEAK, QUICK_SIZES, SIZES, SIZES_VARIABLE, load, run_alone
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
 from multifacet.graphdb import GraphStore
-from multifacet.tables.lanes import Lanes
-from multifacet.tables.training import Lifecycle, StepProgress, TrainingRun
+from multifacet.training import Lanes, Lifecycle, StepProgress, TrainingRun
 
 PAIRS_PER_S: Final = Metric(name="pairs_per_s", unit="1/s", better=HIGHER)
 CPU_SECONDS: Final = Metric(name="cpu_seconds_per_million_pairs", unit="s", better=LOWER)
@@ -97,9 +96,9 @@ def train(folder: Path, num_edges: int) -> tuple[int, float]:
     import numpy as np  # noqa: PLC0415
 
     from multifacet.contrastive import ContrastiveConfig  # noqa: PLC0415
-    from multifacet.contrastive.positives import read_positives  # noqa: PLC0415
-    from multifacet.contrastive.towers import Tower  # noqa: PLC0415
-    from multifacet.contrastive.trainer import Trainer  # noqa: PLC0415
+    from multifacet.contrastive.positives.positives import read_positives  # noqa: PLC0415
+    from multifacet.contrastive.trainer.towers import Tower  # noqa: PLC0415
+    from multifacet.contrastive.trainer.trainer import Trainer  # noqa: PLC0415
 
     del num_edges
     config = ContrastiveConfig.model_validate(_SETTINGS)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
 from multifacet.contrastive import ContrastiveConfig, Positives, evaluate
-from multifacet.contrastive.towers import Batch, Tower
-from multifacet.contrastive.trainer import Trainer
-from multifacet.tables.lanes import Lanes
+from multifacet.contrastive.trainer.towers import Batch, Tower
+from multifacet.contrastive.trainer.trainer import Trainer
+from multifacet.training import Lanes
 
 _NUM_GROUPS: Final = 50
 RECALL = Metric(name="recall_at_20", unit="", better=HIGHER)

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.harness import HIGHER, Metric, Row
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
-from multifacet.graphdb.storage import EdgeStorage
+from multifacet.graphdb.storage.edge_storage import EdgeStorage
 
 WHOLE: Final = Metric(name="whole_share", unit="", better=HIGHER)
 EDGES_PER_BATCH: Final = 3000

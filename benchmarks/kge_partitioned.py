@@ -29,7 +29,7 @@ import torch
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from multifacet import kge
 from multifacet.kge import KgeConfig, KgeValidation, LinkPredictor, TripleSet, TripleSplit, build_model, evaluate, known_pairs
-from multifacet.kge.relations import RelationParameters
+from multifacet.kge.models.relations import RelationParameters
 
 logger = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ from torch import Tensor
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from multifacet.kge import KgeConfig, TripleSet, TripleSplit
-from multifacet.kge.batch import Batch
-from multifacet.kge.projections import ProjectionKind
-from multifacet.kge.relations import RelationParameters
-from multifacet.kge.trainer import Trainer
-from multifacet.tables.lanes import Lanes
+from multifacet.kge.batches.batch import Batch
+from multifacet.kge.models.projections import ProjectionKind
+from multifacet.kge.models.relations import RelationParameters
+from multifacet.kge.sampled.trainer import Trainer
+from multifacet.training import Lanes
 
 EDGES_PER_S = Metric(name="edges_per_s", unit="edges/s", better=HIGHER)
 GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, NUM_DENSE, write_release
-from multifacet.ranking.sequence import Pooling, SequencePooling
+from multifacet.ranking.model.sequence import Pooling, SequencePooling
 from multifacet.serving import LookupConfig, RankerClient, RankerConfig, RankerServer, Release, ServerProcess
 from multifacet.serving.answers import LookupAnswer, TableRows
 from multifacet.serving.gather import SendBuffer

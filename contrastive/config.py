@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from multifacet.contrastive.losses import LossName
-from multifacet.tables.configuration import Configuration
+from multifacet.contrastive.objective.losses import LossName
+from multifacet.inputs import Configuration
 
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
 

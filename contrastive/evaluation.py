@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifacet.tables.boundary import expect_type
-from multifacet.tables.pairs import PairIndex
-from multifacet.tables.topk import top_k
+from multifacet.inputs import expect_type
+from multifacet.kernels.topk import top_k
+from multifacet.training import PairIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
-from multifacet.tables.idcolumn import find_row
-from multifacet.tables.snapshot import Snapshot
+from multifacet.tables import Snapshot
+from multifacet.tables.ids import find_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

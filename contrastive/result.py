@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from multifacet.tables.snapshot import Snapshot, SnapshotTable
+from multifacet.tables import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from multifacet.contrastive.config import PositivesConfig
     from multifacet.graphdb import GraphView
-    from multifacet.tables.snapshot import OptimizerRows
-    from multifacet.tables.warmstart import WarmStart
+    from multifacet.tables import OptimizerRows
+    from multifacet.training import WarmStart
 
 __all__ = ["ContrastiveResult"]
 

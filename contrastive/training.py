@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multifacet.contrastive.config import ContrastiveConfig
-from multifacet.contrastive.pairs import Pairs
-from multifacet.contrastive.positives import Positives, compose, hold_out_latest, read_positives
+from multifacet.contrastive.positives.pairs import Pairs
+from multifacet.contrastive.positives.positives import Positives, compose, hold_out_latest, read_positives
+from multifacet.contrastive.positives.walks import add_walks
 from multifacet.contrastive.result import ContrastiveResult
-from multifacet.contrastive.towers import Tower
-from multifacet.contrastive.trainer import Trainer
-from multifacet.contrastive.walks import add_walks
-from multifacet.tables.boundary import expect_attributes, expect_type
-from multifacet.tables.group_training import are_several, begin_run
-from multifacet.tables.training import Lifecycle
+from multifacet.contrastive.trainer.towers import Tower
+from multifacet.contrastive.trainer.trainer import Trainer
+from multifacet.inputs import expect_attributes, expect_type
+from multifacet.training import Lifecycle, are_several, begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from multifacet.contrastive.epochs import TowerEpochs
+    from multifacet.contrastive.trainer.epochs import TowerEpochs
     from multifacet.graphdb import GraphView
-    from multifacet.tables.pairs import PairIndex
-    from multifacet.tables.training import TrainingRun
+    from multifacet.training import PairIndex, TrainingRun
 
 __all__ = ["train", "train_pairs"]
 
@@ -41,7 +39,7 @@ def train(
     """Learn tables of queries, of items and of the composed towers by telling positives from sampled negatives.
 
     Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
-    are then shared out to them (see `contrastive.sharded`), and each gets the whole result, mapped from files.
+    are then shared out to them (see `contrastive.trainer.sharded`), and each gets the whole result, mapped from files.
 
     Args:
         view: the graph window.
@@ -125,7 +123,7 @@ def _build_trainer(
 ) -> TowerEpochs:
     if not are_several():
         return Trainer(towers, config, generator, history=history)
-    from multifacet.contrastive.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+    from multifacet.contrastive.trainer.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
     folder = lifecycle.checkpoint.absolute().parent if lifecycle.checkpoint else None
     return ShardedTrainer(towers, config, generator, history=history, folder=folder)

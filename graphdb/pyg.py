@@ -17,14 +17,14 @@ from torch import Tensor
 from torch_geometric.data import FeatureStore, GraphStore, HeteroData, TensorAttr
 from torch_geometric.data.graph_store import EdgeAttr, EdgeLayout
 
-from multifacet.graphdb.properties import property_tensor, tensor_properties
 from multifacet.graphdb.reverse import EdgeType, reverse_types
 from multifacet.graphdb.sampling.adjacency import Adjacency
 from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.windows.properties import property_tensor, tensor_properties
 
 if TYPE_CHECKING:
-    from multifacet.graphdb.edges import Edges
-    from multifacet.graphdb.view import GraphView
+    from multifacet.graphdb.windows.edges import Edges
+    from multifacet.graphdb.windows.source import WindowSource
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _TAKEN: Final = frozenset(
 )  # fmt: skip
 
 
-def hetero_data(view: GraphView, *, reverse: bool, properties: Properties) -> HeteroData:
+def hetero_data(view: WindowSource, *, reverse: bool, properties: Properties) -> HeteroData:
     """The window as HeteroData; see `GraphView.to_hetero_data`."""
     reverses = reverse_types(view.relations) if reverse else {}
     data = HeteroData()
@@ -79,7 +79,7 @@ class ViewGraphStore(GraphStore):  # type: ignore[misc] # PyG has no types
         GraphError: A reversed relation would get the name of another.
     """
 
-    def __init__(self, view: GraphView, *, reverse: bool = False) -> None:
+    def __init__(self, view: WindowSource, *, reverse: bool = False) -> None:
         super().__init__()
         forward = {relation.triple: (relation.name, False) for relation in view.relations}
         backward = {kind: (name, True) for name, kind in reverse_types(view.relations).items()} if reverse else {}
@@ -161,7 +161,7 @@ class ViewFeatureStore(FeatureStore):  # type: ignore[misc] # PyG has no types
         GraphError: A property whose name PyG's loaders take, or whose values no tensor holds exactly.
     """
 
-    def __init__(self, view: GraphView, *, reverse: bool = False, properties: Properties = True) -> None:
+    def __init__(self, view: WindowSource, *, reverse: bool = False, properties: Properties = True) -> None:
         super().__init__()
         tensors: dict[tuple[str | EdgeType, str], Tensor] = {}
         for name in view.num_nodes:
@@ -204,7 +204,7 @@ class ViewFeatureStore(FeatureStore):  # type: ignore[misc] # PyG has no types
         _refuse()
 
 
-def _reversed_columns(view: GraphView, name: str, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
+def _reversed_columns(view: WindowSource, name: str, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column pointers of a relation's reverse, oldest first within a column, and the place of its edges in `edges`."""
     relation = view.schema.relation(name)
     adjacency = Adjacency.from_edges(
@@ -219,7 +219,7 @@ def _reversed_columns(view: GraphView, name: str, edges: Edges) -> tuple[Tensor,
     return torch.from_numpy(adjacency.row).long(), torch.from_numpy(adjacency.colptr), torch.from_numpy(order)
 
 
-def _node_tensors(view: GraphView, node_type: str, properties: Properties) -> dict[str, Tensor]:
+def _node_tensors(view: WindowSource, node_type: str, properties: Properties) -> dict[str, Tensor]:
     declared = view.schema.node(node_type).properties
     names = _chosen(f"node type {node_type!r}", node_type, declared, properties)
     if not names:
@@ -228,7 +228,7 @@ def _node_tensors(view: GraphView, node_type: str, properties: Properties) -> di
     return {name: property_tensor(table[name], declared[name], where=f"property {name!r} of {node_type!r}") for name in names}
 
 
-def _edge_tensors(view: GraphView, relation: str, properties: Properties) -> dict[str, Tensor]:
+def _edge_tensors(view: WindowSource, relation: str, properties: Properties) -> dict[str, Tensor]:
     declared = view.schema.relation(relation)
     names = _chosen(f"relation {relation!r}", declared.triple, declared.properties, properties)
     if not names:

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
-from multifacet.graphdb.plain_tables import typed_rows
-from multifacet.graphdb.progress import Progress
-from multifacet.graphdb.reading import FORMATS, Reading, open_files
-from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.loading.plain_tables import typed_rows
+from multifacet.graphdb.loading.progress import Progress
+from multifacet.graphdb.loading.reading import FORMATS, Reading, open_files
+from multifacet.graphdb.loading.report import LoadReport
 from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, read_toml, told_by_section
 from multifacet.graphdb.sql import GraphError, first_line, quote, quote_text, run
 from multifacet.graphdb.store import GraphStore

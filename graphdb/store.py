@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from multifacet.graphdb import evolution, loading, nodes, retention
-from multifacet.graphdb.edgelog import log_bytes
-from multifacet.graphdb.layout import all_edges
-from multifacet.graphdb.loading import EdgeLoad, MissingNodes
-from multifacet.graphdb.nodes import NodeLoad, Nulls
-from multifacet.graphdb.plain_tables import load_table
-from multifacet.graphdb.progress import Progress, watched
-from multifacet.graphdb.queries import Direction, Queries
-from multifacet.graphdb.reading import Reading
-from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.loading import edge_load as loading
+from multifacet.graphdb.loading import node_load as nodes
+from multifacet.graphdb.loading.edge_load import EdgeLoad, MissingNodes
+from multifacet.graphdb.loading.node_load import NodeLoad, Nulls
+from multifacet.graphdb.loading.plain_tables import load_table
+from multifacet.graphdb.loading.progress import Progress, watched
+from multifacet.graphdb.loading.reading import Reading
+from multifacet.graphdb.loading.report import LoadReport
+from multifacet.graphdb.loading.source import Source
+from multifacet.graphdb.queries.queries import Direction, Queries
+from multifacet.graphdb.queries.statistics import count_all, describe_all
 from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface
-from multifacet.graphdb.session import Session, back_up
-from multifacet.graphdb.source import Source
 from multifacet.graphdb.sql import GraphError, select
-from multifacet.graphdb.statistics import count_all, describe_all
-from multifacet.graphdb.storage import EdgeStorage, Storage, log_folder
+from multifacet.graphdb.storage import evolution, retention
+from multifacet.graphdb.storage.edge_log import log_bytes
+from multifacet.graphdb.storage.edge_storage import EdgeStorage, Storage, log_folder
+from multifacet.graphdb.storage.layout import all_edges
+from multifacet.graphdb.storage.session import Session, back_up
 from multifacet.graphdb.times import Time, utc
 
 if TYPE_CHECKING:

@@ -15,10 +15,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from multifacet.graphdb.edges import Csc, Edges, Triples
-from multifacet.graphdb.files import write_parquet, write_safetensors
-from multifacet.graphdb.layout import key_columns, node_table
-from multifacet.graphdb.members import Members, find_members, first_seen
 from multifacet.graphdb.merging import (
     Array,
     is_clustered,
@@ -28,13 +24,17 @@ from multifacet.graphdb.merging import (
     order_by_column,
     order_of,
 )
-from multifacet.graphdb.neighborhood import IdCache
-from multifacet.graphdb.properties import property_tensor
-from multifacet.graphdb.queries import Queries
+from multifacet.graphdb.queries.queries import Queries
 from multifacet.graphdb.schema import GraphSchema, Relation
 from multifacet.graphdb.sql import GraphError, begin_reading, count, quote, run, select
-from multifacet.graphdb.storage import Storage
-from multifacet.graphdb.window import Window, create_windows
+from multifacet.graphdb.storage.edge_storage import Storage
+from multifacet.graphdb.storage.id_cache import IdCache
+from multifacet.graphdb.storage.layout import key_columns, node_table
+from multifacet.graphdb.windows.edges import Csc, Edges, Triples
+from multifacet.graphdb.windows.export import write_parquet, write_safetensors
+from multifacet.graphdb.windows.members import Members, find_members, first_seen
+from multifacet.graphdb.windows.properties import property_tensor
+from multifacet.graphdb.windows.window import Window, create_windows
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -57,7 +57,8 @@ class GraphView:
         relations: The relations of the view, in the order that `Triples.relation` counts.
         since: Start of the window (UTC, within it), or None.
         as_of: End of the window (UTC, not within it), or None.
-        num_nodes: Kept node type -> its nodes that belong to the window (see `graphdb.members`); they are its rows 0, 1, ...
+        num_nodes: Kept node type -> its nodes that belong to the window (see `graphdb.windows.members`); they are its rows
+            0, 1, ...
         num_edges: Relation name -> edges in the window.
     """
 

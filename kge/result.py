@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from multifacet.kge.models import build_model
-from multifacet.kge.predictor import LinkPredictor
-from multifacet.kge.triples import TripleSplit
-from multifacet.tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
+from multifacet.kge.evaluation.predictor import LinkPredictor
+from multifacet.kge.models.scoring import build_model
+from multifacet.kge.triples.triples import TripleSplit
+from multifacet.tables import OptimizerRows, Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from multifacet.graphdb import GraphView
     from multifacet.kge.config import KgeConfig
-    from multifacet.kge.relations import RelationParameters
-    from multifacet.kge.search import Search
-    from multifacet.tables.warmstart import WarmStart
+    from multifacet.kge.models.relations import RelationParameters
+    from multifacet.kge.trials import Search
+    from multifacet.training import WarmStart
 
 __all__ = ["KgeResult"]
 

@@ -6,69 +6,29 @@ import itertools
 import logging
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from multifacet.inputs import expect_type
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.training import train_triples
-from multifacet.kge.triples import TripleSplit
-from multifacet.tables.boundary import expect_type
-from multifacet.tables.checkpoint import Checkpoint, CheckpointError, SavedState
-from multifacet.tables.training import Lifecycle
+from multifacet.kge.trials import Search, Trial
+from multifacet.kge.triples.triples import TripleSplit
+from multifacet.training import Checkpoint, CheckpointError, Lifecycle, SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 
-__all__ = ["Search", "Trial", "default_space", "search"]
+__all__ = ["default_space", "search"]
 
 logger = logging.getLogger(__name__)
 
 # What decides the trials' data or budget, and so cannot differ between them.
 _FIXED: Final = ("epochs", "seed", "validation", "distinct_edges")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One training of a search.
-
-    Attributes:
-        config: what was trained, with the epochs that its round gave it.
-        values: what the space gave it, by the fields' names.
-        filtered_mrr: of validation, at its end; 0 where the loss stopped being a number.
-    """
-
-    config: KgeConfig
-    filtered_mrr: float
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """What a search found.
-
-    Attributes:
-        config: the winner: what to train and to write into a snapshot.
-        trials: every training, round by round.
-        space: what was searched.
-    """
-
-    config: KgeConfig
-    trials: tuple[Trial, ...]
-    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the space and the trials as JSON-able values, for a snapshot's metrics."""
-        return {
-            "space": {name: list(values) for name, values in self.space.items()},
-            "trials": [
-                {"values": dict(trial.values), "epochs": trial.config.epochs, "filtered_mrr": trial.filtered_mrr}
-                for trial in self.trials
-            ],
-        }
 
 
 def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:

@@ -10,26 +10,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from multifacet.kge.buckets import count_partitions
+from multifacet.inputs import expect_attributes, expect_type
 from multifacet.kge.config import KgeConfig
-from multifacet.kge.evaluation import evaluate, known_pairs
-from multifacet.kge.full_trainer import FullTrainer
-from multifacet.kge.partitioned import PartitionedTrainer
+from multifacet.kge.evaluation.protocols import evaluate, known_pairs
+from multifacet.kge.full.trainer import FullTrainer
+from multifacet.kge.partitioned.buckets import count_partitions
+from multifacet.kge.partitioned.trainer import PartitionedTrainer
 from multifacet.kge.result import KgeResult
-from multifacet.kge.trainer import Trainer
-from multifacet.kge.triples import TripleSet, TripleSplit
-from multifacet.tables.boundary import expect_attributes, expect_type
-from multifacet.tables.group_training import are_several, begin_run
-from multifacet.tables.training import Lifecycle
+from multifacet.kge.sampled.trainer import Trainer
+from multifacet.kge.triples.triples import TripleSet, TripleSplit
+from multifacet.training import Lifecycle, are_several, begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from multifacet.graphdb import GraphView
-    from multifacet.kge.predictor import LinkPredictor
-    from multifacet.kge.state import LearnedState
-    from multifacet.tables.training import TrainingRun
-    from multifacet.tables.warmstart import WarmStart
+    from multifacet.kge.evaluation.predictor import LinkPredictor
+    from multifacet.kge.sampled.state import LearnedState
+    from multifacet.training import TrainingRun, WarmStart
 
 __all__ = ["EpochTrainer", "split_view", "train", "train_triples"]
 
@@ -66,7 +64,7 @@ def train(
     """Learn a table for each node type of a view by predicting its links.
 
     Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
-    are then shared out to them (see `kge.sharded`), and each gets the whole result, mapped from files.
+    are then shared out to them (see `kge.sharded.trainer`), and each gets the whole result, mapped from files.
 
     Args:
         view: the graph window; all of its relations take part unless their weight is zero.
@@ -205,7 +203,7 @@ def _build_trainer(
     split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
 ) -> EpochTrainer:
     if are_several():
-        from multifacet.kge.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+        from multifacet.kge.sharded.trainer import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
         return ShardedTrainer(split, config, generator, folder=checkpoint.absolute().parent if checkpoint else None)
     if config.full_softmax is not None:

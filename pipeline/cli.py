@@ -11,8 +11,8 @@ import typer
 from rich.logging import RichHandler
 
 from multifacet.pipeline.commands import bench_serving, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
-from multifacet.pipeline.console import ConsoleWatcher, stderr
-from multifacet.pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
+from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,7 +70,7 @@ def demo(
     if as_json:
         emit_json(document)
     else:
-        from multifacet.pipeline.summary import print_summary
+        from multifacet.pipeline.report.summary import print_summary
 
         print_summary(document)
 
@@ -78,7 +78,7 @@ def demo(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Checks the environment and prints, for each fault, the line that fixes it."""
-    from multifacet.pipeline.doctor import doctor_command
+    from multifacet.pipeline.doctor.doctor import doctor_command
 
     raise typer.Exit(doctor_command(as_json=as_json))
 
@@ -93,7 +93,7 @@ def report(
     import json
 
     from multifacet.pipeline.experiments.page import find_results, write_page
-    from multifacet.pipeline.report import render
+    from multifacet.pipeline.report.page import render
 
     results = work_dir / "results.json"
     if results.is_file():

@@ -16,8 +16,9 @@ from multifacet import ranking
 from multifacet.contrastive import ComposedTower, ContrastiveConfig
 from multifacet.graphdb import Recipe
 from multifacet.kge import KgeConfig
-from multifacet.pipeline import report, stages
-from multifacet.pipeline.workspace import Stage, Task, Watcher, Workspace
+from multifacet.pipeline.report import page as report
+from multifacet.pipeline.runs import stages
+from multifacet.pipeline.runs.workspace import Stage, Task, Watcher, Workspace
 from multifacet.tables import Precision
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _pretraining(config: DemoConfig, graph: Stage, before_period: int) -> list[T
             name=facet,
             run=partial(stages.pretrain, store_path=graph.path / stages.STORE, config=pretrainer, as_of_period=before_period),
             config={"pretrainer": pretrainer.model_dump(mode="json"), "before_period": before_period},
-            rooms=(facet, "tables", "graphdb"),
+            rooms=(facet, "training", "tables", "graphdb"),
             parents=(graph,),
         )
         for facet, pretrainer in (("kge", config.kge), ("contrastive", config.contrastive))
@@ -133,7 +134,7 @@ def _examples(config: DemoConfig, recipe: Recipe, graph: Stage) -> list[Task]:
                 seed=config.seed,
             ),
             config={"weighting": weighting, "seed": config.seed},
-            rooms=("ranking", "graphdb"),
+            rooms=("ranking", "training", "graphdb"),
             parents=(graph,),
         )
         for weighting in ranking.WEIGHTINGS
@@ -158,7 +159,7 @@ def _arms(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
                         num_resamples=config.num_resamples,
                     ),
                     config={"arm": arm_config.model_dump(mode="json"), "num_resamples": config.num_resamples},
-                    rooms=("ranking", "tables"),
+                    rooms=("ranking", "training", "tables"),
                     parents=(examples, *facets),
                 )
             )
@@ -181,7 +182,7 @@ def _comparisons(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
                     num_resamples=config.num_resamples,
                 ),
                 config={"num_resamples": config.num_resamples},
-                rooms=("ranking",),
+                rooms=("ranking", "training", "tables"),
                 parents=(examples, *arms.values()),
             )
         )
@@ -199,7 +200,7 @@ def _quantization(config: DemoConfig, done: Mapping[str, Stage]) -> Task:
             num_resamples=config.num_resamples,
         ),
         config={"num_resamples": config.num_resamples},
-        rooms=("ranking", "tables"),
+        rooms=("ranking", "training", "tables"),
         parents=(model, examples),
     )
 

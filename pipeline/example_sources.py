@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import typer
 
-from multifacet.pipeline.console import stderr
 from multifacet.pipeline.options import parse_settings
+from multifacet.pipeline.terminal.console import stderr
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -167,7 +167,7 @@ class StorePeriods:
         """Draws training's and validation's examples; of several processes, one does, for all."""
         from multifacet import ranking  # noqa: PLC0415 - it takes time to import
         from multifacet.pipeline.processes import count_processes  # noqa: PLC0415 - likewise
-        from multifacet.pipeline.stages import period_start  # noqa: PLC0415 - likewise
+        from multifacet.pipeline.runs.stages import period_start  # noqa: PLC0415 - likewise
 
         if training is None and labels_known_before is None:
             labels_known_before = _TEST[0]

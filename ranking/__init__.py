@@ -1,34 +1,34 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
 
 from multifacet.ranking.assembly import make_id_maps, make_model
-from multifacet.ranking.calibration import (
+from multifacet.ranking.config import Arm, RankingConfig, arm_config
+from multifacet.ranking.evaluation.calibration import (
     CalibrationBucket,
     calibration_buckets,
     correct_for_sampling,
     expected_calibration_error,
 )
-from multifacet.ranking.columns import Columns
-from multifacet.ranking.config import Arm, RankingConfig, arm_config
-from multifacet.ranking.coverage import InitReport, TableCoverage
-from multifacet.ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from multifacet.ranking.evaluation import bootstrap_roc_auc, compare, evaluate, group_roc_auc, roc_auc
-from multifacet.ranking.examples import Examples
-from multifacet.ranking.export import ExportedModel, export_model, load_model, quantized_scores
-from multifacet.ranking.exposures import build_examples
-from multifacet.ranking.features import FeatureConfig
-from multifacet.ranking.initialise import init_tables
-from multifacet.ranking.labelled import LabelledColumns, read_examples, read_times
-from multifacet.ranking.layout import TableSpec
-from multifacet.ranking.loader import Batch, ExampleLoader
-from multifacet.ranking.model import RankingModel
-from multifacet.ranking.negatives import WEIGHTINGS, Weighting
-from multifacet.ranking.own_model import write_model
-from multifacet.ranking.recent import IdLists, RecentPins, recent_pins
-from multifacet.ranking.segments import evaluate_segments, standard_segments
-from multifacet.ranking.shared_examples import share_examples
-from multifacet.ranking.sources import TableSource
-from multifacet.ranking.training import RankingResult, train
-from multifacet.ranking.upper import UpperModel
+from multifacet.ranking.evaluation.delong import DeLongTest, delong_covariance, delong_interval, delong_test
+from multifacet.ranking.evaluation.metrics import bootstrap_roc_auc, compare, evaluate, group_roc_auc, roc_auc
+from multifacet.ranking.evaluation.segments import evaluate_segments, standard_segments
+from multifacet.ranking.examples.examples import Examples
+from multifacet.ranking.examples.exposures import build_examples
+from multifacet.ranking.examples.features import FeatureConfig
+from multifacet.ranking.examples.labelled import LabelledColumns, read_examples, read_times
+from multifacet.ranking.examples.loader import Batch, ExampleLoader
+from multifacet.ranking.examples.negatives import WEIGHTINGS, Weighting
+from multifacet.ranking.examples.recent import IdLists, RecentPins, recent_pins
+from multifacet.ranking.examples.shared import share_examples
+from multifacet.ranking.export.export import ExportedModel, export_model, load_model, quantized_scores
+from multifacet.ranking.export.own_model import write_model
+from multifacet.ranking.initialize.coverage import InitReport, TableCoverage
+from multifacet.ranking.initialize.initialize import init_tables
+from multifacet.ranking.initialize.sources import TableSource
+from multifacet.ranking.model.columns import Columns
+from multifacet.ranking.model.layout import TableSpec
+from multifacet.ranking.model.model import RankingModel
+from multifacet.ranking.model.upper import UpperModel
+from multifacet.ranking.training.training import RankingResult, train
 
 __all__ = [
     "WEIGHTINGS",

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from multifacet.ranking.layout import TableSpec
-from multifacet.ranking.model import RankingModel
-from multifacet.ranking.sequence import SequencePooling
+from multifacet.inputs import expect_attributes
+from multifacet.ranking.initialize.sources import TableSource
+from multifacet.ranking.model.layout import TableSpec
+from multifacet.ranking.model.model import RankingModel
+from multifacet.ranking.model.sequence import SequencePooling
+from multifacet.ranking.model.upper import UpperModel
 from multifacet.ranking.slots import RECENT_PINS, Slot
-from multifacet.ranking.sources import TableSource
-from multifacet.ranking.upper import UpperModel
 from multifacet.tables import IdMap
-from multifacet.tables.boundary import expect_attributes
-from multifacet.tables.idcolumn import to_arrow
+from multifacet.tables.ids import to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from multifacet.ranking.config import RankingConfig
-    from multifacet.ranking.examples import Examples
+    from multifacet.ranking.examples.examples import Examples
     from multifacet.tables import CollisionReport, Snapshot
 
 

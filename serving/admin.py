@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import grpc
 
+from multifacet.artifacts import ArtifactError
 from multifacet.serving.channel import open_channel
 from multifacet.serving.config import read_token
 from multifacet.serving.deployed import inside
 from multifacet.serving.errors import InvalidRequestError, UnavailableError, from_rpc_error
 from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc
-from multifacet.tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
     from multifacet.serving.listener import Listener

@@ -24,7 +24,7 @@ def decode_rows(rows: Tensor, precision: Precision) -> Tensor:
 
     Args:
         rows: uint8 [n, row_bytes], contiguous and aligned to 4 bytes.
-        precision: The rows' format; see `tables.codec`.
+        precision: The rows' format; see `tables.codec.rows`.
 
     Returns:
         float32 [n, dim], on the rows' device.

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
+from multifacet.kernels.hashing import mix64, reduce_range, seed_stream
 from multifacet.serving.shards import SHARD_SEED
-from multifacet.tables.hashing import mix64, reduce_range, seed_stream
-from multifacet.tables.idcolumn import IdColumn
+from multifacet.tables.ids import IdColumn
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from multifacet.tables.idcolumn import Ids, IdType
-    from multifacet.tables.idmap import IdMap
+    from multifacet.tables.ids import IdMap, Ids, IdType
 
 
 class HashedShard:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from multifacet.tables.manifest import ArtifactError
+from multifacet.artifacts.manifest import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ def check_index(arrays: Mapping[str, npt.NDArray[Any]], num_rows: int, path: Pat
     """Refuse an index that would lead a lookup anywhere else.
 
     Args:
-        arrays: As `tables.idindex` describes them; their lengths are known to belong together.
+        arrays: As `tables.ids.index` describes them; their lengths are known to belong together.
         num_rows: Rows of the table, the out-of-vocabulary row included.
         path: The map, for messages.
 

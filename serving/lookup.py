@@ -13,6 +13,7 @@ from typing import Self
 import grpc
 import numpy as np
 
+from multifacet.artifacts.manifest import ArtifactError
 from multifacet.serving.admin import AdminServicer
 from multifacet.serving.config import LookupConfig
 from multifacet.serving.connection import ClosedError
@@ -29,7 +30,6 @@ from multifacet.serving.plan import version_of
 from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
 from multifacet.serving.release import Release
 from multifacet.serving.versions import LoadedVersions
-from multifacet.tables.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 

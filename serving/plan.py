@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from multifacet.kernels.hashing import seed_stream
 from multifacet.serving.errors import InvalidRequestError
 from multifacet.serving.frames import HEADER_BYTES, Kind, pack_header
 from multifacet.serving.hashed_shard import HashedShard
 from multifacet.serving.lookup_kernel import EXACT, HASHED, HASHED_SHARD, RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
 from multifacet.serving.packing import pack_lookup
 from multifacet.serving.protocol import lookup_pb2
-from multifacet.tables.hashing import seed_stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multifacet.serving.gather import MappedRows, SendBuffer
     from multifacet.serving.manifest import ReleaseTable
     from multifacet.serving.release import Release
-    from multifacet.tables.idmap import IdMap
+    from multifacet.tables.ids import IdMap
 
 VERSION_HEAD = b"\x0a\x40"
 """Tag and length of a request's version, which its message begins with."""

@@ -26,13 +26,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from multifacet.artifacts import MANIFEST_NAME, Artifact, ArtifactError
 from multifacet.serving.index_check import check_index
 from multifacet.serving.manifest import ReleaseManifest
 from multifacet.serving.mapped_files import MappedFiles, open_plain
 from multifacet.serving.parts import choose_shard, files_of
-from multifacet.tables.artifact import Artifact, ArtifactError
-from multifacet.tables.idmap import IdMap
-from multifacet.tables.manifest import MANIFEST_NAME
+from multifacet.tables.ids import IdMap
 
 if TYPE_CHECKING:
     from multifacet.serving.manifest import Precision, ReleaseTable

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from multifacet.tables.hashing import hash_strings, mix64, reduce_range, seed_stream
+from multifacet.kernels.hashing import hash_strings, mix64, reduce_range, seed_stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,7 +67,7 @@ def shard_of(ids: IdArray | Sequence[int] | Sequence[str], num_shards: int) -> n
 
 
 def shard_of_keys(keys: npt.NDArray[np.int64], num_shards: int) -> npt.NDArray[np.int32]:
-    """The shard of each id from its key, as a `tables.idcolumn.IdColumn` has it: for publishers of many ids.
+    """The shard of each id from its key, as a `tables.ids.column.IdColumn` has it: for publishers of many ids.
 
     Args:
         keys: int64 [n], the ids themselves, or XXH64 (seed 0) of each string's UTF-8 bytes.

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from multifacet.serving.hashed_shard import HashedShard, can_split
 from multifacet.serving.shards import shard_of
-from multifacet.tables.idmap import IdMap
+from multifacet.tables.ids import IdMap
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,7 +51,7 @@ class ExactSplit:
     Example:
         >>> split = ExactSplit(IdMap.exact([30, 10, 20]), 2)
         >>> split.shard_rows, [split.id_map(shard).rows([30, 10, 20]).tolist() for shard in range(2)]
-        ((2, 3), [[1, 1, 0], [0, 1, 2]])
+        ((4, 1), [[0, 1, 2], [0, 0, 0]])
     """
 
     def __init__(self, id_map: IdMap, num_shards: int):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from multifacet.serving.manifest import ReleaseTable
     from multifacet.serving.packing import IdArray
     from multifacet.serving.release import Release
-    from multifacet.tables.idmap import IdMap
+    from multifacet.tables.ids import IdMap
 
 Request = Callable[[], object]
 """Sends one request and waits for its answer."""
@@ -37,7 +37,7 @@ class SkewedIds:
         ValueError: The map is a hashed one of strings, or the exponent is negative.
 
     Example:
-        >>> from multifacet.tables.idmap import IdMap
+        >>> from multifacet.tables.ids.id_map import IdMap
         >>> ids = SkewedIds(IdMap.exact([5, 6, 7]), exponent=1.0)
         >>> set(ids.draw(np.random.default_rng(0), 1000)) == {5, 6, 7}
         True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
+from multifacet.artifacts import MANIFEST_NAME, ArtifactError, ArtifactWriter
 from multifacet.serving.manifest import Precision, ReleaseManifest, ReleaseSequence, ReleaseTable
 from multifacet.serving.parts import shard_folder
 from multifacet.serving.pooling import Pooling
@@ -18,15 +19,13 @@ from multifacet.serving.release import ID_MAPS, KIND, POOLING, UPPER, Release
 from multifacet.serving.shards import MAX_SHARDS, SHARD_SEED
 from multifacet.serving.split import TableSplit, split_of
 from multifacet.serving.upper import UpperModel
-from multifacet.tables.artifact import ArtifactError, ArtifactWriter
 from multifacet.tables.codec import row_bytes
-from multifacet.tables.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from multifacet.tables.idmap import IdMap
+    from multifacet.tables.ids import IdMap
 
 logger = logging.getLogger(__name__)
 

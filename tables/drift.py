@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from multifacet.tables.boundary import expect_attributes
-from multifacet.tables.idmap import IdMap
+from multifacet.inputs import expect_attributes
+from multifacet.tables.ids.id_map import IdMap
 from multifacet.tables.neighbors import find_neighbors
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifacet.tables.boundary import expect_type
+from multifacet.inputs import expect_type
 
 __all__ = ["Backend", "Similarity", "find_neighbors"]
 

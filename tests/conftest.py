@@ -30,7 +30,7 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-_ROOMS = ("contrastive", "graphdb", "kge", "pipeline", "ranking", "serving", "tables")
+_ROOMS = ("artifacts", "contrastive", "graphdb", "inputs", "kernels", "kge", "pipeline", "ranking", "serving", "tables")
 
 
 def pytest_sessionfinish() -> None:

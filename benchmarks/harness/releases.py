@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multifacet.ranking.programs import export_pooling
+from multifacet.ranking.export.programs import export_pooling
 from multifacet.serving.manifest import ReleaseSequence
 from multifacet.serving.writer import ReleaseWriter
 from multifacet.tables import IdMap
@@ -18,7 +18,7 @@ from multifacet.tables import IdMap
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from multifacet.ranking.sequence import SequencePooling
+    from multifacet.ranking.model.sequence import SequencePooling
     from multifacet.serving.release import Release
 
 DIM = 64

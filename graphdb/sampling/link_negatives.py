@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import torch
 
-from multifacet.graphdb.counter import derive_key
 from multifacet.graphdb.sampling.known_links import KnownLinks
 from multifacet.graphdb.sampling.negatives import NegativeSampler
 from multifacet.graphdb.sql import GraphError
+from multifacet.kernels.counter_rng import derive_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

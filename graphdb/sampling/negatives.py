@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifacet.graphdb.counter import draw_below, draw_unit, key_at
 from multifacet.graphdb.sampling.neighbors import first_above
 from multifacet.graphdb.sampling.stream import Stream
 from multifacet.graphdb.sql import GraphError
-from multifacet.graphdb.threads import run_ranges
+from multifacet.kernels.counter_rng import draw_below, draw_unit, key_at
+from multifacet.kernels.workers import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from multifacet.graphdb.view import GraphView
+    from multifacet.graphdb.windows.source import WindowSource
 
 _MIN_DRAWS_PER_THREAD: Final = 1 << 14
 
@@ -77,7 +77,7 @@ class NegativeSampler:
 
     @classmethod
     def from_view(
-        cls, view: GraphView, node_type: str, *, relations: Sequence[str] | None = None, alpha: float = 0.75, seed: int = 0
+        cls, view: WindowSource, node_type: str, *, relations: Sequence[str] | None = None, alpha: float = 0.75, seed: int = 0
     ) -> Self:
         """Negatives by the degrees of a window.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from multifacet.graphdb.counter import draw_below, draw_unit, key_at
-from multifacet.graphdb.threads import run_ranges
+from multifacet.kernels.counter_rng import draw_below, draw_unit, key_at
+from multifacet.kernels.workers import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

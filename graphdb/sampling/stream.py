@@ -6,7 +6,7 @@ import threading
 
 import torch.utils.data
 
-from multifacet.graphdb.counter import derive_key
+from multifacet.kernels.counter_rng import derive_key
 
 
 class Stream:

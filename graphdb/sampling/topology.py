@@ -19,9 +19,9 @@ from multifacet.graphdb.sql import GraphError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from multifacet.graphdb.edges import Edges
     from multifacet.graphdb.schema import Relation
-    from multifacet.graphdb.view import GraphView
+    from multifacet.graphdb.windows.edges import Edges
+    from multifacet.graphdb.windows.source import WindowSource
 
 #: A node that has always been there.
 ALWAYS: Final = np.iinfo(np.int64).min
@@ -70,7 +70,7 @@ class Topology:
     @classmethod
     def from_view(
         cls,
-        view: GraphView,
+        view: WindowSource,
         *,
         relations: Iterable[str] | None = None,
         reverse: bool = False,
@@ -237,7 +237,7 @@ class Topology:
 
 
 def _adjacency(
-    view: GraphView, relation: Relation, edges: Edges, *, weighted: bool, reversed_type: EdgeType | None = None
+    view: WindowSource, relation: Relation, edges: Edges, *, weighted: bool, reversed_type: EdgeType | None = None
 ) -> Adjacency:
     src, dst = edges.src.numpy(), edges.dst.numpy()
     num_src, num_dst = view.num_nodes[relation.src], view.num_nodes[relation.dst]
@@ -254,7 +254,7 @@ def _adjacency(
     )
 
 
-def _numbered_by_column(view: GraphView, relation: Relation, edges: Edges, reversed_edges: Adjacency) -> Adjacency:
+def _numbered_by_column(view: WindowSource, relation: Relation, edges: Edges, reversed_edges: Adjacency) -> Adjacency:
     """A reversed relation whose edges have the numbers of `ViewGraphStore`, in which they are ordered by column."""
     if reversed_edges.permutation is None:
         return reversed_edges

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifacet.graphdb.counter import derive_key, draw_below, draw_unit, key_at
 from multifacet.graphdb.reverse import INVERSE, parse_step
 from multifacet.graphdb.sampling.neighbors import first_above, first_not_before
 from multifacet.graphdb.sampling.stream import Stream
 from multifacet.graphdb.sampling.topology import Topology
 from multifacet.graphdb.sql import GraphError
-from multifacet.graphdb.threads import run_ranges
+from multifacet.kernels.counter_rng import derive_key, draw_below, draw_unit, key_at
+from multifacet.kernels.workers import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multifacet.graphdb.sampling.adjacency import Adjacency
-    from multifacet.graphdb.view import GraphView
+    from multifacet.graphdb.windows.source import WindowSource
 
 _MIN_WALKS_PER_THREAD: Final = 1 << 12
 _BLOCK: Final = 256
@@ -78,7 +78,7 @@ class MetapathWalker:
         return f"{type(self).__name__}({' -> '.join(self.metapath)})"
 
     @classmethod
-    def from_view(cls, view: GraphView, metapath: Sequence[str], *, weighted: bool = False, seed: int = 0) -> MetapathWalker:
+    def from_view(cls, view: WindowSource, metapath: Sequence[str], *, weighted: bool = False, seed: int = 0) -> MetapathWalker:
         """A walker over the relations of a window that the metapath names.
 
         Args:

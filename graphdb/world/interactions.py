@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from multifacet.graphdb.counter import alias_at, derive_key, key_at, unit_at
-from multifacet.graphdb.threads import Workers, ranges
 from multifacet.graphdb.world.config import INTERACTIONS, InteractionName, WorldConfig
 from multifacet.graphdb.world.month import Month
 from multifacet.graphdb.world.response import Response
+from multifacet.kernels.counter_rng import alias_at, derive_key, key_at, unit_at
+from multifacet.kernels.workers import Workers, ranges
 
 #: Columns of an interaction's files.
 SCHEMA: Final = pa.schema(

@@ -9,11 +9,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from multifacet.graphdb.counter import alias_at, derive_key, fill_normal, key_at
-from multifacet.graphdb.threads import Workers
-from multifacet.graphdb.world.alias import build_alias
 from multifacet.graphdb.world.config import WorldConfig
 from multifacet.graphdb.world.population import pareto
+from multifacet.kernels.alias import build_alias
+from multifacet.kernels.counter_rng import alias_at, derive_key, fill_normal, key_at
+from multifacet.kernels.workers import Workers
 
 
 def directions(config: WorldConfig, name: str, total: int, workers: Workers) -> NDArray[np.float32]:

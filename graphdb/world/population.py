@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from multifacet.graphdb.counter import derive_key, fill_units
-from multifacet.graphdb.world.alias import build_alias
+from multifacet.kernels.alias import build_alias
+from multifacet.kernels.counter_rng import derive_key, fill_units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 
-from multifacet.graphdb.progress import Progress
-from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.loading.progress import Progress
+from multifacet.graphdb.loading.report import LoadReport
+from multifacet.graphdb.loading.source import Query
 from multifacet.graphdb.schema import Surface
-from multifacet.graphdb.source import Query
 from multifacet.graphdb.sql import GraphError, quote_text
 from multifacet.graphdb.store import GraphStore
 from multifacet.graphdb.world import exposures

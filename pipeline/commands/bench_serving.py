@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multifacet.pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
     from multifacet.serving.openloop import LoadResult
@@ -61,7 +61,7 @@ def bench_serving(
         **_summary(result, rate),
     }
     if output is not None:
-        from multifacet.pipeline.latency_plot import plot_latency
+        from multifacet.pipeline.report.latency_plot import plot_latency
 
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

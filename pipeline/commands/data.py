@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multifacet.pipeline.console import stderr
-from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.terminal.console import stderr
+from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, stdout
 
 if TYPE_CHECKING:
     from multifacet.graphdb import Recipe
@@ -42,8 +42,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of a recipe, such as template.")], as_json: AsJson = False) -> None:
     """Prints a recipe's TOML: to read what it does, or to begin one of your own (`show template > my_logs.toml`)."""
-    from multifacet.graphdb import Recipe
-    from multifacet.graphdb.recipe import RECIPES
+    from multifacet.graphdb import RECIPES, Recipe
 
     recipe = Recipe.load(name)
     if as_json:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from multifacet.pipeline.console import ConsoleWatcher
-from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.terminal.console import ConsoleWatcher
+from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, stdout
 
 WORK_DIR = Path("runs/experiments")
 
@@ -44,7 +44,7 @@ def experiment(
     from multifacet.pipeline.experiments import CATALOGUE, Settings, run_experiment
     from multifacet.pipeline.experiments.page import write_page
     from multifacet.pipeline.experiments.writing import to_markdown, verdicts
-    from multifacet.pipeline.workspace import Workspace
+    from multifacet.pipeline.runs.workspace import Workspace
 
     if name == "list":
         rows = [{"experiment": key, "what": (make.__doc__ or "").strip()} for key, make in CATALOGUE.items()]
@@ -93,7 +93,7 @@ def experiment(
 
 
 def _source(kind: str, store: Path | None, splits: str | None, folder: Path | None, *, quick: bool) -> Any:
-    from multifacet.graphdb.recipe import Splits
+    from multifacet.graphdb import Splits
     from multifacet.pipeline.experiments.source import Source, make_world
 
     if store is None:

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from multifacet.pipeline.console import stderr
 from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
-from multifacet.pipeline.output import AsJson, emit_json, stdout
 from multifacet.pipeline.processes import count_processes, join_processes
+from multifacet.pipeline.terminal.console import stderr
+from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from multifacet import contrastive, kge
     from multifacet.graphdb import GraphView
-    from multifacet.tables import Lifecycle, Snapshot
+    from multifacet.tables import Snapshot
+    from multifacet.training import Lifecycle
 
 app = typer.Typer(no_args_is_help=True, help="Pretrain embedding tables on a window of a graph store.")
 
@@ -124,7 +125,7 @@ def pretrain_kge(
     Started by torchrun, its processes share the tables out and train them together.
     """
     from multifacet import kge
-    from multifacet.tables.allocator import keep_freed_memory
+    from multifacet.kernels.allocator import keep_freed_memory
 
     if search and count_processes() > 1:
         msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"
@@ -266,8 +267,8 @@ def _pretrain_plain(
     as_json: bool,
 ) -> None:
     """Trains on triples of plain data and writes the snapshot."""
-    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
-    from multifacet.tables import Lifecycle
+    from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
+    from multifacet.training import Lifecycle
 
     with join_processes() as speaks:
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
@@ -285,8 +286,8 @@ def _pretrain_pairs(
     import numpy as np
 
     from multifacet import contrastive
-    from multifacet.contrastive.positives import hold_out_latest
-    from multifacet.pipeline.training import TrainingDisplay
+    from multifacet.contrastive import hold_out_latest
+    from multifacet.pipeline.terminal.training import TrainingDisplay
 
     read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)
     # Pairs have no times, so that a query's held-out items are a random choice.
@@ -362,7 +363,7 @@ def _lifecycle(
     resume: bool,
 ) -> dict[str, Any]:
     """Reads the options that say how a training begins and is saved; fields of `tables.Lifecycle`."""
-    from multifacet.tables import WarmStart
+    from multifacet.training import WarmStart
 
     if output.exists():
         msg = f"{output} exists; name a folder that does not"
@@ -393,8 +394,8 @@ def _pretrain(
     chooser: Callable[[GraphView, Any, Lifecycle, Path], kge.Search] | None = None,
 ) -> None:
     from multifacet.graphdb import GraphStore
-    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
-    from multifacet.tables import Lifecycle
+    from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
+    from multifacet.training import Lifecycle
 
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:

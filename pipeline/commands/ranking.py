@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from multifacet.pipeline.console import stderr
 from multifacet.pipeline.example_sources import LabelledRows, StorePeriods, read_query, split_paths
 from multifacet.pipeline.options import (
     CheckpointEvery,
@@ -22,7 +21,8 @@ from multifacet.pipeline.options import (
     parse_settings,
     parse_time,
 )
-from multifacet.pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.terminal.console import stderr
+from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
     from multifacet import ranking
@@ -146,10 +146,11 @@ def train(
     Started by torchrun, its processes shard the tables and train them together.
     """
     from multifacet import ranking
+    from multifacet.kernels.allocator import keep_freed_memory
     from multifacet.pipeline.processes import join_processes
-    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
-    from multifacet.tables import Lifecycle, Snapshot
-    from multifacet.tables.allocator import keep_freed_memory
+    from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
+    from multifacet.tables import Snapshot
+    from multifacet.training import Lifecycle
 
     store, output = split_paths(paths, examples, "OUTPUT")
     labelled = LabelledRows.of(

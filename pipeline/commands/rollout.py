@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from multifacet.pipeline.options import Settings, parse_settings
-from multifacet.pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
     from multifacet.serving.journal import State

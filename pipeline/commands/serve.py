@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from multifacet.pipeline.options import Settings, parse_settings
-from multifacet.pipeline.output import emit_json
+from multifacet.pipeline.terminal.output import emit_json
 
 app = typer.Typer(no_args_is_help=True, help="Serve a release: rows from CPU memory, scores from the upper model.")
 

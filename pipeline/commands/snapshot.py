@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from multifacet.pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and compare embedding snapshots.")
 

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multifacet.contrastive import ContrastiveConfig
-from multifacet.contrastive.graph_facet import LightGcnConfig
+from multifacet.contrastive import ContrastiveConfig, LightGcnConfig
 from multifacet.kge import KgeConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")

@@ -11,7 +11,7 @@ import numpy as np
 from multifacet import ranking
 from multifacet.pipeline.experiments.fitting import load_examples
 from multifacet.pipeline.experiments.statistics import paired_effect
-from multifacet.pipeline.workspace import Say
+from multifacet.pipeline.runs.workspace import Say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from multifacet.pipeline.experiments.arm import Arm
 from multifacet.pipeline.experiments.source import Source
-from multifacet.pipeline.stages import PRECISIONS
+from multifacet.pipeline.runs.stages import PRECISIONS
 
 Expectation = Literal["higher", "lower", "no difference"]
 

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from multifacet import contrastive, kge, ranking
-from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn
+from multifacet.contrastive import LightGcnConfig, train_lightgcn
 from multifacet.graphdb import GraphStore
-from multifacet.pipeline import stages
 from multifacet.pipeline.experiments.experiment import REFIT, mixed_name
-from multifacet.pipeline.workspace import Say
+from multifacet.pipeline.runs import stages
+from multifacet.pipeline.runs.workspace import Say
 from multifacet.ranking import Examples
-from multifacet.tables import IdMap, Lifecycle, MixedTable, Snapshot, SnapshotTable, WarmStart, plan_precision, row_bytes
+from multifacet.tables import IdMap, MixedTable, Snapshot, SnapshotTable, plan_precision, row_bytes
+from multifacet.training import Lifecycle, WarmStart
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ import jinja2
 
 from multifacet.pipeline.experiments.catalogue import CATALOGUE
 from multifacet.pipeline.experiments.writing import section, summary_to_markdown
-from multifacet.pipeline.output import show
+from multifacet.pipeline.terminal.output import show
 
 
 def find_results(work_dir: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from multifacet import ranking
-from multifacet.pipeline import stages
 from multifacet.pipeline.experiments.arm import Arm, Facet
 from multifacet.pipeline.experiments.comparison import compare
 from multifacet.pipeline.experiments.experiment import REFIT, Experiment, Settings
 from multifacet.pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples, shuffle
 from multifacet.pipeline.experiments.statistics import holm
-from multifacet.pipeline.workspace import Stage, Task, Workspace, content_key
+from multifacet.pipeline.runs import stages
+from multifacet.pipeline.runs.workspace import Stage, Task, Workspace, content_key
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class _Run:
                 "seed": seed,
                 "history": arm.history,
             },
-            rooms=("ranking", "graphdb"),
+            rooms=("ranking", "training", "graphdb"),
             parents=(self.graph,),
         )
 
@@ -127,7 +127,7 @@ class _Run:
             name=name,
             run=run,
             config={"facet": _given(facet), "seed": seed},
-            rooms=(facet.method, "tables", "graphdb"),
+            rooms=(facet.method, "training", "tables", "graphdb"),
             parents=(self.graph,) if older is None else (self.graph, older),
         )
 
@@ -160,7 +160,7 @@ class _Run:
                 "hashing": arm.hashing and _given(arm.hashing),
                 "export": arm.export,
             },
-            rooms=("ranking", "tables"),
+            rooms=("ranking", "training", "tables"),
             parents=(examples, *facets),
         )
 
@@ -187,7 +187,7 @@ class _Run:
                         budgets=self.experiment.budgets,
                     ),
                     config={"arms": list(self.experiment.precision_arms), "budgets": list(self.experiment.budgets)},
-                    rooms=("ranking", "tables"),
+                    rooms=("ranking", "training", "tables"),
                     parents=(model, examples),
                 )
             )
@@ -209,7 +209,7 @@ class _Run:
                     num_resamples=self.settings.num_resamples,
                 ),
                 config={"pairs": [list(pair) for pair in pairs], "num_resamples": self.settings.num_resamples},
-                rooms=("ranking", "pipeline"),
+                rooms=("ranking", "training", "tables", "pipeline"),
                 parents=(*examples, *parents),
             )
         )

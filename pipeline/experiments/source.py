@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multifacet.graphdb import GraphStore, Recipe
-from multifacet.graphdb.recipe import Splits
+from multifacet.graphdb import GraphStore, Recipe, Splits
 from multifacet.graphdb.world import World, WorldConfig
-from multifacet.pipeline import stages
-from multifacet.pipeline.workspace import Say, Stage, Task
+from multifacet.pipeline.runs import stages
+from multifacet.pipeline.runs.workspace import Say, Stage, Task
 from multifacet.ranking import FeatureConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"

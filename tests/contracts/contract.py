@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("kge", "contrastive", "ranking", "tables", "graphdb", "serving")
+ROOMS = ("kge", "contrastive", "ranking", "training", "tables", "graphdb", "serving", "artifacts", "inputs")
 
 #: The kinds of bad input; a function's cases name the kind that each is of.
 SITUATIONS = ("wrong type", "nan", "empty", "unknown", "duplicated", "mismatched")

@@ -6,7 +6,7 @@ import torch
 
 from multifacet import contrastive
 from multifacet.contrastive import ContrastiveConfig, Positives
-from multifacet.tables.pairs import PairIndex
+from multifacet.training import PairIndex
 
 from .contract import Case, missing_functions
 

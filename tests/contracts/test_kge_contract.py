@@ -6,7 +6,7 @@ import torch
 
 from multifacet import kge
 from multifacet.kge import EdgeList, KgeConfig, LinkPredictor, TripleSet, TripleSplit
-from multifacet.tables import Lifecycle
+from multifacet.training import Lifecycle
 
 from .contract import Case, missing_functions
 

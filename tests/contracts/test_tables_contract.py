@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from multifacet import tables
-from multifacet.tables import IdMap, Snapshot, SnapshotTable, WarmStart
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
+from multifacet.training import WarmStart
 
 from .contract import Case, missing_functions
 
@@ -99,7 +100,7 @@ def test_a_warm_starts_settings_are_refused_in_plain_words(tmp_path: Path, monke
 
 def test_every_public_function_is_asked() -> None:
     left_out = {
-        "remove_stale_temporaries": "it takes a folder, and is tested in tests/tables/test_artifact.py",
+        "remove_stale_temporaries": "it takes a folder, and is tested in tests/artifacts/test_artifact.py",
         "relative_error": "plain arithmetic",
     }
     assert missing_functions(tables, CASES, left_out) == set()

@@ -10,7 +10,7 @@ import torch
 
 from multifacet.contrastive import evaluate
 from multifacet.contrastive.evaluation import STRATA, popularity_strata
-from multifacet.tables.pairs import PairIndex
+from multifacet.training import PairIndex
 
 NUM_QUERIES, NUM_ITEMS = 23, 57
 

@@ -12,8 +12,7 @@ import torch
 from multifacet import contrastive
 from multifacet.contrastive import ContrastiveConfig, ContrastiveValidation
 from multifacet.graphdb import GraphView
-from multifacet.tables.checkpoint import Checkpoint
-from multifacet.tables.training import Lifecycle, StepProgress
+from multifacet.training import Checkpoint, Lifecycle, StepProgress
 
 # Everything that has a state of its own: momentum, queue, hard negatives, temperature, composed tower.
 CONFIG = ContrastiveConfig(

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from multifacet import contrastive
 from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
-from multifacet.contrastive.positives import read_positives
-from multifacet.contrastive.towers import Tower
-from multifacet.contrastive.trainer import Trainer
+from multifacet.contrastive.positives.positives import read_positives
+from multifacet.contrastive.trainer.towers import Tower
+from multifacet.contrastive.trainer.trainer import Trainer
 from multifacet.graphdb import GraphView
-from multifacet.tables.lanes import Lanes
-from multifacet.tables.snapshot import Snapshot
+from multifacet.tables import Snapshot
+from multifacet.training import Lanes
 
 ADVERTISER = ComposedTower(node_type="advertiser", through="made_by", share=0.5)
 SMALL = {

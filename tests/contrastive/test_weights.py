@@ -13,10 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multifacet.contrastive import ContrastiveConfig, Positives, train, train_pairs
-from multifacet.contrastive.config import ComposedTower, PositivesConfig
-from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn
-from multifacet.contrastive.positives import compose, read_positives
+from multifacet.contrastive import (
+    ComposedTower,
+    ContrastiveConfig,
+    LightGcnConfig,
+    Positives,
+    train,
+    train_lightgcn,
+    train_pairs,
+)
+from multifacet.contrastive.config import PositivesConfig
+from multifacet.contrastive.positives.positives import compose, read_positives
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 
 pytestmark = [  # PyG's sparse matrices

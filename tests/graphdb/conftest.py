@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
-from multifacet.graphdb.storage import EdgeStorage
+from multifacet.graphdb.storage.edge_storage import EdgeStorage
 
 DAY = dt.datetime(2026, 1, 1)
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multifacet.graphdb import GraphError, GraphStore, LoadReport, Recipe
-from multifacet.graphdb.recipe import RECIPES
+from multifacet.graphdb import RECIPES, GraphError, GraphStore, LoadReport, Recipe
 
 SAMPLE = RECIPES / "sample"
 

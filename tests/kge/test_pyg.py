@@ -7,7 +7,8 @@ import torch
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import kge as pyg
 
-from multifacet.kge.pyg import from_pyg, to_pyg, triples_from_hetero_data
+from multifacet.kge.pyg import from_pyg, to_pyg
+from multifacet.kge.triples.hetero_data import triples_from_hetero_data
 
 NUM_ENTITIES, NUM_RELATIONS = 11, 3
 

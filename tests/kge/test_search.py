@@ -12,8 +12,7 @@ import pytest
 from multifacet.graphdb import GraphView
 from multifacet.kge import FullSoftmaxConfig, KgeConfig, KgeValidation, TripleSet, TripleSplit
 from multifacet.kge.search import default_space, search
-from multifacet.tables.checkpoint import CheckpointError
-from multifacet.tables.training import Lifecycle, StepProgress
+from multifacet.training import CheckpointError, Lifecycle, StepProgress
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,12 @@ import torch
 from multifacet import kge
 from multifacet.graphdb import GraphView
 from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from multifacet.kge.batch import Batch
+from multifacet.kge.batches.batch import Batch
 from multifacet.kge.config import ModelName
-from multifacet.kge.trainer import Trainer
+from multifacet.kge.sampled.trainer import Trainer
 from multifacet.kge.training import split_view
-from multifacet.tables.checkpoint import CheckpointError
-from multifacet.tables.lanes import Lanes
-from multifacet.tables.snapshot import Snapshot
-from multifacet.tables.training import Lifecycle, StepProgress
-from multifacet.tables.warmstart import WarmStart
+from multifacet.tables import Snapshot
+from multifacet.training import CheckpointError, Lanes, Lifecycle, StepProgress, WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 SMALL = {

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from multifacet import kge
 from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
 from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from multifacet.kge.batches import BatchSource
-from multifacet.kge.relations import Inverse, RelationParameters
-from multifacet.kge.triples import EdgeList
-from multifacet.tables import Lifecycle, WarmStart
+from multifacet.kge.batches.source import BatchSource
+from multifacet.kge.models.relations import Inverse, RelationParameters
+from multifacet.kge.triples.triples import EdgeList
+from multifacet.training import Lifecycle, WarmStart
 
 CONFIG = KgeConfig(dim=8, epochs=3, batch_size=32, chunk_size=16, num_uniform=8, num_degree=8, validation={"num_edges": 0})
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from multifacet.pipeline.training import TrainingDisplay
-from multifacet.tables import Checkpoint, Snapshot, SnapshotTable, StepProgress
+from multifacet.pipeline.terminal.training import TrainingDisplay
+from multifacet.tables import Snapshot, SnapshotTable
+from multifacet.training import Checkpoint, StepProgress
 
 SCHEMA = """
 [nodes.user]

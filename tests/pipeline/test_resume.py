@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from multifacet import contrastive, kge
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
-from multifacet.tables import Checkpoint, CheckpointError, Lifecycle
+from multifacet.training import Checkpoint, CheckpointError, Lifecycle
 
 CONFIGS: dict[str, kge.KgeConfig | contrastive.ContrastiveConfig] = {
     "kge": kge.KgeConfig(
@@ -82,7 +82,7 @@ def train_in_a_process(kind: str, store: str, folder: str, every_seconds: float 
 def start(*arguments: Any) -> BaseProcess:
     # The server imports once; each training is forked from it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["multifacet.kge.trainer", "multifacet.contrastive.trainer", "graphdb"])
+    context.set_forkserver_preload(["multifacet.kge.sampled.trainer", "multifacet.contrastive.trainer.trainer", "graphdb"])
     process = context.Process(target=train_in_a_process, args=arguments)
     process.start()
     return process

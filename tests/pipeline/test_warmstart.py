@@ -12,8 +12,9 @@ import torch
 
 from multifacet import contrastive, kge
 from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
-from multifacet.tables import Lifecycle, RowwiseAdagrad, Snapshot, WarmStart
-from multifacet.tables.warmstart import PulledAdagrad
+from multifacet.tables import RowwiseAdagrad, Snapshot
+from multifacet.training import Lifecycle, WarmStart
+from multifacet.training.warm_start import PulledAdagrad
 
 SCHEMA = GraphSchema(
     nodes=(NodeType(name="user"), NodeType(name="pin")),

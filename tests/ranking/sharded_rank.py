@@ -32,8 +32,9 @@ from multifacet.ranking import (
     train,
 )
 from multifacet.ranking.config import Arm
-from multifacet.ranking.shards import find_tables
-from multifacet.tables import IdMap, Lifecycle, Snapshot, StepProgress
+from multifacet.ranking.initialize.torchrec_tables import find_tables
+from multifacet.tables import IdMap, Snapshot
+from multifacet.training import Lifecycle, StepProgress
 
 SMALL: dict[str, Any] = {
     "dim": 8,

@@ -27,9 +27,9 @@ from multifacet.ranking import (
     train,
     write_model,
 )
-from multifacet.ranking.examples import concatenate
-from multifacet.ranking.objective import training_loss
-from multifacet.ranking.trainer import Trainer
+from multifacet.ranking.examples.examples import concatenate
+from multifacet.ranking.training.objective import training_loss
+from multifacet.ranking.training.trainer import Trainer
 from multifacet.serving import publish
 from multifacet.tables import IdMap, Snapshot, SnapshotTable, encode
 

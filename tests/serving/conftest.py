@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from multifacet.artifacts import ArtifactWriter
 from multifacet.serving import (
     AsyncLookupClient,
     LookupConfig,
@@ -30,7 +31,7 @@ from multifacet.serving import (
     publish,
 )
 from multifacet.serving.lookups import LookupConnection
-from multifacet.tables import ArtifactWriter, IdMap, decode, encode
+from multifacet.tables import IdMap, decode, encode
 
 DENSE = ("age_days", "price", "hour")
 DIM = 16

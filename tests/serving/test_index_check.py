@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from multifacet.artifacts import ArtifactError
+from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.serving import LookupConfig, LookupServer, Release
 from multifacet.serving.half import LookupHalf
 from multifacet.serving.index_check import check_index
-from multifacet.tables import ArtifactError, IdMap
-from multifacet.tables.manifest import canonical_bytes
+from multifacet.tables import IdMap
 
 
 def _forge(release, path, id_map, change):

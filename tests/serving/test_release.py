@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multifacet import serving
+from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter
 from multifacet.serving import Release, publish
 from multifacet.serving.publisher import publish as publish_function
 from multifacet.serving.upper import check_archive, load_program
-from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, decode, encode, row_bytes
+from multifacet.tables import decode, encode, row_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])

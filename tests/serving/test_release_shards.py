@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multifacet.artifacts import ArtifactError
 from multifacet.serving import LookupConfig, LookupServer, Release, connect_lookup, publish
 from multifacet.serving.gather import SendBuffer
 from multifacet.serving.half import LookupHalf
 from multifacet.serving.hashed_shard import HashedShard
 from multifacet.serving.shards import shard_of
 from multifacet.serving.split import split_of
-from multifacet.tables import ArtifactError, IdMap, encode
+from multifacet.tables import IdMap, encode
 
 SHARDS = 3
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -16,10 +16,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter
 from multifacet.ranking import Examples, RankingResult, arm_config, export_model, load_model
 from multifacet.ranking.assembly import make_model
-from multifacet.ranking.export import ExportedModel
-from multifacet.ranking.recent import RecentPins
+from multifacet.ranking.examples.recent import RecentPins
+from multifacet.ranking.export.export import ExportedModel
 from multifacet.serving import (
     AsyncRankerClient,
     InvalidRequestError,
@@ -36,7 +37,7 @@ from multifacet.serving.packing import pack_rank
 from multifacet.serving.protocol import ids_pb2, ranker_pb2_grpc
 from multifacet.serving.upper import check_archive
 from multifacet.serving.workload import rank_request
-from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, IdMap
+from multifacet.tables import IdMap
 
 LENGTH, DIM, NUM = 6, 8, 20
 DENSE = ("first", "second")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multifacet.serving.shards import MAX_SHARDS, partition, shard_of, shard_of_keys
 from multifacet.tables import IdMap
-from multifacet.tables.idcolumn import IdColumn
+from multifacet.tables.ids import IdColumn
 
 MASK = (1 << 64) - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = {"pipeline", "serving", "ranking", "kge", "contrastive", "tables", "graphdb", "data"}
+ROOMS = {
+    *("pipeline", "serving", "ranking", "kge", "contrastive", "training", "tables", "graphdb"),
+    *("artifacts", "inputs", "kernels", "data"),
+}
 LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
 
 

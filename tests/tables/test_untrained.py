@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from multifacet import contrastive, kge
-from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn
+from multifacet.artifacts import ArtifactError
+from multifacet.contrastive import LightGcnConfig, train_lightgcn
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
-from multifacet.tables import ArtifactError, Lifecycle, Snapshot, SnapshotTable, WarmStart, compare_snapshots
+from multifacet.tables import Snapshot, SnapshotTable, compare_snapshots
+from multifacet.training import Lifecycle, WarmStart
 
 pytestmark = [  # PyG's sparse matrices
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from multifacet.graphdb import GraphStore, GraphView
-    from multifacet.graphdb.queries import Queries
+    from multifacet.graphdb import GraphStore, GraphView, Queries
 
 Store = Annotated[Path, typer.Argument(help="Path of the store, a DuckDB file.")]
 Type = Annotated[str, typer.Argument(help="Node type.")]

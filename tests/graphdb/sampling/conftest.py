@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch_geometric.typing
 
-from multifacet.graphdb.sampling import Adjacency, Topology
+from multifacet.graphdb import Topology
+from multifacet.graphdb.sampling import Adjacency
 
 needs_pyg_lib = pytest.mark.skipif(
     not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs these)"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from multifacet.graphdb import GraphError
-from multifacet.graphdb.sampling import Adjacency, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb import GraphError, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb.sampling import Adjacency
 from multifacet.graphdb.sampling.topology import ALWAYS
 
 LIKES = ("user", "likes", "pin")

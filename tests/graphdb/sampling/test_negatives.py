@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from multifacet.graphdb.sampling import NegativeSampler
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NegativeSampler, NodeType, Relation
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0, 2.0])

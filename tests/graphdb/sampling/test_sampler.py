@@ -14,8 +14,15 @@ from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling, NodeSamplerInput
 from torch_geometric.transforms import ToUndirected
 
-from multifacet.graphdb import GraphError, GraphStore
-from multifacet.graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb import (
+    GraphError,
+    GraphStore,
+    MetapathWalker,
+    MultifacetSampler,
+    NegativeSampler,
+    SamplerConfig,
+    Topology,
+)
 
 CONFIGS = {
     "uniform": SamplerConfig(num_neighbors=[9, 9, 9]),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from multifacet.graphdb import GraphError
-from multifacet.graphdb.sampling import Adjacency, MetapathWalker, Topology
+from multifacet.graphdb import GraphError, MetapathWalker, Topology
+from multifacet.graphdb.sampling import Adjacency
 
 
 def two_way(

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from multifacet.graphdb.counter import alias_at, below_at, derive_key, fill_normal, fill_units
-from multifacet.graphdb.threads import Workers
-from multifacet.graphdb.world.alias import build_alias
+from multifacet.kernels.alias import build_alias
+from multifacet.kernels.counter_rng import alias_at, below_at, derive_key, fill_normal, fill_units
+from multifacet.kernels.workers import Workers
 
 
 @numba.njit

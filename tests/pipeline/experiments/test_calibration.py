@@ -11,7 +11,7 @@ from multifacet.pipeline.experiments.catalogue.parts import contrastive_facet, w
 from multifacet.pipeline.experiments.experiment import Comparison, Experiment
 from multifacet.pipeline.experiments.source import WORLD, Source
 from multifacet.pipeline.experiments.writing import to_markdown, verdicts
-from multifacet.pipeline.workspace import Stage, Workspace
+from multifacet.pipeline.runs.workspace import Stage, Workspace
 
 
 class Silence:

@@ -1,0 +1,1 @@
+"""What a batch of positives is compared with."""

@@ -1,0 +1,1 @@
+"""Losses of queries over shared candidates, and their gradients."""

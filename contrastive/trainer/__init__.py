@@ -1,0 +1,1 @@
+"""Epochs and steps over positives, in one process or in several."""

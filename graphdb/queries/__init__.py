@@ -1,0 +1,1 @@
+"""Questions to a graph, each answered by an Arrow table."""

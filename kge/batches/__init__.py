@@ -1,0 +1,1 @@
+"""Batches of triples in chunks, each side with what it is compared with."""

@@ -1,0 +1,1 @@
+"""Ranks of held-out edges, by protocols, and the predictions of a trained model."""

@@ -1,0 +1,1 @@
+"""Scoring models, the maps they are made of, and the relations' parameters."""

@@ -1,0 +1,1 @@
+"""Training of tables that memory does not hold, bucket by bucket."""

@@ -1,0 +1,1 @@
+"""Training with sampled negatives, by closed-form gradients."""

@@ -1,0 +1,1 @@
+"""Training of tables that several processes share."""

@@ -1,0 +1,1 @@
+"""Triples as columns, out of files, frames and views."""

@@ -1,0 +1,1 @@
+"""Stages of whole runs: what each does, and the folder that keeps what is finished."""

@@ -1,0 +1,1 @@
+"""Labelled examples: read, drawn, described by features, and batched."""

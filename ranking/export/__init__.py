@@ -1,0 +1,1 @@
+"""What a trained ranker leaves for serving."""

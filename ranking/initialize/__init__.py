@@ -1,0 +1,1 @@
+"""Tables' first rows, out of snapshots, with a report of what was filled."""

@@ -1,0 +1,1 @@
+"""How an upper model's features meet: DCN-V2, MaskNet, DLRM, DHEN."""

@@ -1,0 +1,1 @@
+"""Training a ranker, in one process or under DistributedModelParallel."""

@@ -1,0 +1,9 @@
+from .mixed import MixedTable as MixedTable
+from .mixed import plan_precision as plan_precision
+from .rows import Precision as Precision
+from .rows import Rounding as Rounding
+from .rows import check_encodable as check_encodable
+from .rows import decode as decode
+from .rows import encode as encode
+from .rows import relative_error as relative_error
+from .rows import row_bytes as row_bytes

@@ -1,0 +1,9 @@
+from .collisions import CollisionReport as CollisionReport
+from .column import IdColumn as IdColumn
+from .column import Ids as Ids
+from .column import IdType as IdType
+from .column import find_row as find_row
+from .column import to_arrow as to_arrow
+from .id_map import IdMap as IdMap
+from .index import IdIndex as IdIndex
+from .index import find_ids as find_ids

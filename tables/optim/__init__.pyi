@@ -1,0 +1,9 @@
+from .adagrad import RowwiseAdagrad as RowwiseAdagrad
+from .adagrad import accumulate_rows as accumulate_rows
+from .adam import RowwiseAdam as RowwiseAdam
+from .occurrences import Occurrences as Occurrences
+from .occurrences import sum_rows as sum_rows
+from .occurrences import update_cells as update_cells
+from .occurrences import update_rows as update_rows
+from .rounding import step_rounded as step_rounded
+from .rounding import write_rounded as write_rounded
