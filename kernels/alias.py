@@ -12,15 +12,57 @@ _SCALE: Final = float(1 << 32)
 _MAX_THRESHOLD: Final = float((1 << 32) - 1)
 
 
+@numba.njit(nogil=True, cache=True)
+def alias_table(mass: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Build the table that a draw reads: a uniform place stays itself with its threshold's chance, or turns into its alias.
+
+    Args:
+        mass: What each place shall weigh, times the number of places: float64 [n], of mean 1, not negative.
+
+    Returns:
+        Thresholds, float64 [n], and aliases, int32 [n]. A place without mass is never drawn.
+    """
+    size = len(mass)
+    threshold = np.ones(size, dtype=np.float64)
+    alias = np.arange(size).astype(np.int32)
+    remaining = mass.copy()
+    small, large = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
+    num_small, num_large = 0, 0
+    for place in range(size):
+        if remaining[place] < 1.0:
+            small[num_small] = place
+            num_small += 1
+        else:
+            large[num_large] = place
+            num_large += 1
+    while num_small > 0 and num_large > 0:
+        num_small -= 1
+        poor, rich = small[num_small], large[num_large - 1]
+        threshold[poor] = remaining[poor]
+        alias[poor] = rich
+        remaining[rich] -= 1.0 - remaining[poor]
+        if remaining[rich] < 1.0:
+            num_large -= 1
+            small[num_small] = rich
+            num_small += 1
+    # What is left of `small` differs from one only by rounding, unless it has no mass: those must never stay.
+    heaviest = np.argmax(mass)
+    for position in range(num_small):
+        if mass[small[position]] == 0.0:
+            threshold[small[position]] = 0.0
+            alias[small[position]] = heaviest
+    return threshold, alias
+
+
 def build_alias(weights: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Builds a table from which `kernels.counter_rng.alias_at` draws ids in proportion to their weights.
+    """Build a table from which `kernels.counter_rng.alias_at` draws ids in proportion to their weights.
 
     Args:
         weights: Positive weights, float64 [n].
         ids: What is drawn, int64 [n].
 
     Returns:
-        uint32 [n, 3]: a row's threshold of 2^32, the id below the threshold and the id above it.
+        uint32 [n, 3]: a place's threshold of 2^32, the id below the threshold and the id above it.
 
     Raises:
         ValueError: There is nothing to draw, or a weight is not positive.
@@ -31,42 +73,6 @@ def build_alias(weights: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray
     if not (np.isfinite(weights).all() and weights.min() > 0):
         msg = f"weights lie between {weights.min()} and {weights.max()}; expected positive, finite ones"
         raise ValueError(msg)
-    entries = np.empty((len(weights), 3), dtype=np.uint32)
-    _build(weights * (len(weights) / weights.sum()), ids, entries)
-    return entries
-
-
-@numba.njit(nogil=True, cache=True)
-def _build(mass: NDArray[np.float64], ids: NDArray[np.int64], entries: NDArray[np.uint32]) -> None:
-    # Rows that have less than the mean mass wait at the front of the stack, rows that have more at its back.
-    size = len(mass)
-    stack = np.empty(size, dtype=np.int64)
-    num_small, first_large = 0, size
-    for row in range(size):
-        if mass[row] < 1:
-            stack[num_small] = row
-            num_small += 1
-        else:
-            first_large -= 1
-            stack[first_large] = row
-    while num_small > 0 and first_large < size:
-        num_small -= 1
-        small, large = stack[num_small], stack[first_large]
-        _write(entries, small, mass[small], ids[small], ids[large])
-        mass[large] -= 1 - mass[small]
-        if mass[large] < 1:
-            first_large += 1
-            stack[num_small] = large
-            num_small += 1
-    # What is left has the mean mass, but for rounding.
-    for position in range(size):
-        if position < num_small or position >= first_large:
-            row = stack[position]
-            _write(entries, row, 1.0, ids[row], ids[row])
-
-
-@numba.njit(nogil=True, cache=True)
-def _write(entries: NDArray[np.uint32], row: int, share: float, below: int, above: int) -> None:
-    entries[row, 0] = np.uint32(min(share * _SCALE, _MAX_THRESHOLD))
-    entries[row, 1] = np.uint32(below)
-    entries[row, 2] = np.uint32(above)
+    threshold, alias = alias_table(np.asarray(weights * (len(weights) / weights.sum()), dtype=np.float64))
+    columns = (np.minimum(threshold * _SCALE, _MAX_THRESHOLD), ids, np.asarray(ids)[alias])
+    return np.stack([column.astype(np.uint32) for column in columns], axis=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
+
+from multifacet.kernels.alias import alias_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class AliasSampler:
         if total <= 0.0:
             raise ValueError(f"all {len(weights)} sampling weights are zero: there is nothing to draw")
         self._probabilities = weights / total
-        self._threshold, self._alias = _alias_table(self._probabilities)
+        self._threshold, self._alias = alias_table(self._probabilities * len(self._probabilities))
 
     @property
     def num_rows(self) -> int:
@@ -100,40 +101,3 @@ def degree_weights(degrees: NDArray[Any], power: float) -> NDArray[np.float64]:
     """
     degrees = np.asarray(degrees, dtype=np.float64)
     return np.where(degrees > 0, np.power(np.maximum(degrees, 1e-12), power), 0.0)
-
-
-@numba.njit(cache=True)
-def _alias_table(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    num_rows = len(probabilities)
-    threshold = np.ones(num_rows, dtype=np.float64)
-    alias = np.arange(num_rows).astype(np.int32)
-    remaining = probabilities * num_rows
-    small = np.empty(num_rows, dtype=np.int32)
-    large = np.empty(num_rows, dtype=np.int32)
-    num_small = 0
-    num_large = 0
-    for row in range(num_rows):
-        if remaining[row] < 1.0:
-            small[num_small] = row
-            num_small += 1
-        else:
-            large[num_large] = row
-            num_large += 1
-    while num_small > 0 and num_large > 0:
-        num_small -= 1
-        poor = small[num_small]
-        rich = large[num_large - 1]
-        threshold[poor] = remaining[poor]
-        alias[poor] = rich
-        remaining[rich] -= 1.0 - remaining[poor]
-        if remaining[rich] < 1.0:
-            num_large -= 1
-            small[num_small] = rich
-            num_small += 1
-    # What is left of `small` differs from one only by rounding, unless its weight is zero: those must never stay.
-    heaviest = np.argmax(probabilities)
-    for position in range(num_small):
-        if probabilities[small[position]] == 0.0:
-            threshold[small[position]] = 0.0
-            alias[small[position]] = heaviest
-    return threshold, alias

@@ -11,7 +11,7 @@ import numpy as np
 from multifacet.graphdb.merging import is_clustered
 from multifacet.graphdb.reverse import EdgeType
 from multifacet.graphdb.sql import GraphError
-from multifacet.kernels.workers import run_ranges
+from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

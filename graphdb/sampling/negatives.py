@@ -15,8 +15,9 @@ from torch import Tensor
 from multifacet.graphdb.sampling.neighbors import first_above
 from multifacet.graphdb.sampling.stream import Stream
 from multifacet.graphdb.sql import GraphError
+from multifacet.kernels.alias import alias_table
 from multifacet.kernels.counter_rng import draw_below, draw_unit, key_at
-from multifacet.kernels.workers import run_ranges
+from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class NegativeSampler:
         self.alpha = alpha
         self._probabilities = weights / total
         self._stream = Stream(seed)
-        self._threshold, self._alias = _alias_table(self._probabilities)
+        self._threshold, self._alias = alias_table(self._probabilities * len(self._probabilities))
         self._first_seen = first_seen
         self._history = None if first_seen is None else _History.of(self._probabilities, first_seen)
 
@@ -183,41 +184,6 @@ class _History:
         nodes = np.flatnonzero(probabilities)
         nodes = nodes[np.argsort(first_seen[nodes], kind="stable")]
         return cls(since=first_seen[nodes], nodes=nodes.astype(np.int32), cumulative=np.cumsum(probabilities[nodes]))
-
-
-@numba.njit(nogil=True, cache=True)
-def _alias_table(probabilities: Any) -> Any:
-    """Thresholds float64 [n] and aliases int32 [n] (Vose 1991)."""
-    num_nodes = len(probabilities)
-    threshold = probabilities * num_nodes
-    alias = np.empty(num_nodes, np.int32)
-    small, large = np.empty(num_nodes, np.int32), np.empty(num_nodes, np.int32)
-    num_small, num_large = 0, 0
-    for node in range(num_nodes):
-        alias[node] = node
-        if threshold[node] < 1.0:
-            small[num_small] = node
-            num_small += 1
-        else:
-            large[num_large] = node
-            num_large += 1
-    while num_small and num_large:
-        num_small -= 1
-        poor, rich = small[num_small], large[num_large - 1]
-        alias[poor] = rich
-        threshold[rich] -= 1.0 - threshold[poor]
-        if threshold[rich] < 1.0:
-            num_large -= 1
-            small[num_small] = rich
-            num_small += 1
-    # What is left is 1 but for rounding; a node of probability 0 must not profit from that.
-    for position in range(num_small):
-        node = small[position]
-        if probabilities[node] > 0:
-            threshold[node] = 1.0
-        else:
-            alias[node] = np.argmax(probabilities)
-    return threshold, alias
 
 
 @numba.njit(nogil=True, cache=True)

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from multifacet.kernels.counter_rng import draw_below, draw_unit, key_at
-from multifacet.kernels.workers import run_ranges
+from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from torch_geometric.sampler import HeteroSamplerOutput
 from multifacet.graphdb.sampling.neighbors import Neighbors, draw_neighbors
 from multifacet.graphdb.sampling.numbering import DisjointNumbering, Frontier, Numbering, ScratchPool, SharedNumbering
 from multifacet.kernels.counter_rng import derive_key
-from multifacet.kernels.workers import run_ranges
+from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

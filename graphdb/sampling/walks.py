@@ -17,7 +17,7 @@ from multifacet.graphdb.sampling.stream import Stream
 from multifacet.graphdb.sampling.topology import Topology
 from multifacet.graphdb.sql import GraphError
 from multifacet.kernels.counter_rng import derive_key, draw_below, draw_unit, key_at
-from multifacet.kernels.workers import run_ranges
+from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

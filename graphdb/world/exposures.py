@@ -17,7 +17,7 @@ from multifacet.graphdb.world.interactions import cosine_of
 from multifacet.graphdb.world.month import Month
 from multifacet.graphdb.world.response import Response
 from multifacet.kernels.counter_rng import alias_at, below_at, derive_key, key_at, unit_at
-from multifacet.kernels.workers import Workers, ranges
+from multifacet.kernels.threads import Workers, ranges
 
 _REQUIRED: Final = {"nullable": False}
 _KEYS: Final = [pa.field("context", pa.int32(), **_REQUIRED), pa.field("period", pa.int32(), **_REQUIRED)]

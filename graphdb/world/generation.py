@@ -22,7 +22,7 @@ from multifacet.graphdb.world.interests import directions, draw_advertisers, dra
 from multifacet.graphdb.world.layout import Layout, save_tensors, unfinished, write_manifest, writing
 from multifacet.graphdb.world.month import Month
 from multifacet.graphdb.world.population import Population
-from multifacet.kernels.workers import Workers
+from multifacet.kernels.threads import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from multifacet.graphdb.world.config import INTERACTIONS, InteractionName, World
 from multifacet.graphdb.world.month import Month
 from multifacet.graphdb.world.response import Response
 from multifacet.kernels.counter_rng import alias_at, derive_key, key_at, unit_at
-from multifacet.kernels.workers import Workers, ranges
+from multifacet.kernels.threads import Workers, ranges
 
 #: Columns of an interaction's files.
 SCHEMA: Final = pa.schema(

@@ -13,7 +13,7 @@ from multifacet.graphdb.world.config import WorldConfig
 from multifacet.graphdb.world.population import pareto
 from multifacet.kernels.alias import build_alias
 from multifacet.kernels.counter_rng import alias_at, derive_key, fill_normal, key_at
-from multifacet.kernels.workers import Workers
+from multifacet.kernels.threads import Workers
 
 
 def directions(config: WorldConfig, name: str, total: int, workers: Workers) -> NDArray[np.float32]:

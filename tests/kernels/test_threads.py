@@ -19,7 +19,7 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("total", "min_size", "parts"), [(0, 10, 1), (9, 10, 1), (25, 10, 2), (1000, 1, 4), (1000, 0, 4)])
+@pytest.mark.parametrize(("total", "min_size", "parts"), [(0, 10, 1), (9, 10, 1), (25, 10, 8), (1000, 1, 16), (1000, 0, 16)])
 def test_the_ranges_cover_everything_once(total, min_size, parts):
     seen = []
     run_ranges(lambda start, stop: seen.append((start, stop)), total, min_size=min_size)
@@ -36,19 +36,23 @@ def test_one_thread_means_the_callers_own():
     assert names == [threading.current_thread()]
 
 
-@pytest.mark.parametrize("failing", [0, 3])
+@pytest.mark.parametrize("failing", [0, 999])
 def test_an_error_is_raised_once_all_threads_are_done(failing):
-    done = []
+    begun, done = [], []
 
     def kernel(start: int, stop: int) -> None:
-        if start == failing * 250:
-            raise ArithmeticError(f"part {failing}")
-        time.sleep(0.05)
+        begun.append(start)
+        if start <= failing < stop:
+            raise ArithmeticError(f"at {failing}")
+        time.sleep(0.02)
         done.append(start)
 
-    with pytest.raises(ArithmeticError, match=f"part {failing}"):
+    with pytest.raises(ArithmeticError, match=f"at {failing}"):
         run_ranges(kernel, 1000, min_size=1)
-    assert len(done) == 3
+    ended = len(begun)
+    assert len(done) == ended - 1  # none is left within the kernel
+    time.sleep(0.05)
+    assert len(begun) == ended  # and none begins behind the caller's back
 
 
 def test_many_callers_share_the_pool():
@@ -81,4 +85,4 @@ def test_a_forked_child_gets_a_pool_of_its_own():
         assert time.monotonic() < deadline, "the child hangs"
         time.sleep(0.01)
     assert status[1] == 0
-    assert sorted([queue.get(), queue.get()]) == [(0, 500), (500, 1000)]
+    assert sorted(queue.get() for _ in range(8)) == [(125 * part, 125 * part + 125) for part in range(8)]

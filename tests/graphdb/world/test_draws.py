@@ -10,7 +10,7 @@ from scipy import stats
 
 from multifacet.kernels.alias import build_alias
 from multifacet.kernels.counter_rng import alias_at, below_at, derive_key, fill_normal, fill_units
-from multifacet.kernels.workers import Workers
+from multifacet.kernels.threads import Workers
 
 
 @numba.njit
