@@ -3,5 +3,9 @@ from .artifact import ArtifactError as ArtifactError
 from .artifact import ArtifactWriter as ArtifactWriter
 from .artifact import remove_stale_temporaries as remove_stale_temporaries
 from .files import link_or_copy as link_or_copy
+from .files import replacing as replacing
+from .files import sync_directory as sync_directory
+from .files import sync_file as sync_file
+from .files import write_file as write_file
 from .manifest import MANIFEST_NAME as MANIFEST_NAME
 from .safetensors_file import map_tensors as map_tensors

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -128,3 +130,40 @@ def link_or_copy(source: Path, destination: Path) -> None:
         os.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
+
+
+def sync_file(path: Path) -> None:
+    """Fsyncs a file that is closed."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
+    """Give a hidden path beside a file's place, and put what was written there into the place: whole or not at all.
+
+    After an error nothing is left beside the place, and what stood in it stands there still.
+
+    Args:
+        path: The file's place; its folder exists.
+        durable: Whether the file must outlive a power cut: it is fsynced before it gets its name, and its folder after.
+
+    Yields:
+        Where to write.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        yield unfinished
+        if durable:
+            sync_file(unfinished)
+        unfinished.replace(path)
+        if durable:
+            sync_directory(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str, *, durable: bool) -> None:
+    """Write a text, UTF-8, whole or not at all; see `replacing`."""
+    with replacing(path, durable=durable) as unfinished:
+        unfinished.write_text(content, encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from multifacet import ranking
+from multifacet.artifacts import write_file
 from multifacet.contrastive import ComposedTower, ContrastiveConfig
 from multifacet.graphdb import Recipe
 from multifacet.kge import KgeConfig
@@ -79,8 +80,8 @@ def run_demo(config: DemoConfig, work_dir: Path, watcher: Watcher, *, quick: boo
         document["quick"] = quick
         document["report"] = str(workspace.root / "report.html")
         document["seconds"] = time.perf_counter() - started
-        _write(workspace.root / "results.json", json.dumps(document, indent=2))
-        _write(workspace.root / "report.html", report.render(document))
+        write_file(workspace.root / "results.json", json.dumps(document, indent=2), durable=False)
+        write_file(workspace.root / "report.html", report.render(document), durable=False)
     return document
 
 
@@ -273,9 +274,3 @@ def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) 
 def _in_order(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Gives fields the order that a reader expects: a manifest keeps them by the alphabet."""
     return {name: fields[name] for name in names}
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

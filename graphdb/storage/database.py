@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import duckdb
 
+from multifacet.artifacts import sync_file
 from multifacet.graphdb.schema import GraphSchema, Relation
 from multifacet.graphdb.sql import GraphError, first_line, quote, quote_text, run
 from multifacet.graphdb.storage.edge_log import PART_TABLE
@@ -106,8 +106,7 @@ def rewrite_database(connection: duckdb.DuckDBPyConnection, path: Path) -> Path:
         run(connection, f"COPY FROM DATABASE {quote(name)} TO _mf_fresh; CHECKPOINT _mf_fresh")
     finally:
         run(connection, "DETACH _mf_fresh")
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(fresh)
     return fresh
 
 

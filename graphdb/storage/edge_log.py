@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import os
 import urllib.parse
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import duckdb
 
+from multifacet.artifacts import sync_directory, sync_file
 from multifacet.graphdb.schema import Relation
 from multifacet.graphdb.sql import changed, quote, quote_text, run
 from multifacet.graphdb.storage.layout import (
@@ -195,9 +195,9 @@ class EdgeLog:
         if not edges:
             unfinished.unlink()
             return 0
-        _sync(unfinished)
+        sync_file(unfinished)
         unfinished.rename(path)
-        _sync(path.parent)
+        sync_directory(path.parent)
         run(
             self._connection,
             f"INSERT INTO _part VALUES ({self._name}, {is_out}, DATE {quote_text(day.date)}, ?, ?, {edges})",
@@ -259,12 +259,4 @@ def _make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_directory(path.parent)

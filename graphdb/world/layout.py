@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from multifacet.artifacts import replacing, sync_directory
 from multifacet.graphdb.sql import GraphError
 
 MANIFEST: Final = "world.json"
@@ -87,10 +88,12 @@ def unfinished(folder: Path, fingerprint: str) -> Iterator[Path]:
         except BlockingIOError as error:
             msg = f"another process is generating {folder} with the same settings; wait for it, or choose another folder"
             raise GraphError(msg) from error
+        for leftover in work.rglob(".*.unfinished-*"):  # of a process that was killed
+            leftover.unlink()
         yield work
         (work / _LOCK).unlink()
         work.rename(folder)
-    _sync(folder.parent)
+    sync_directory(folder.parent)
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -128,7 +131,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def save_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Writes a safetensors file whole or not at all."""
-    with _replacing(path) as part:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=False) as part:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, part)
 
 
@@ -137,27 +141,9 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Yields a writer of a Parquet file that is there whole or not at all."""
     # Ids are drawn at random: a dictionary would not pay, packing their few bits does.
     packed = {field.name: "DELTA_BINARY_PACKED" for field in schema}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _replacing(path) as part,
+        replacing(path, durable=False) as part,
         pq.ParquetWriter(part, schema, use_dictionary=False, column_encoding=packed, compression="none") as writer,
     ):
         yield writer
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

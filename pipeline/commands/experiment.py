@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from multifacet.artifacts import write_file
 from multifacet.pipeline.terminal.console import ConsoleWatcher
 from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, stdout
 
@@ -68,8 +69,8 @@ def experiment(
         with workspace.locked():
             document = run_experiment(CATALOGUE[name](settings), settings, workspace)
             results = workspace.root / f"results-{name}.json"
-            _write(results, json.dumps(document, indent=1))
-            _write(results.with_suffix(".md"), to_markdown(document))
+            write_file(results, json.dumps(document, indent=1), durable=False)
+            write_file(results.with_suffix(".md"), to_markdown(document), durable=False)
             page = write_page(work_dir)
     finally:
         watcher.stop()
@@ -106,9 +107,3 @@ def _source(kind: str, store: Path | None, splits: str | None, folder: Path | No
         raise typer.BadParameter(msg)
     spans = [(int(numbers[place]), int(numbers[place + 1])) for place in range(0, 8, 2)]
     return Source.of_store(store, Splits(pretraining=spans[0], training=spans[1], validation=spans[2], test=spans[3]))
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from multifacet.artifacts import write_file
 from multifacet.pipeline.experiments.catalogue import CATALOGUE
 from multifacet.pipeline.experiments.writing import section, summary_to_markdown
 from multifacet.pipeline.terminal.output import show
@@ -43,12 +44,6 @@ def write_page(work_dir: Path, output: Path | None = None) -> Path:
     environment.filters |= {"show": show, "signed": lambda value: f"{value:+.4f}"}
     page = output or work_dir / "experiments.html"
     sections = [section(document) for document in documents]
-    _write(page, environment.get_template("experiments.html.j2").render(sections=sections))
-    _write(page.with_suffix(".md"), summary_to_markdown(documents))
+    write_file(page, environment.get_template("experiments.html.j2").render(sections=sections), durable=False)
+    write_file(page.with_suffix(".md"), summary_to_markdown(documents), durable=False)
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

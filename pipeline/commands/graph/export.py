@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
+from multifacet.artifacts import replacing
 from multifacet.pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_window
 from multifacet.pipeline.options import AsOf, Since
 from multifacet.pipeline.terminal.console import stderr
@@ -85,7 +86,6 @@ def _tables(view: GraphView) -> Iterator[tuple[str, pa.Table]]:
 def _write_table(table: pa.Table, folder: Path, name: str) -> Path:
     # A relation's name may hold what a file's must not, such as a slash.
     path = folder / f"{urllib.parse.quote(name, safe=' ')}.parquet"
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(table, unfinished, compression="zstd")
-    unfinished.replace(path)
+    with replacing(path, durable=False) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
     return path

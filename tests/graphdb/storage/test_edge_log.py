@@ -190,7 +190,7 @@ def test_a_failed_load_lists_no_file(
     store = create(BUYS)
     with monkeypatch.context() as patch:
         full = OSError("no space left on device")
-        patch.setattr("multifacet.graphdb.storage.edge_log.os.fsync", lambda _: (_ for _ in ()).throw(full))
+        patch.setattr("multifacet.artifacts.files.os.fsync", lambda _: (_ for _ in ()).throw(full))
         with pytest.raises(OSError, match="no space"):
             store.load_edges("buys", _batch([(1, 1, 0, 1)], at))
     assert store.counts() == {"nodes": {"user": 0, "pin": 0}, "edges": {"buys": 0}}

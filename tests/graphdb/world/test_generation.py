@@ -58,7 +58,7 @@ def test_an_interrupted_run_is_taken_up_where_it_ended(small: World, tmp_path: P
     (work,) = tmp_path.iterdir()
     finished = work / "edges" / "clicks" / "month-001.parquet"
     inode = finished.stat().st_ino
-    (work / "edges" / "clicks" / "month-002.parquet.part").write_bytes(b"cut off")
+    (work / "edges" / "clicks" / ".month-002.parquet.unfinished-1").write_bytes(b"cut off")
 
     shares: list[float] = []
     World.generate(SMALL, folder, progress=lambda _, share: shares.append(share))
