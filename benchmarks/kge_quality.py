@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import data_folder, load_split
-from multifacet.kernels.allocator import keep_freed_memory
+from multifacet.kernels.memory import keep_freed_memory
 from multifacet.kge import FullSoftmaxConfig, KgeConfig, evaluate, known_pairs, train_triples
 from multifacet.kge.config import ModelName
 from multifacet.training import Lifecycle

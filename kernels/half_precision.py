@@ -13,14 +13,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import extending, types
 from numba.core.errors import TypingError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
+    pass
 
 # numba's own annotations describe what it compiles, not what a caller sees.
 _intrinsic: Any = extending.intrinsic
@@ -28,48 +26,14 @@ _overload: Any = extending.overload
 
 
 class NumberFormat(IntEnum):
-    """A number format, by the number that kernels know it by where a table comes as raw bits (`raw_bits`)."""
+    """A number format, by the number that kernels know it by where a table comes as raw bits (`tables.tensors.raw_bits`)."""
 
     FP32 = 0
     FP16 = 1
     BF16 = 2
 
-    @classmethod
-    def of(cls, dtype: torch.dtype) -> NumberFormat:
-        """Gives the format of one of torch's types."""
-        return {torch.float32: cls.FP32, torch.float16: cls.FP16, torch.bfloat16: cls.BF16}[dtype]
-
-
-# dtype -> (torch's integer type of the same width, NumPy's type that stands for the format in kernels)
-_BITS: Final[dict[torch.dtype, tuple[torch.dtype, type[Any]]]] = {
-    torch.float32: (torch.float32, np.float32),
-    torch.float16: (torch.int16, np.uint16),
-    torch.bfloat16: (torch.int16, np.int16),
-}
-
 
 _SMALLEST_NORMAL_FP16: Final = 113 << 23  # 2^-14 as a float32's bits
-
-
-def bits(tensor: Tensor) -> NDArray[Any]:
-    """Views a tensor as an array that `load` and `store` understand; both share their memory.
-
-    Args:
-        tensor: float32, float16 or bfloat16 on the CPU.
-
-    Raises:
-        ValueError: The tensor is of another type or on another device.
-    """
-    if tensor.dtype not in _BITS or tensor.device.type != "cpu":
-        raise ValueError(f"the tensor is {tensor.dtype} on {tensor.device}; expected {', '.join(map(str, _BITS))} on cpu.")
-    width, kind = _BITS[tensor.dtype]
-    array: NDArray[Any] = tensor.detach().view(width).numpy()
-    return array.view(kind)
-
-
-def raw_bits(tensor: Tensor) -> NDArray[np.uint16]:
-    """Views a contiguous tensor [..., D] as halfwords [..., D or 2 D]: one type for kernels that are compiled once for all."""
-    return bits(tensor).view(np.uint16)
 
 
 def load(array: Any, index: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import types
 
-from multifacet.kernels.prefetch import prefetch
+from multifacet.kernels.memory import prefetch
 
 _AHEAD: Final = 16
 """Rows that are fetched into the cache before they are copied; 8 to 64 measure alike, without it is half as fast."""

@@ -19,3 +19,7 @@ from .optim.adagrad import accumulate_rows as accumulate_rows
 from .snapshot import OptimizerRows as OptimizerRows
 from .snapshot import Snapshot as Snapshot
 from .snapshot import SnapshotTable as SnapshotTable
+from .tensors import bits as bits
+from .tensors import empty_table as empty_table
+from .tensors import number_format as number_format
+from .tensors import raw_bits as raw_bits

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from multifacet.kernels.huge_pages import empty_on_huge_pages
 from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.models.relations import RelationParameters
@@ -20,6 +19,7 @@ from multifacet.kge.partitioned.residents import Residents
 from multifacet.kge.sampled.schedule import rate_factor, step_seed
 from multifacet.kge.sampled.state import TrainerState
 from multifacet.kge.sampled.step import TrainingStep
+from multifacet.tables import empty_table
 from multifacet.tables.optim import RowwiseAdagrad
 from multifacet.training import Lanes, Position, TrainingRun
 
@@ -138,8 +138,8 @@ class PartitionedTrainer:
         self._num_steps = sum(-(-self.buckets.num_draws(pair) // config.batch_size) for pair in pairs)
         num_nodes, offsets = self.buckets.local_nodes(), place_types(self.buckets.local_nodes())
         num_rows = sum(num_nodes.values())
-        self._table = empty_on_huge_pages(num_rows, config.dim).zero_()
-        self._squares = empty_on_huge_pages(num_rows).zero_()
+        self._table = empty_table(num_rows, config.dim).zero_()
+        self._squares = empty_table(num_rows).zero_()
         tables = {name: self._table[offsets[name] : offsets[name] + count] for name, count in num_nodes.items()}
         optimizers = {name: RowwiseAdagrad(0, config.lr) for name in num_nodes}
         for name, optimizer in optimizers.items():

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numba
 import numpy as np
 
-from multifacet.kernels.gather import gather_rows
 from multifacet.kernels.half_precision import NumberFormat
 from multifacet.kernels.losses import differentiate_rows
+from multifacet.kernels.memory import gather_rows
 from multifacet.kernels.similarity import Similarity, differentiate, score
 from multifacet.kernels.step_rng import random_bits, random_stream
 from multifacet.kernels.threads import take_turn

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from multifacet.kernels.half_precision import NumberFormat, bits, raw_bits
-from multifacet.kernels.huge_pages import empty_on_huge_pages
 from multifacet.kernels.losses import RowLoss
 from multifacet.kge.models.translations import Translation, write_unit_numbers
 from multifacet.kge.sampled.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
 from multifacet.kge.sampled.schedule import relation_rates
+from multifacet.tables import bits, empty_table, number_format, raw_bits
 from multifacet.tables.optim import RowwiseAdagrad, sum_rows, update_cells, update_rows
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class TrainingStep:
         self._rows = bits(table)
         self._learned = Learned(
             table=raw_bits(table),
-            number_format=int(NumberFormat.of(table.dtype)),
+            number_format=int(number_format(table.dtype)),
             parameters=parameters,
             translations=np.zeros((len(parameters), config.dim), np.float32) if self._turns_angles else parameters,
         )
@@ -92,7 +91,7 @@ class TrainingStep:
         self._relation_rates = np.ones(parameters.shape[1], np.float32) if rates is None else rates.numpy()
         self._size, self._num_candidates = source.chunk_size, source.max_candidates
         num_chunks, width = source.num_chunks, source.chunk_size + source.max_candidates
-        self._gradients = empty_on_huge_pages(2 * num_chunks * width, config.dim).numpy()
+        self._gradients = empty_table(2 * num_chunks * width, config.dim).numpy()
         per_chunk = source.chunk_size if source.mixes_relations else 1
         self._relation_gradients = np.empty((2, num_chunks, per_chunk, parameters.shape[1]), dtype=np.float32)
         self._losses = np.empty((2, num_chunks))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from multifacet.kernels.huge_pages import empty_on_huge_pages
 from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.models.relations import RelationParameters
@@ -15,6 +14,7 @@ from multifacet.kge.models.scoring import build_model
 from multifacet.kge.sampled.schedule import rate_factor, step_seed
 from multifacet.kge.sampled.state import TrainerState
 from multifacet.kge.sampled.step import TrainingStep
+from multifacet.tables import empty_table
 from multifacet.tables.optim import RowwiseAdagrad
 from multifacet.training import Lanes, Position, TrainingRun
 
@@ -55,8 +55,8 @@ class Trainer:
         self._num_steps = 1
         seeded = torch.Generator().manual_seed(config.seed)
         offsets, num_rows = place_types(triples.num_nodes), sum(triples.num_nodes.values())
-        table = empty_on_huge_pages(num_rows, config.dim, dtype=_DTYPES[config.table_dtype])
-        squares = empty_on_huge_pages(num_rows).zero_()
+        table = empty_table(num_rows, config.dim, dtype=_DTYPES[config.table_dtype])
+        squares = empty_table(num_rows).zero_()
         optimizers = {}
         tables = {}
         for node_type, count in triples.num_nodes.items():

@@ -125,7 +125,7 @@ def pretrain_kge(
     Started by torchrun, its processes share the tables out and train them together.
     """
     from multifacet import kge
-    from multifacet.kernels.allocator import keep_freed_memory
+    from multifacet.kernels.memory import keep_freed_memory
 
     if search and count_processes() > 1:
         msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"

@@ -146,7 +146,7 @@ def train(
     Started by torchrun, its processes shard the tables and train them together.
     """
     from multifacet import ranking
-    from multifacet.kernels.allocator import keep_freed_memory
+    from multifacet.kernels.memory import keep_freed_memory
     from multifacet.pipeline.processes import join_processes
     from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
     from multifacet.tables import Snapshot

@@ -26,7 +26,7 @@ import numba
 import torch
 
 from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-from multifacet.kernels.allocator import keep_freed_memory
+from multifacet.kernels.memory import keep_freed_memory
 from multifacet.pipeline.runs.meter import Meter
 
 logger = logging.getLogger(__name__)

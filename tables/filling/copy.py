@@ -10,9 +10,10 @@ import numba
 import numpy as np
 import torch
 
-from multifacet.kernels.half_precision import bits, load, store
-from multifacet.kernels.prefetch import prefetch
+from multifacet.kernels.half_precision import load, store
+from multifacet.kernels.memory import prefetch
 from multifacet.kernels.threads import run_ranges
+from multifacet.tables.tensors import bits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

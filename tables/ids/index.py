@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from multifacet.artifacts import map_tensors
 from multifacet.kernels.hashing import mix64, read_word
-from multifacet.kernels.prefetch import prefetch
+from multifacet.kernels.memory import prefetch
 from multifacet.kernels.threads import num_ranges, run_ranges
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from multifacet.kernels.half_precision import load, store_stochastically
-from multifacet.kernels.prefetch import prefetch
+from multifacet.kernels.memory import prefetch
 from multifacet.kernels.step_rng import random_bits, random_stream
 from multifacet.kernels.threads import take_turn
 

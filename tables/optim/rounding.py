@@ -13,9 +13,10 @@ import numba
 import numpy as np
 import torch
 
-from multifacet.kernels.half_precision import bits, load, store_stochastically
+from multifacet.kernels.half_precision import load, store_stochastically
 from multifacet.kernels.step_rng import random_bits, random_stream
 from multifacet.kernels.threads import run_ranges
+from multifacet.tables.tensors import bits
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from multifacet.kernels.half_precision import bits, store_stochastically
+from multifacet.kernels.half_precision import store_stochastically
+from multifacet.tables import bits
 from multifacet.tables.optim import Occurrences, update_rows
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multifacet.kernels.huge_pages import empty_on_huge_pages
+from multifacet.tables import empty_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [0, 7, 100_000])
 def test_a_tensor_has_its_shape_and_keeps_what_is_written_to_its_ends(num_rows: int, dtype: torch.dtype) -> None:
-    tensor = empty_on_huge_pages(num_rows, 48, dtype=dtype)
+    tensor = empty_table(num_rows, 48, dtype=dtype)
 
     assert tensor.shape == (num_rows, 48)
     assert tensor.dtype == dtype
@@ -21,4 +21,4 @@ def test_a_tensor_has_its_shape_and_keeps_what_is_written_to_its_ends(num_rows: 
 
 
 def test_a_large_tensor_begins_with_a_huge_page() -> None:
-    assert empty_on_huge_pages(1 << 21).data_ptr() % (1 << 21) == 0
+    assert empty_table(1 << 21).data_ptr() % (1 << 21) == 0
