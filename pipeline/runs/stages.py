@@ -15,7 +15,7 @@ from multifacet import contrastive, kge, ranking
 from multifacet.graphdb import GraphStore, Recipe
 from multifacet.pipeline.runs.workspace import Say
 from multifacet.ranking import Examples
-from multifacet.ranking.examples.exposures import load_periods
+from multifacet.ranking.examples import load_periods
 from multifacet.serving import LocalDeployment, RankerClient, Release, publish
 from multifacet.tables import Precision, Snapshot
 

@@ -1,0 +1,1 @@
+from .exposures import load_periods as load_periods
