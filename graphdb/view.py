@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,6 @@ import torch
 
 from multifacet.graphdb.merging import (
     Array,
-    is_clustered,
-    is_ordered_by_key,
-    merge,
-    merged_positions,
-    order_by_column,
-    order_of,
 )
 from multifacet.graphdb.queries.queries import Queries
 from multifacet.graphdb.schema import GraphSchema, Relation
@@ -30,11 +23,13 @@ from multifacet.graphdb.sql import GraphError, begin_reading, count, quote, run,
 from multifacet.graphdb.storage.edge_storage import Storage
 from multifacet.graphdb.storage.id_cache import IdCache
 from multifacet.graphdb.storage.layout import key_columns, node_table
+from multifacet.graphdb.windows.edge_reader import EdgeReader
 from multifacet.graphdb.windows.edges import Csc, Edges, Triples
 from multifacet.graphdb.windows.export import write_parquet, write_safetensors
+from multifacet.graphdb.windows.fingerprint import fingerprint_of
 from multifacet.graphdb.windows.members import Members, find_members, first_seen
 from multifacet.graphdb.windows.properties import property_tensor
-from multifacet.graphdb.windows.window import Window, create_windows
+from multifacet.graphdb.windows.window import create_windows
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -43,8 +38,6 @@ if TYPE_CHECKING:
     from multifacet.graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"src": np.int32, "dst": np.int32, "time": np.int64, "weight": np.float32}
 
 
 class GraphView:
@@ -97,6 +90,7 @@ class GraphView:
         self._windows = create_windows(
             self._cursor, self.schema, self._storage, self.relations, self.since, self.as_of, self._min_degree, self._members
         )
+        self._reader = EdgeReader(self._cursor, self._windows, self._members)
         return run(
             self._cursor, "SELECT (SELECT count(*) FROM _load), (SELECT count(*) FROM _removal), count(*) FROM duckdb_tables()"
         )[0]
@@ -284,39 +278,25 @@ class GraphView:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the window's content by external id, properties included, in whatever order it was loaded."""
-        digest = hashlib.sha256()
-        hashes = {node.name: self._node_hashes(node.name) for node in self.schema.nodes if node.name in self.num_nodes}
-        for name in sorted(hashes):
-            digest.update(f"node {name} {len(hashes[name])} {int(_mix(hashes[name]).sum())}\n".encode())
-        for relation in sorted(self.relations, key=lambda relation: relation.name):
-            edges = self.edges(relation.name)
-            mixed = _mix(hashes[relation.src][edges.src.numpy()]) + hashes[relation.dst][edges.dst.numpy()]
-            if edges.time is not None:
-                mixed = _mix(mixed) + edges.time.numpy().view(np.uint64)
-            if edges.weight is not None:
-                mixed = _mix(mixed) + edges.weight.numpy().view(np.uint32)
-            total = str(int(_mix(mixed).sum()))
-            if relation.properties:
-                total = f"{total} {self._property_sum(relation, hashes)}"
-            digest.update(f"edge {relation.model_dump_json()} {len(edges)} {total}\n".encode())
-        return digest.hexdigest()
-
-    def _property_sum(self, relation: Relation, hashes: Mapping[str, np.ndarray[Any, np.dtype[np.uint64]]]) -> int:
-        """What tells the properties of a relation's edges, with their ends and times, from others."""
-        content = ", ".join([*key_columns(relation)[2:], *map(quote, relation.properties)])
-        query = f"SELECT src, dst, md5_number_lower(row({content})::VARCHAR) AS hash FROM {self._windows[relation.name].rows}"
-        table = self._cursor.sql(query).to_arrow_table()
-        ends = [
-            hashes[name][self._rows(name, _column(table, end, np.int32))]
-            for end, name in (("src", relation.src), ("dst", relation.dst))
-        ]
-        return int(_mix(_mix(_mix(ends[0]) + ends[1]) + _column(table, "hash", np.uint64)).sum())
+        members = {name: self._members[name] for name in self._types}
+        return fingerprint_of(self._cursor, self.schema, self.relations, self._windows, members, self.edges)
 
     def close(self) -> None:
         """Ends the view's transaction; the counts and the exported tensors stay valid."""
         self.num_edges  # noqa: B018 - counted while it can be
         self._cursor.close()
         self.is_closed = True
+
+    def _columns(self, relation: str, names: Sequence[str]) -> dict[str, Array]:
+        return self._read(relation, names)[0]
+
+    def _read(self, relation: str, names: Sequence[str], properties: Sequence[str] = ()) -> tuple[dict[str, Array], pa.Table]:
+        if self.is_closed:
+            msg = "this view is closed; open another with GraphStore.view, or read before GraphView.close"
+            raise GraphError(msg)
+        columns, table = self._reader.read(self.schema.relation(relation), names, properties)
+        self._counts[relation] = len(columns[names[0]])
+        return columns, table
 
     def _relation(self, name: str) -> Relation:
         relation = self.schema.relation(name)
@@ -332,9 +312,6 @@ class GraphView:
             raise GraphError(msg)
         return self._members[name]
 
-    def _rows(self, name: str, idx: Array) -> Array:
-        return self._members[name].rows(idx)
-
     def _recover(self, error: GraphError) -> None:
         """Begins anew after a failed query, which has ended the transaction; the store must be as it was."""
         if not isinstance(error.__cause__, duckdb.Error):
@@ -345,107 +322,8 @@ class GraphView:
             msg = "this view ended with a query that failed, and the store has changed since; open another with GraphStore.view"
             raise GraphError(msg) from error
 
-    def _columns(self, relation: str, names: Sequence[str]) -> dict[str, Array]:
-        """Columns of the window's edges, ordered by dst, and by time and src where the names include them."""
-        return self._read(relation, names)[0]
-
-    def _read(self, relation: str, names: Sequence[str], properties: Sequence[str] = ()) -> tuple[dict[str, Array], pa.Table]:
-        """Columns of the window's edges as arrays, and properties of the same edges as they are stored, in one order."""
-        if self.is_closed:
-            msg = "this view is closed; open another with GraphStore.view, or read before GraphView.close"
-            raise GraphError(msg)
-        declared = self.schema.relation(relation)
-        window: Window = self._windows[relation]
-        # Only a merge, or rows in any order, need the whole key.
-        is_whole = window.delta is not None or not window.keeps_order
-        wanted = list(dict.fromkeys([*key_columns(declared), *names])) if is_whole else names
-        base, base_properties = self._fetch(relation, window.base, wanted, properties)
-        self._counts[relation] = len(base["dst"])
-        base_order = None
-        if not window.keeps_order and (declared.duplicates == "all" or not is_ordered_by_key(*_keys(base))):
-            dst, time, src = _keys(base)
-            # Edges of one key, which "all" keeps, have no other order than their weights'.
-            base_order = np.lexsort((*([base["weight"]] if "weight" in base else []), src, time, dst))
-            base = {name: column[base_order] for name, column in base.items()}
-        is_ordered = is_clustered(base["dst"], base.get("time"))
-        if not is_ordered:
-            # Days come one after the other, each in order: then a stable sort by dst is all that it takes.
-            base_order = order_by_column(base["dst"], self.num_nodes[declared.dst])
-            base = {name: column[base_order] for name, column in base.items()}
-            is_ordered = is_clustered(base["dst"], base.get("time"))
-        if not is_ordered:
-            logger.warning(
-                "%s is not clustered; its edges are sorted, which takes a while: GraphStore.compact() mends it", relation
-            )
-            order = order_of(base["dst"], base.get("time"), base["src"])
-            base_order = order if base_order is None else base_order[order]
-            base = {name: column[order] for name, column in base.items()}
-        if window.delta is None:
-            base = {name: base[name] for name in names}
-            return base, base_properties if base_order is None else base_properties.take(pa.array(base_order))
-        delta, delta_properties = self._fetch(relation, window.delta, wanted, properties)
-        num_base = len(base["dst"])
-        self._counts[relation] += len(delta["dst"])
-        order = order_of(delta["dst"], delta.get("time"), delta["src"])
-        delta = {name: column[order] for name, column in delta.items()}
-        positions = merged_positions(_keys(base), _keys(delta))
-        columns = {name: merge(base[name], delta[name], positions) for name in names}
-        if not properties:
-            return columns, base_properties
-        merged_order = merge(np.arange(num_base) if base_order is None else base_order, num_base + order, positions)
-        return columns, pa.concat_tables([base_properties, delta_properties]).take(pa.array(merged_order))
-
-    def _fetch(
-        self, relation: str, rows: str, names: Sequence[str], properties: Sequence[str]
-    ) -> tuple[dict[str, Array], pa.Table]:
-        keys = ["CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names]
-        selected = ", ".join([*keys, *map(quote, properties)])
-        table = self._cursor.sql(f"SELECT {selected} FROM {rows}").to_arrow_table()
-        columns = {name: _column(table, name, _DTYPES[name]) for name in names}
-        declared = self.schema.relation(relation)
-        # Rows ascend with idx: edges stay in their order.
-        for end, name in (("src", declared.src), ("dst", declared.dst)):
-            if end in columns:
-                columns[end] = self._rows(name, columns[end])
-        return columns, table.select(list(properties))
-
-    def _node_hashes(self, name: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """A hash of each row's external id, and of its properties where its type has any."""
-        content = "md5_number_lower(CAST(id AS VARCHAR))"
-        if properties := self.schema.node(name).properties:
-            content = f"xor({content}, md5_number_lower(row({', '.join(map(quote, properties))})::VARCHAR))"
-        table = self._cursor.sql(f"SELECT idx, {content} AS hash FROM {quote(f'nodes_{name}')}").to_arrow_table()
-        hashes = np.zeros(self.num_nodes[name], np.uint64)
-        hashes[self._rows(name, _column(table, "idx", np.int32))] = _column(table, "hash", np.uint64)
-        return hashes
-
-
-def _column(table: pa.Table, name: str, dtype: Any) -> Array:
-    """One writable, contiguous copy of a column without nulls."""
-    column = np.empty(table.num_rows, dtype)
-    start = 0
-    for chunk in table[name].chunks:
-        values = chunk.cast(pa.int64()) if pa.types.is_timestamp(chunk.type) else chunk
-        column[start : start + len(chunk)] = values.to_numpy(zero_copy_only=True)
-        start += len(chunk)
-    return column
-
-
-def _keys(columns: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """dst, time (zeros where there is none) and src."""
-    dst = columns["dst"]
-    return dst, columns["time"] if "time" in columns else np.zeros(len(dst), np.int64), columns["src"]
-
 
 def _concatenated(parts: Sequence[Array]) -> torch.Tensor:
     if len(parts) == 1:
         return torch.from_numpy(parts[0])
     return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *parts]))
-
-
-def _mix(values: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """SplitMix64's finaliser (Steele et al. 2014): sums of mixed values tell multisets apart."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
