@@ -23,13 +23,15 @@ from multifacet.graphdb.loading.source import Source
 from multifacet.graphdb.queries.queries import Direction, Queries
 from multifacet.graphdb.queries.statistics import count_all, describe_all
 from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface
-from multifacet.graphdb.sql import GraphError, select
+from multifacet.graphdb.sql import select
 from multifacet.graphdb.storage import evolution, retention
+from multifacet.graphdb.storage.compaction import compact
 from multifacet.graphdb.storage.edge_log import log_bytes
 from multifacet.graphdb.storage.edge_storage import EdgeStorage, Storage, log_folder
 from multifacet.graphdb.storage.layout import all_edges
 from multifacet.graphdb.storage.session import Session, back_up
 from multifacet.graphdb.times import Time, utc
+from multifacet.graphdb.windows.window import choose_relations
 
 if TYPE_CHECKING:
     from multifacet.graphdb.view import GraphView
@@ -250,24 +252,7 @@ class GraphStore:
         Returns:
             Relation -> edges merged.
         """
-        self._session.sweep()
-        merged = {}
-        for relation in self.schema.relations:
-            with self._session.transaction(f"compacting {relation}") as cursor:
-                merged[relation.name] = self._session.storage.base(cursor, relation).compact()
-        with self._session.reading() as cursor:
-            holds_forgotten = retention.holds_forgotten(cursor)
-        if holds_forgotten:
-            self._session.sweep()
-            if self._session.rewrite():
-                with self._session.transaction("compacting") as cursor:
-                    retention.mark_rewritten(cursor)
-            else:
-                logger.warning(
-                    "%s still holds bytes of forgotten nodes: close its views and its other handles, and compact again",
-                    self.path,
-                )
-        return merged
+        return compact(self._session)
 
     def view(
         self,
@@ -282,7 +267,7 @@ class GraphStore:
 
         Args:
             as_of: End of the window, not within it; times without a zone are UTC. Nodes that were first seen later are not in
-            it.
+                it.
             since: Start of the window, within it.
             relations: Names of the relations to keep; all by default.
             surface: Keep onsite or offsite relations only.
@@ -295,27 +280,11 @@ class GraphStore:
         """
         since, as_of = utc(since, "since"), utc(as_of, "as_of")
         self._session.refresh()
-        chosen = [self.schema.relation(name) for name in relations] if relations is not None else list(self.schema.relations)
-        chosen = [relation for relation in chosen if surface is None or relation.surface == surface]
-        if types is not None:
-            kept = {self.schema.node(name).name for name in types}
-            outside = [relation for relation in chosen if not {relation.src, relation.dst} <= kept]
-            if relations is not None and outside:
-                msg = f"relation {outside[0]} has an end that is not of types={list(types)}; add its type, or leave it out"
-                raise GraphError(msg)
-            chosen = [relation for relation in chosen if relation not in outside]
+        chosen = choose_relations(self.schema, relations, surface, types)
         from multifacet.graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
 
-        view = GraphView(
-            self._session.connection.cursor(),
-            self.schema,
-            self._session.storage,
-            chosen,
-            since=since,
-            as_of=as_of,
-            min_degree=min_degree,
-            types=types,
-        )
+        cursor, storage = self._session.connection.cursor(), self._session.storage
+        view = GraphView(cursor, self.schema, storage, chosen, since=since, as_of=as_of, min_degree=min_degree, types=types)
         self._session.site.views.add(view)
         return view
 
