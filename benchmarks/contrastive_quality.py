@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
-from multifacet.contrastive import ContrastiveConfig, LightGcnConfig, Positives, train_pairs
-from multifacet.contrastive.lightgcn import train_lightgcn_pairs
+from multifacet.contrastive import ContrastiveConfig, Positives, train_pairs
+from multifacet.contrastive.lightgcn import LightGcnConfig, train_lightgcn_pairs
 
 RECALL = Metric(name="recall_at_20", unit="", better=HIGHER)
 NDCG = Metric(name="ndcg_at_20", unit="", better=HIGHER)

@@ -3,12 +3,9 @@ from .config import ContrastiveConfig as ContrastiveConfig
 from .config import ContrastiveValidation as ContrastiveValidation
 from .config import PositiveWalks as PositiveWalks
 from .evaluation import evaluate as evaluate
-from .lightgcn import LightGcnConfig as LightGcnConfig
-from .lightgcn import train_lightgcn as train_lightgcn
 from .positives.pairs import Pairs as Pairs
 from .positives.pairs import read_pairs as read_pairs
 from .positives.positives import Positives as Positives
-from .positives.positives import hold_out_latest as hold_out_latest
 from .predictor import ItemPredictor as ItemPredictor
 from .predictor import Prediction as Prediction
 from .result import ContrastiveResult as ContrastiveResult

@@ -9,8 +9,6 @@ from .codec.rows import relative_error as relative_error
 from .codec.rows import row_bytes as row_bytes
 from .drift import TableDrift as TableDrift
 from .drift import compare_snapshots as compare_snapshots
-from .drift import compare_tables as compare_tables
-from .drift import match_ids as match_ids
 from .ids.collisions import CollisionReport as CollisionReport
 from .ids.id_map import IdMap as IdMap
 from .neighbors import find_neighbors as find_neighbors
@@ -19,7 +17,3 @@ from .optim.adagrad import accumulate_rows as accumulate_rows
 from .snapshot import OptimizerRows as OptimizerRows
 from .snapshot import Snapshot as Snapshot
 from .snapshot import SnapshotTable as SnapshotTable
-from .tensors import bits as bits
-from .tensors import empty_table as empty_table
-from .tensors import number_format as number_format
-from .tensors import raw_bits as raw_bits

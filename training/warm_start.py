@@ -11,7 +11,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from multifacet.inputs import Configuration
-from multifacet.tables import Snapshot, SnapshotTable, compare_tables, match_ids
+from multifacet.tables import Snapshot, SnapshotTable
+from multifacet.tables.drift import compare_tables, match_ids
 from multifacet.tables.optim import RowwiseAdagrad
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from multifacet.kge.partitioned.residents import Residents
 from multifacet.kge.sampled.schedule import rate_factor, step_seed
 from multifacet.kge.sampled.state import TrainerState
 from multifacet.kge.sampled.step import TrainingStep
-from multifacet.tables import empty_table
 from multifacet.tables.optim import RowwiseAdagrad
+from multifacet.tables.tensors import empty_table
 from multifacet.training import Lanes, Position, TrainingRun
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from multifacet.kernels.losses import RowLoss
 from multifacet.kge.models.translations import Translation, write_unit_numbers
 from multifacet.kge.sampled.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
 from multifacet.kge.sampled.schedule import relation_rates
-from multifacet.tables import bits, empty_table, number_format, raw_bits
 from multifacet.tables.optim import RowwiseAdagrad, sum_rows, update_cells, update_rows
+from multifacet.tables.tensors import bits, empty_table, number_format, raw_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

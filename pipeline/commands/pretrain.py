@@ -286,7 +286,7 @@ def _pretrain_pairs(
     import numpy as np
 
     from multifacet import contrastive
-    from multifacet.contrastive import hold_out_latest
+    from multifacet.contrastive.positives import hold_out_latest
     from multifacet.pipeline.terminal.training import TrainingDisplay
 
     read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)

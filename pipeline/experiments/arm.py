@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multifacet.contrastive import ContrastiveConfig, LightGcnConfig
+from multifacet.contrastive import ContrastiveConfig
+from multifacet.contrastive.lightgcn import LightGcnConfig
 from multifacet.kge import KgeConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")

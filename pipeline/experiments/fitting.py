@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from multifacet import contrastive, kge, ranking
-from multifacet.contrastive import LightGcnConfig, train_lightgcn
+from multifacet.contrastive.lightgcn import LightGcnConfig, train_lightgcn
 from multifacet.graphdb import GraphStore
 from multifacet.pipeline.experiments.experiment import REFIT, mixed_name
 from multifacet.pipeline.runs import stages

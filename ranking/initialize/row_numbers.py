@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from multifacet.tables import IdMap, match_ids
+from multifacet.tables import IdMap
+from multifacet.tables.drift import match_ids
 from multifacet.tables.ids import IdColumn, to_arrow
 
 if TYPE_CHECKING:

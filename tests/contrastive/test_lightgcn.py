@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from multifacet.contrastive import ContrastiveValidation, LightGcnConfig, Positives, train_lightgcn
-from multifacet.contrastive.lightgcn import _Propagation, train_lightgcn_pairs
+from multifacet.contrastive import ContrastiveValidation, Positives
+from multifacet.contrastive.lightgcn import LightGcnConfig, _Propagation, train_lightgcn, train_lightgcn_pairs
 from multifacet.graphdb import GraphView
 from multifacet.tables import Snapshot
 

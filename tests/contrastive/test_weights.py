@@ -13,16 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multifacet.contrastive import (
-    ComposedTower,
-    ContrastiveConfig,
-    LightGcnConfig,
-    Positives,
-    train,
-    train_lightgcn,
-    train_pairs,
-)
+from multifacet.contrastive import ComposedTower, ContrastiveConfig, Positives, train, train_pairs
 from multifacet.contrastive.config import PositivesConfig
+from multifacet.contrastive.lightgcn import LightGcnConfig, train_lightgcn
 from multifacet.contrastive.positives.positives import compose, read_positives
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from multifacet.kernels.half_precision import store_stochastically
-from multifacet.tables import bits
 from multifacet.tables.optim import Occurrences, update_rows
+from multifacet.tables.tensors import bits
 
 HALVES = [torch.float16, torch.bfloat16]
 

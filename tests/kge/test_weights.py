@@ -17,6 +17,7 @@ from multifacet import kge
 from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
 from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
 from multifacet.kge.batches.source import BatchSource
+from multifacet.kge.evaluation.ranks import rank_edges
 from multifacet.kge.models.relations import Inverse, RelationParameters
 from multifacet.kge.triples.triples import EdgeList
 from multifacet.training import Lifecycle, WarmStart
@@ -270,7 +271,7 @@ def test_ranks_do_not_depend_on_where_a_table_lies(offset: float, distance: str,
             num_nodes={"e": 200},
         )
     )
-    ranks = kge.ranks.rank_edges(predictor, {"r": EdgeList(heads=heads, tails=tails)}, known)["r"]
+    ranks = rank_edges(predictor, {"r": EdgeList(heads=heads, tails=tails)}, known)["r"]
     queries = predictor.queries("r", torch.from_numpy(heads).long(), "tail").double()
     exact = (queries[:, None] - entities.double()).square().sum(-1).numpy()
     for place, (head, tail) in enumerate(zip(heads, tails, strict=True)):

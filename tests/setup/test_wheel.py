@@ -13,7 +13,7 @@ ROOMS = {
     *("pipeline", "serving", "ranking", "kge", "contrastive", "training", "tables", "graphdb"),
     *("artifacts", "inputs", "kernels", "data"),
 }
-LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multifacet.tables import empty_table
+from multifacet.tables.tensors import empty_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

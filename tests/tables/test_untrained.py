@@ -12,7 +12,7 @@ import torch
 
 from multifacet import contrastive, kge
 from multifacet.artifacts import ArtifactError
-from multifacet.contrastive import LightGcnConfig, train_lightgcn
+from multifacet.contrastive.lightgcn import LightGcnConfig, train_lightgcn
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 from multifacet.tables import Snapshot, SnapshotTable, compare_snapshots
 from multifacet.training import Lifecycle, WarmStart

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from multifacet.contrastive import ComposedTower, ContrastiveConfig, LightGcnConfig
+from multifacet.contrastive import ComposedTower, ContrastiveConfig
+from multifacet.contrastive.lightgcn import LightGcnConfig
 from multifacet.kge import KgeConfig
 from multifacet.pipeline.experiments.arm import TABLE_TRIALS, UPPER_TRIALS, Arm, Facet
 from multifacet.pipeline.experiments.experiment import Settings

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives, hold_out_latest
+from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
+from multifacet.contrastive.positives import hold_out_latest
 from multifacet.contrastive.positives.merging import EdgeColumns, merge_edges
 from multifacet.contrastive.positives.positives import compose, read_positives
 from multifacet.graphdb import GraphView

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
-from multifacet.graphdb.loading.edge_load import mapping
+from multifacet.graphdb.loading import mapping
 from multifacet.graphdb.loading.growing_index import IdIndex
 from multifacet.graphdb.schema import IdType
 

@@ -20,8 +20,7 @@ from multifacet.ranking import (
     standard_segments,
 )
 from multifacet.ranking.evaluation.metrics import roc_auc
-
-from .conftest import Planted
+from tests.ranking.conftest import Planted
 
 
 def make_scores(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

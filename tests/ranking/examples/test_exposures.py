@@ -11,8 +11,7 @@ import pytest
 from multifacet.graphdb import GraphStore
 from multifacet.ranking import Examples, Weighting, build_examples
 from multifacet.ranking.examples.examples import concatenate
-
-from .conftest import World, period_start, random_world
+from tests.ranking.conftest import World, period_start, random_world
 
 PERIODS = (5, 6, 7)
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from multifacet.graphdb import GraphStore
 from multifacet.ranking import FeatureConfig, build_examples
 from multifacet.ranking.examples.features import dense_feature_names, dense_features
-
-from .conftest import World, period_start
+from tests.ranking.conftest import World, period_start
 
 CONFIG = FeatureConfig(recent_periods=2, max_periods_since=5)
 NUM_PERIODS = 7

@@ -13,9 +13,8 @@ from multifacet.ranking import ExampleLoader, Examples, LabelledColumns, arm_con
 from multifacet.ranking.examples.loader import Batch
 from multifacet.ranking.examples.recent import RecentPins
 from multifacet.tables import IdMap
-
-from .conftest import Planted
-from .test_training import SMALL
+from tests.ranking.conftest import Planted
+from tests.ranking.training.test_training import SMALL
 
 MAPS = {"user": IdMap.exact(range(400)), "pin": IdMap.hashed(900, id_type="int64", num_hashes=2)}
 

@@ -25,9 +25,8 @@ from multifacet.ranking import (
     train,
 )
 from multifacet.ranking.examples.recent import RecentPins, recent_pins
-
-from .conftest import START, WEEK, Planted, World, period_start
-from .test_training import SMALL
+from tests.ranking.conftest import START, WEEK, Planted, World, period_start
+from tests.ranking.training.test_training import SMALL
 
 LENGTH = 3
 PERIODS = pa.table({"period": [7, 3, 5], "start_time": [START + WEEK * week for week in (4, 0, 2)]})

@@ -11,8 +11,7 @@ import torch
 from multifacet.artifacts import ArtifactError
 from multifacet.ranking import RankingResult, arm_config, export_model, load_model, quantized_scores, train
 from multifacet.tables import Precision, decode, encode, row_bytes
-
-from .conftest import DIM, Planted
+from tests.ranking.conftest import DIM, Planted
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,9 @@ from multifacet.serving import publish
 from multifacet.tables import Precision, Snapshot, SnapshotTable, encode
 from multifacet.tables.optim import step_rounded
 from multifacet.training import Lifecycle
-
-from .conftest import DIM, Planted
-from .test_resume import stopping_after
-from .test_training import SMALL
+from tests.ranking.conftest import DIM, Planted
+from tests.ranking.training.test_resume import stopping_after
+from tests.ranking.training.test_training import SMALL
 
 EXACT: dict[str, Any] = SMALL | {"dropout": 0.0}  # tables of another type draw other numbers before dropout does
 HALF: dict[str, Any] = EXACT | {"table_dtype": "fp16"}

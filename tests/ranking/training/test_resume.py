@@ -12,9 +12,8 @@ import torch
 
 from multifacet.ranking import RankingResult, arm_config, train
 from multifacet.training import CheckpointError, Lifecycle, StepProgress
-
-from .conftest import Planted
-from .test_training import SMALL
+from tests.ranking.conftest import Planted
+from tests.ranking.training.test_training import SMALL
 
 CONFIG = arm_config("pretrained", **SMALL, max_epochs=2, thaw_after_steps=3)
 

@@ -21,9 +21,8 @@ from multifacet.ranking.training.objective import training_loss
 from multifacet.tables import IdMap, Snapshot, SnapshotTable
 from multifacet.tables.optim import write_rounded
 from multifacet.training import Checkpoint
-
-from .conftest import Planted
-from .sharded_rank import SMALL, TRAINED, fill_cases, train_case, with_recent
+from tests.ranking.conftest import Planted
+from tests.ranking.sharded_rank import SMALL, TRAINED, fill_cases, train_case, with_recent
 
 RANK = Path(__file__).with_name("sharded_rank.py")
 NUM_RANKS = 2

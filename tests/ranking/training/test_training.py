@@ -12,8 +12,7 @@ from multifacet.inputs import ConfigurationError
 from multifacet.ranking import Arm, Examples, RankingConfig, RankingResult, arm_config, evaluate, train
 from multifacet.ranking.evaluation.metrics import log_loss
 from multifacet.tables import IdMap
-
-from .conftest import DIM, Planted
+from tests.ranking.conftest import DIM, Planted
 
 SMALL: dict[str, Any] = {"dim": DIM, "batch_size": 256, "hidden": (32, 16), "projected": 8, "upper_lr": 5e-3}
 

@@ -1,0 +1,1 @@
+from .positives import hold_out_latest as hold_out_latest
