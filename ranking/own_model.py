@@ -117,9 +117,8 @@ def _check_tables(tables: Mapping[str, Tensor], id_maps: Mapping[str, IdMap]) ->
             raise ValueError(f"feature {feature!r} is refused; use letters, digits, '_', '-' and '.' only")
         if type(table) not in (Tensor, nn.Parameter) or table.device.type == "meta":
             raise ValueError(
-                f"table {feature} is a {type(table).__name__} on {getattr(table, 'device', 'no device')}: bring the "
-                f"rows of a sharded "
-                "table together first"
+                f"table {feature} is a {type(table).__name__} on {getattr(table, 'device', 'no device')}: bring the rows of a "
+                "sharded table together with tables.gather_rows, and give tables memory first"
             )
         if table.ndim != 2 or table.dtype not in (torch.float32, torch.float16):
             raise ValueError(f"table {feature} is {table.dtype} {list(table.shape)}; expected float32 or float16 [rows, D]")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tables.mixed import MixedTable, plan_precision
     from tables.neighbors import find_neighbors
     from tables.rowwise import RowwiseAdagrad, accumulate_rows
+    from tables.sharded_rows import gather_rows
     from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
     from tables.training import Lifecycle, Position, StepProgress, TrainingRun
     from tables.warmstart import WarmStart
@@ -45,6 +46,7 @@ __all__ = [
     "decode",
     "encode",
     "find_neighbors",
+    "gather_rows",
     "plan_precision",
     "relative_error",
     "remove_stale_temporaries",
@@ -62,6 +64,7 @@ _MODULES = {
     "mixed": ("MixedTable", "plan_precision"),
     "neighbors": ("find_neighbors",),
     "rowwise": ("RowwiseAdagrad", "accumulate_rows"),
+    "sharded_rows": ("gather_rows",),
     "snapshot": ("OptimizerRows", "Snapshot", "SnapshotTable"),
     "training": ("Lifecycle", "Position", "StepProgress", "TrainingRun"),
     "warmstart": ("WarmStart",),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tables.refit import refit_rows
+from tables.sharded_rows import encode_sharded, is_sharded
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
     Values that a format would silently turn into NaN or Inf are refused.
 
     Args:
-        vectors: float32 [n, D] on the CPU; float16 and bfloat16 rows are widened, which changes no value.
+        vectors: float32 [n, D] on the CPU; float16 and bfloat16 rows are widened, which changes no value. A sharded table
+            (ShardedTensor, DTensor) is encoded where its rows are, and every process of its group, each of which must
+            call this, gets the whole encoded table. One that is too long for that is encoded a part at a time:
+            ``encode(vectors.local_shards()[0].tensor, ...)``.
         precision: The rows' format.
         rounding: How int8 and int4 choose a row's scale and bias; fp32 and fp16 have none, and take "minmax" only.
             "minmax": from the row's minimum to its maximum, so that the error of a value is at most half of the scale
@@ -91,10 +95,13 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
 
     Raises:
         ValueError: Wrong dtype or shape, a dimension that the format cannot hold, or a row that `check_encodable`
-            refuses.
-        TypeError: A sharded table, of which this process holds a part.
+            refuses; of a sharded table in every process.
+        TypeError: No tensor.
     """
     _check_rounding(precision, rounding)
+    if is_sharded(vectors):
+        width = row_bytes(vectors.shape[1] if vectors.dim() == 2 else 0, precision)
+        return encode_sharded(vectors, lambda rows: encode(rows, precision, rounding), width)
     vectors = _widened(vectors)
     if precision not in _BITS:
         check_encodable(vectors, precision)
@@ -255,10 +262,10 @@ def _first_refused(values: Any, limit: Any, range_limit: Any, start: int, stop: 
 
 def _widened(vectors: Tensor) -> Tensor:
     """Take rows in half precision as float32."""
-    if hasattr(vectors, "local_shards") or hasattr(vectors, "to_local"):
+    if is_sharded(vectors):
         raise TypeError(
-            f"vectors are a {type(vectors).__name__}, of which this process holds a part: encode each part, such as "
-            "`vectors.local_shards()[0].tensor`, or bring the table together first"
+            f"vectors are a {type(vectors).__name__}, of which this process holds a part: give each part, such as "
+            "`vectors.local_shards()[0].tensor`, or bring the table together with `tables.gather_rows`"
         )
     if not isinstance(vectors, Tensor):
         raise TypeError(f"vectors are a {type(vectors).__name__}; expected a float tensor [n, D] on the CPU")
