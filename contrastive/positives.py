@@ -101,7 +101,7 @@ class Positives:
         queries, items = np.asarray(queries), np.asarray(items)
         for name, column in (("queries", queries), ("items", items)):
             if len(column) and column.dtype.kind not in "iu":
-                raise TypeError(f"{name} are {column.dtype}; expected integer rows of a table (for ids, see `pairs_from`)")
+                raise TypeError(f"{name} are {column.dtype}; expected integer rows of a table (for ids, see `read_pairs`)")
         check_rows(queries, items, num_left=num_queries, num_right=num_items)
         columns = EdgeColumns(
             queries=queries.astype(np.int32),
