@@ -6,7 +6,16 @@ from ranking.columns import Columns
 from ranking.config import Arm, RankingConfig, arm_config
 from ranking.coverage import InitReport, TableCoverage
 from ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from ranking.evaluation import bootstrap_roc_auc, compare, evaluate, group_roc_auc, roc_auc
+from ranking.evaluation import (
+    bootstrap_roc_auc,
+    compare,
+    evaluate,
+    group_roc_auc,
+    log_loss,
+    normalized_entropy,
+    pr_auc,
+    roc_auc,
+)
 from ranking.examples import Examples
 from ranking.export import ExportedModel, export_model, load_model, quantized_scores
 from ranking.exposures import build_examples
@@ -64,8 +73,11 @@ __all__ = [
     "group_roc_auc",
     "init_tables",
     "load_model",
+    "log_loss",
     "make_id_maps",
     "make_model",
+    "normalized_entropy",
+    "pr_auc",
     "quantized_scores",
     "read_examples",
     "read_times",
