@@ -89,7 +89,7 @@ def read_pairs(source: Any, *, columns: Sequence[str] = _COLUMNS, weight: str | 
         >>> pairs.positives.weights.tolist(), pairs.query_ids.to_pylist()
         ([2.0, 1.0], ['ann', 'bob'])
     """
-    if len(columns) != 2 or isinstance(columns, str):
+    if not isinstance(columns, list | tuple) or len(columns) != 2:
         raise ValueError(f"columns are {columns!r}; expected the names of the columns of queries and items")
     table = _read(source, columns)
     wanted = [*columns, *([weight] if weight is not None else [])]

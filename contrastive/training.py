@@ -63,6 +63,7 @@ def train(
     expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
     expect_type("config", config, ContrastiveConfig)
     lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
@@ -118,9 +119,12 @@ def train_pairs(
         )
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
-    if held_out is None:
+    if held_out is not None:
+        expect_type("held_out", held_out, Positives)
+    else:
         held_out = positives.keep(np.zeros(len(positives), dtype=np.bool_))
     lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),

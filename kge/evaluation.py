@@ -8,6 +8,7 @@ sampledN_*       among N entities drawn for each edge: cheap at any scale, and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,10 +16,11 @@ import numpy as np
 from kge.ranks import EdgeRanks, SeenEnds, rank_edges
 from kge.sampled_ranks import rank_edges_among_sample
 from kge.triples import TripleSet
+from tables.boundary import kind, takes, whole
 from tables.pairs import PairIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ __all__ = ["evaluate", "evaluate_constrained", "evaluate_sampled", "known_pairs"
 _HITS: Final = (1, 3, 10)
 
 
+@takes(edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list))
 def evaluate(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -52,6 +55,7 @@ def evaluate(
     return _summarise("filtered", predictor, rank_edges(predictor, edges, known), hits)
 
 
+@takes(edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list), seen=kind(Mapping))
 def evaluate_constrained(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -78,6 +82,9 @@ def evaluate_constrained(
     return _summarise("constrained", predictor, rank_edges(predictor, edges, known, constraint=seen), hits)
 
 
+@takes(
+    edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list), num_sampled=whole(), generator=kind(np.random.Generator)
+)
 def evaluate_sampled(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],

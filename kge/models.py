@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from kge.projections import Projection, ProjectionKind
 from kge.translations import Translation
-from tables.boundary import expect_attributes
+from tables.boundary import expect_attributes, one_of, takes, whole
 from tables.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Model(ABC):
     has_complex_entities: ClassVar[bool] = False
     translation: ClassVar[Translation]
 
+    @takes(dim=whole(1), distance=one_of("squared", "l2", "l1"), relation_init=one_of("identity", "signs"))
     def __init__(self, dim: int, distance: Distance = "squared", relation_init: RelationInit = "identity") -> None:
         self.dim = dim
         self.distance = distance
@@ -196,6 +197,7 @@ class TransRA(TransE):
         distance: which distance scores are minus of.
     """
 
+    @takes(rank=whole(1))
     def __init__(self, dim: int, rank: int, distance: Distance = "squared") -> None:
         super().__init__(dim, distance)
         self.rank = rank

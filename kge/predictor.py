@@ -10,6 +10,7 @@ import torch
 from kge.config import KgeConfig
 from kge.models import Model, build_model
 from kge.relations import RelationParameters, relation_names
+from tables.boundary import whole
 from tables.idcolumn import find_row
 from tables.snapshot import Snapshot
 
@@ -131,6 +132,7 @@ class LinkPredictor:
         for node_type in (given_type, asked_type):
             if node_type not in self.ids:
                 raise ValueError(f"this predictor has no ids of {node_type!r}: open it by LinkPredictor.from_snapshot")
+        whole()("k", k)
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1")
         row = find_row(self.ids[given_type], given, given_type)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,12 +15,12 @@ import numpy as np
 from kge.config import KgeConfig
 from kge.training import train_triples
 from kge.triples import TripleSplit
-from tables.boundary import expect_type
+from tables.boundary import expect_type, whole
 from tables.checkpoint import Checkpoint, CheckpointError, SavedState
 from tables.training import Lifecycle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -129,6 +130,10 @@ def search(
     """
     expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
     expect_type("base", base, KgeConfig)
+    whole()("num_trials", num_trials)
+    whole()("reduction", reduction)
+    if space is not None:
+        expect_type("space", space, Mapping)
     space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
     if num_trials < 1 or reduction < 2:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from kge.distinct import are_among, first_positions
 from kge.triple_files import TextTriples
 from kge.triples import TripleSet, TripleSplit
+from tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,8 +94,10 @@ def read_split(
     """
     if duplicates not in get_args(Duplicates):
         raise ValueError(f"duplicates is {duplicates!r}; expected one of {', '.join(get_args(Duplicates))}")
-    if len(columns) != 3 or isinstance(columns, str):
+    if not isinstance(columns, list | tuple) or len(columns) != 3:
         raise ValueError(f"columns are {columns!r}; expected the names of the columns of head, relation and tail")
+    if types is not None:
+        expect_type("types", types, Mapping)
     if hasattr(train, "edge_types"):
         if valid is not None or test is not None or types is not None:
             raise ValueError(

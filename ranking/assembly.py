@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,11 @@ from ranking.slots import RECENT_PINS, Slot
 from ranking.sources import TableSource
 from ranking.upper import UpperModel
 from tables import IdMap
-from tables.boundary import expect_attributes
+from tables.boundary import expect_attributes, kind, one_of, takes, whole
 from tables.idcolumn import to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ranking.config import RankingConfig
     from ranking.examples import Examples
@@ -42,6 +43,7 @@ def known_ids(snapshots: Sequence[Snapshot], examples: Examples, config: Ranking
     return pa.chunked_array(parts).unique()
 
 
+@takes(snapshots=kind(list, tuple))
 def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig) -> dict[str, IdMap]:
     """Make an id map for each feature: hashed where `hash_rows` says so, else exact, of the `known_ids`.
 
@@ -87,6 +89,7 @@ def count_collisions(
     }
 
 
+@takes(id_maps=kind(Mapping), num_dense=whole(0), num_recent=whole(0), table_device=one_of("cpu", "meta", "cuda"))
 def make_model(
     config: RankingConfig,
     id_maps: Mapping[str, IdMap],

@@ -9,7 +9,7 @@ import numpy as np
 
 from ranking.calibration import as_numbers, correct_for_sampling
 from ranking.examples import Examples
-from tables.boundary import expect_type
+from tables.boundary import expect_type, kind, number, takes, whole
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any], weight
     return loss / log_loss(labels, np.full(len(labels), mean), weights)
 
 
+@takes(num_resamples=whole(1), seed=whole(0), population=kind(np.ndarray))
 def bootstrap_roc_auc(
     labels: NDArray[Any],
     scores: NDArray[Any],
@@ -179,13 +180,14 @@ def bootstrap_roc_auc(
     areas = np.empty(num_resamples, dtype=np.float64)
 
     def resample(start: int, stop: int) -> None:
-        for number in range(start, stop):
-            areas[number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[number], shares)
+        for resample_number in range(start, stop):
+            areas[resample_number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[resample_number], shares)
 
     run_ranges(resample, num_resamples, min_size=8)
     return areas
 
 
+@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
 def evaluate(
     scores: NDArray[np.float32],
     examples: Examples,
@@ -245,6 +247,7 @@ def evaluate(
     return metrics
 
 
+@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
 def compare(
     scores: NDArray[np.float32],
     baseline: NDArray[np.float32],

@@ -16,7 +16,7 @@ from ranking.layout import RowLayout, TableSpec
 from ranking.programs import export_pooling, export_upper
 from ranking.slots import RECENT_PINS, make_slots
 from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
-from tables.boundary import expect_attributes, expect_type
+from tables.boundary import FLAG, PATH, expect_attributes, expect_type, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,6 +150,7 @@ class ExportedModel:
         return scores
 
 
+@takes(path=PATH, replace=FLAG)
 def export_model(
     path: Path | str,
     result: RankingResult,
@@ -256,6 +257,7 @@ def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:
         ArtifactError: If there is no such artefact, or it is not what its manifest says.
     """
     expect_type("path", path, str, Path)
+    FLAG("verify", verify)
     return ExportedModel(Artifact.open(path, kind=KIND, verify=verify))
 
 
@@ -275,5 +277,6 @@ def quantized_scores(
     Raises:
         ValueError: If a row cannot be encoded, or the dense features are others.
     """
+    expect_attributes("examples", examples, ("dense_names", "recent"), "Examples")
     loaded = model if isinstance(model, ExportedModel) else load_model(model)
     return loaded.score(examples, precision), loaded.table_bytes(precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import getLogger
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from tables.boundary import expect_type
 from tables.normal import fill_normal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ranking.layout import TableSpec
 
@@ -59,6 +60,7 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
           t_pin  kge 9d3a51c2  2,049  2,048 (100.0%)        1         0           0            1      1
     """
     expect_type("model", model, nn.Module)
+    expect_type("sources", sources, Mapping)
     for name, source in sources.items():
         expect_type(f"sources[{name!r}]", source, TableSource)
     tables = choose_tables(find_tables(model), sources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +19,10 @@ with warnings.catch_warnings():
     from torchrec import KeyedJaggedTensor
 
 from ranking.slots import RECENT_PINS
+from tables.boundary import expect_attributes, kind, takes, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from ranking.examples import Examples
     from ranking.recent import IdLists
@@ -72,6 +74,7 @@ class ExampleLoader:
         ...     loss(model(batch.dense, batch.sparse), batch.ctr).backward()
     """
 
+    @takes(id_maps=kind(Mapping), batch_size=whole(), seed=whole(0), rank=whole(), num_ranks=whole(), prefetch=whole())
     def __init__(
         self,
         examples: Examples,
@@ -83,6 +86,7 @@ class ExampleLoader:
         num_ranks: int = 1,
         prefetch: int = 2,
     ) -> None:
+        expect_attributes("examples", examples, ("dense_names", "id_features"), "Examples")
         if batch_size < 1 or prefetch < 1 or not 0 <= rank < num_ranks or len(examples) == 0:
             raise ValueError(
                 f"{len(examples)} examples, batch_size={batch_size}, prefetch={prefetch}, rank {rank} of {num_ranks}: "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tables.boundary import expect_attributes, expect_type, number, whole
 from tables.rowcopy import Collisions
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ class TableSource:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        expect_attributes("snapshot", self.snapshot, ("vectors", "trained", "fingerprint"), "Snapshot")
+        expect_type("node_type", self.node_type, str)
+        if self.id_map is not None:
+            expect_attributes("id_map", self.id_map, ("rows_of", "num_rows"), "IdMap")
+        if self.norm is not None:
+            number()("norm", self.norm)
+        whole(0)("seed", self.seed)
         for name, value, kinds in (
             ("collisions", self.collisions, get_args(Collisions)),
             ("missing", self.missing, get_args(Missing)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
@@ -22,11 +23,11 @@ from ranking.scoring import score_columns
 from ranking.sharded import ShardedTrainer
 from ranking.trainer import Trainer
 from tables import Lifecycle
-from tables.boundary import expect_type
+from tables.boundary import expect_type, kind, takes
 from tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -87,6 +88,7 @@ class RankingResult:
         return score_columns(self.model, Columns.of(examples, self.model, self.id_maps))
 
 
+@takes(snapshots=kind(list, tuple), id_maps=kind(Mapping))
 def train(
     examples_train: Examples,
     examples_valid: Examples,

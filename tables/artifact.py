@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from tables.boundary import PATH
 from tables.filetree import exchange, hash_file, list_files, rename_new, sync_directories, sync_directory
 from tables.manifest import (
     MANIFEST_NAME,
@@ -207,6 +208,7 @@ class Artifact:
             ArtifactError: There is no artefact, its manifest is not canonical, of an unknown ``schema_version`` or
                 of another kind, or a file is missing, extra, truncated or changed (named in the message).
         """
+        PATH("path", path)
         for _ in range(_OPEN_ATTEMPTS):
             root = Path(path).resolve()
             identity = _identity(root)

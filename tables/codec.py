@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tables.boundary import expect_type
 from tables.refit import refit_rows
 from tables.sharded_rows import encode_sharded, is_sharded
 from tables.threads import run_ranges
@@ -58,6 +59,8 @@ def row_bytes(dim: int, precision: Precision) -> int:
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}.")
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
+        raise TypeError(f"dim is {dim!r}; expected a whole number")
     if dim < 1:
         raise ValueError(f"dim is {dim}; expected at least 1.")
     if precision == "fp32":
@@ -162,7 +165,15 @@ def decode(rows: Tensor, dim: int, precision: Precision) -> Tensor:
 
 
 def relative_error(vectors: Tensor, decoded: Tensor) -> float:
-    """Gives the squared error of decoded vectors, as a share of the vectors' sum of squares."""
+    """Gives the squared error of decoded vectors, as a share of the vectors' sum of squares.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    expect_type("vectors", vectors, Tensor)
+    expect_type("decoded", decoded, Tensor)
+    if vectors.shape != decoded.shape:
+        raise ValueError(f"vectors are {list(vectors.shape)} and decoded {list(decoded.shape)}; expected one shape")
     return float((decoded.double() - vectors.double()).square().sum() / vectors.double().square().sum())
 
 
@@ -273,6 +284,7 @@ def _widened(vectors: Tensor) -> Tensor:
 
 
 def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
+    expect_type(name, tensor, Tensor)
     if tensor.dtype != dtype or tensor.dim() != 2 or tensor.device.type != "cpu":
         raise ValueError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; expected {dtype} [rows, columns] on cpu."
