@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.boundary import kind, number, takes, whole
+from tables.boundary import kind, takes, whole
 from tables.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RowwiseAdagrad:
         ([[0.0, 0.0], [-0.5, -0.5], [0.0, 0.0]], [0.0, 4.0, 0.0])
     """
 
-    @takes(num_rows=whole(), lr=number(), eps=number(), initial=number())
+    @takes(num_rows=whole(), lr=kind(int, float), eps=kind(int, float), initial=kind(int, float))
     def __init__(self, num_rows: int, lr: float, eps: float = 1e-10, initial: float = 0.0) -> None:
         if num_rows < 0 or not all(0 <= value < math.inf for value in (lr, eps, initial)):
             raise ValueError(
