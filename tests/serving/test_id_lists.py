@@ -256,3 +256,47 @@ def test_manifests_whose_lists_contradict_each_other_are_refused(release: Releas
     described["tables"][0]["list_length"] = 2
     with pytest.raises(ValidationError, match="several list lengths"):
         ReleaseManifest.model_validate(described)
+
+
+def test_a_model_of_lists_and_a_sequence_is_served_with_its_offline_scores(tmp_path: Path) -> None:
+    """Slots of single ids, of lists and of the pooled sequence each come to their place."""
+    recent = [3, 1, 4, 1, 5]
+    columns = LabelledColumns(
+        user="user", pin="pin", dense=("price",), features={"tags": "tags"}, max_list_length=LENGTH, recent_pins="recent"
+    )
+    rows = read_examples(LOG.append_column("recent", pa.array([recent] * NUM)), columns)
+    assert rows.recent is not None
+    config = RankingConfig(
+        features=("tags", "pin", "user"),
+        facets=("own", "other"),
+        pretrained_facets=(),
+        dim=8,
+        hidden=(16,),
+        dropout=0.0,
+        sequence="attention",
+        sequence_table="separate",
+    )
+    maps = make_id_maps((), rows, config)
+    torch.manual_seed(4)
+    ranker = make_model(config, maps, num_dense=1, num_recent=rows.recent.length, list_lengths={"tags": LENGTH})
+    for spec in ranker.specs:
+        ranker.table(spec.name).normal_()
+    result = RankingResult(
+        model=ranker,
+        id_maps=maps,
+        config=config,
+        dense_names=("price",),
+        history=[],
+        metrics={},
+        coverage=None,  # type: ignore[arg-type]  # nothing was initialised
+        parents=("0" * 64,),
+    )
+    ranking.export_model(tmp_path / "m", result)
+    release = publish(tmp_path / "m", tmp_path / "r", precision="fp32")
+    candidates = {name: LOG[name].to_pylist() for name in ("pin", "tags")}
+    with LookupServer(LookupConfig(releases=(release.path,))) as lookup:
+        server_config = RankerConfig(releases=(release.path,), lookup=lookup.address)
+        with RankerServer(server_config) as server, RankerClient(server.address, timeout_s=10) as client:
+            dense = LOG["price"].to_numpy()[:, None]
+            answer = client.rank({"user": "ann"}, candidates, dense=dense, sequences={"recent_pins": recent})
+    np.testing.assert_allclose(answer.ctr, ranking.load_model(tmp_path / "m").score(rows)[:, 0], rtol=1e-5, atol=1e-6)
