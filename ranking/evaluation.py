@@ -77,6 +77,8 @@ def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray
     _check_columns(labels, probabilities, "probabilities")
     if not len(labels) or not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels hold the values {np.unique(labels).tolist()[:5]}; expected 0 and 1 and nothing else")
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{int((~np.isfinite(probabilities)).sum())} of {len(labels)} probabilities are not finite")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("probabilities are not all within [0, 1]; pass probabilities, not logits")
     weights = None if weights is None else _checked_weights(labels, weights)
