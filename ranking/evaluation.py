@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _LOG_CLIP = 1e-7
+_NO_WEIGHTS = np.zeros(0, np.int64)
 
 
 def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
@@ -39,7 +40,7 @@ def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | 
         0.75
     """
     order, tie_ends = _presort(labels, scores)
-    shares = _row_weights(labels, weights, order)
+    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
     return float(_weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, np.ones(1, np.int64), shares))
 
 
@@ -178,7 +179,8 @@ def bootstrap_roc_auc(
         user_idx = np.searchsorted(population, distinct)[user_idx]
         distinct = population
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
-    positive, row_user_idx, shares = labels[order] > 0, user_idx[order], _row_weights(labels, weights, order)
+    positive, row_user_idx = labels[order] > 0, user_idx[order]
+    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
     areas = np.empty(num_resamples, dtype=np.float64)
 
     def resample(start: int, stop: int) -> None:
@@ -410,7 +412,8 @@ def _weighted_roc_auc(
 ) -> float:
     """Compute ROC-AUC with each row counted as often as its user was drawn times its weight; rows are sorted by score."""
     # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers, without weights.
-    nothing = weights[0] - weights[0]
+    nothing = weights.dtype.type(0)
+    weighted = len(weights) > 0
     ordered_pairs = nothing
     negatives_below = nothing
     num_positives = nothing
@@ -419,7 +422,9 @@ def _weighted_roc_auc(
         tied_positives = nothing
         tied_negatives = nothing
         for row in range(start, end):
-            count = draws[user_idx[row]] * weights[row]
+            count = draws[user_idx[row]] + nothing
+            if weighted:
+                count *= weights[row]
             if positive[row]:
                 tied_positives += count
             else:
