@@ -21,16 +21,16 @@ from contrastive.config import ContrastiveConfig, PositivesConfig
 from contrastive.evaluation import evaluate
 from contrastive.losses import ScoreLoss
 from contrastive.pairs import Pairs
-from contrastive.positives import hold_out_latest, read_positives
+from contrastive.positives import Positives, hold_out_latest, read_positives
 from contrastive.result import ContrastiveResult
 from contrastive.towers import Tower
+from tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from contrastive.positives import Positives
     from graphdb import GraphView
 
 __all__ = ["LightGcnConfig", "train_lightgcn", "train_lightgcn_pairs"]
@@ -108,8 +108,14 @@ def train_lightgcn_pairs(
     Raises:
         ValueError: if the loss stops being a number.
     """
+    expect_type("positives", positives, Positives, Pairs, hint="contrastive.read_pairs makes them of plain pairs")
+    expect_type("config", config, LightGcnConfig)
     if isinstance(positives, Pairs):
         positives = positives.positives
+    if not len(positives):
+        raise ValueError(
+            f"there are no positives to learn from, of {positives.num_queries} queries and {positives.num_items} items"
+        )
     generator = np.random.default_rng(config.seed)
     num_queries, num_items = positives.num_queries, positives.num_items
     seeded = torch.Generator().manual_seed(config.seed)

@@ -16,7 +16,7 @@ import numpy as np
 from kge.ranks import EdgeRanks, SeenEnds, rank_edges
 from kge.sampled_ranks import rank_edges_among_sample
 from kge.triples import TripleSet
-from tables.boundary import kind, takes, whole
+from tables.boundary import kind, mapping_to, takes, whole, whole_numbers
 from tables.pairs import PairIndex
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["evaluate", "evaluate_constrained", "evaluate_sampled", "known_pairs"
 _HITS: Final = (1, 3, 10)
 
 
-@takes(edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list))
+@takes(edges=mapping_to("EdgeList", "heads", "tails"), known=mapping_to("PairIndex", "transposed"), hits=whole_numbers(1))
 def evaluate(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -55,7 +55,12 @@ def evaluate(
     return _summarise("filtered", predictor, rank_edges(predictor, edges, known), hits)
 
 
-@takes(edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list), seen=kind(Mapping))
+@takes(
+    edges=mapping_to("EdgeList", "heads", "tails"),
+    known=mapping_to("PairIndex", "transposed"),
+    hits=whole_numbers(1),
+    seen=mapping_to("SeenEnds", "heads", "tails"),
+)
 def evaluate_constrained(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -83,7 +88,11 @@ def evaluate_constrained(
 
 
 @takes(
-    edges=kind(Mapping), known=kind(Mapping), hits=kind(tuple, list), num_sampled=whole(), generator=kind(np.random.Generator)
+    edges=mapping_to("EdgeList", "heads", "tails"),
+    known=mapping_to("PairIndex", "transposed"),
+    hits=whole_numbers(1),
+    num_sampled=whole(),
+    generator=kind(np.random.Generator),
 )
 def evaluate_sampled(
     predictor: LinkPredictor,

@@ -134,6 +134,8 @@ def search(
     whole()("reduction", reduction)
     if space is not None:
         expect_type("space", space, Mapping)
+        for name, values in space.items():
+            expect_type(f"space[{name!r}]", values, list, tuple, hint="the values to try")
     space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
     if num_trials < 1 or reduction < 2:

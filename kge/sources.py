@@ -98,6 +98,9 @@ def read_split(
         raise ValueError(f"columns are {columns!r}; expected the names of the columns of head, relation and tail")
     if types is not None:
         expect_type("types", types, Mapping)
+        for name, pair in types.items():
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(end, str) for end in pair):
+                raise TypeError(f"types[{name!r}] is {pair!r}; expected (type of heads, type of tails)")
     if hasattr(train, "edge_types"):
         if valid is not None or test is not None or types is not None:
             raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from kge.distinct import are_among, are_joined, first_positions, first_times, sorted_order
 from kge.triple_files import TextTriples
-from tables.boundary import expect_type
+from tables.boundary import expect_type, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -116,6 +116,10 @@ class TripleSet:
         expect_type("relation_names", self.relation_names, tuple, list)
         expect_type("ends", self.ends, Mapping)
         expect_type("num_nodes", self.num_nodes, Mapping)
+        for name, pair in self.ends.items():
+            expect_type(f"ends[{name!r}]", pair, tuple, list)
+        for node_type, number in self.num_nodes.items():
+            whole(0)(f"num_nodes[{node_type!r}]", number)
         if len(set(self.relation_names)) != len(self.relation_names) or set(self.ends) != set(self.relation_names):
             raise ValueError(
                 f"relation_names must be distinct and those of ends, got {self.relation_names} and {set(self.ends)}"

@@ -15,7 +15,7 @@ from ranking.slots import RECENT_PINS, Slot
 from ranking.sources import TableSource
 from ranking.upper import UpperModel
 from tables import IdMap
-from tables.boundary import expect_attributes, kind, one_of, takes, whole
+from tables.boundary import expect_attributes, kind, mapping_to, one_of, takes, whole
 from tables.idcolumn import to_arrow
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def count_collisions(
     }
 
 
-@takes(id_maps=kind(Mapping), num_dense=whole(0), num_recent=whole(0), table_device=one_of("cpu", "meta", "cuda"))
+@takes(
+    id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+    num_dense=whole(0),
+    num_recent=whole(0),
+    table_device=one_of("cpu", "meta", "cuda"),
+)
 def make_model(
     config: RankingConfig,
     id_maps: Mapping[str, IdMap],

@@ -112,6 +112,8 @@ def expected_calibration_error(buckets: Sequence[CalibrationBucket]) -> float:
     expect_type("buckets", buckets, list, tuple, hint="calibration_buckets gives them")
     if not buckets:
         raise ValueError("there are no buckets: give those of calibration_buckets")
+    for bucket in buckets:
+        expect_type("a part of buckets", bucket, CalibrationBucket)
     total = sum(bucket.weight for bucket in buckets)
     return sum(bucket.weight * abs(bucket.predicted - bucket.observed) for bucket in buckets) / total
 

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from torchrec import KeyedJaggedTensor
 
 from ranking.slots import RECENT_PINS
-from tables.boundary import expect_attributes, kind, takes, whole
+from tables.boundary import expect_attributes, mapping_to, takes, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,14 @@ class ExampleLoader:
         ...     loss(model(batch.dense, batch.sparse), batch.ctr).backward()
     """
 
-    @takes(id_maps=kind(Mapping), batch_size=whole(), seed=whole(0), rank=whole(), num_ranks=whole(), prefetch=whole())
+    @takes(
+        id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+        batch_size=whole(),
+        seed=whole(0),
+        rank=whole(),
+        num_ranks=whole(),
+        prefetch=whole(),
+    )
     def __init__(
         self,
         examples: Examples,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ranking.export import KIND
 from ranking.heads import TASKS
 from tables import Artifact, ArtifactWriter, IdMap
-from tables.boundary import FLAG, PATH, expect_type, kind, takes
+from tables.boundary import FLAG, PATH, expect_type, kind, mapping_to, takes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-@takes(path=PATH, tables=kind(Mapping), id_maps=kind(Mapping), dense_names=kind(list, tuple), name=kind(str), replace=FLAG)
+@takes(
+    path=PATH,
+    tables=kind(Mapping),
+    id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+    dense_names=kind(list, tuple),
+    name=kind(str),
+    replace=FLAG,
+)
 def write_model(
     path: Path | str,
     upper: nn.Module,

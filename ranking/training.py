@@ -23,7 +23,7 @@ from ranking.scoring import score_columns
 from ranking.sharded import ShardedTrainer
 from ranking.trainer import Trainer
 from tables import Lifecycle
-from tables.boundary import expect_type, kind, takes
+from tables.boundary import expect_type, kind, mapping_to, takes
 from tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RankingResult:
         return score_columns(self.model, Columns.of(examples, self.model, self.id_maps))
 
 
-@takes(snapshots=kind(list, tuple), id_maps=kind(Mapping))
+@takes(snapshots=kind(list, tuple), id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"))
 def train(
     examples_train: Examples,
     examples_valid: Examples,

@@ -5,12 +5,24 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any, Final, ParamSpec, TypeVar
 
-__all__ = ["FLAG", "PATH", "expect_attributes", "expect_type", "kind", "number", "one_of", "takes", "whole"]
+__all__ = [
+    "FLAG",
+    "PATH",
+    "expect_attributes",
+    "expect_type",
+    "kind",
+    "mapping_to",
+    "number",
+    "one_of",
+    "takes",
+    "whole",
+    "whole_numbers",
+]
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -122,6 +134,28 @@ def one_of(*choices: str) -> Check:
 def kind(*types: type, hint: str = "") -> Check:
     """Want a value of one of some types."""
     return lambda name, value: expect_type(name, value, *types, hint=hint)
+
+
+def mapping_to(wanted: str, *attributes: str) -> Check:
+    """Want a mapping whose values have the attributes of what is wanted."""
+
+    def check(name: str, value: Any) -> None:
+        expect_type(name, value, Mapping)
+        for key, part in value.items():
+            expect_attributes(f"{name}[{key!r}]", part, attributes, wanted)
+
+    return check
+
+
+def whole_numbers(least: int) -> Check:
+    """Want a list of whole numbers from `least` on."""
+
+    def check(name: str, value: Any) -> None:
+        expect_type(name, value, list, tuple)
+        for part in value:
+            whole(least)(f"a part of {name}", part)
+
+    return check
 
 
 def _path(name: str, value: Any) -> None:

@@ -69,7 +69,7 @@ def mutations(call: Call) -> Iterator[Mutation]:
     for name, value in call.arguments.items():
         if name not in call.open_to_all:
             yield Mutation("wrong type", name, Stranger())
-            for other in _other_kinds(value):
+            for other in (*_other_kinds(value), *_with_a_stranger(value)):
                 yield Mutation("wrong type", name, other)
         for situation, spoil in _SPOILERS.items():
             spoilt = spoil(value)
@@ -89,6 +89,15 @@ def _other_kinds(value: Any) -> list[Any]:
     if isinstance(value, np.ndarray | torch.Tensor):
         return ["text", 7]
     return [7]
+
+
+def _with_a_stranger(value: Any) -> list[Any]:
+    """Put something strange in the place of the first part of a mapping or sequence."""
+    if isinstance(value, dict) and value:
+        return [value | {next(iter(value)): Stranger()}]
+    if isinstance(value, list | tuple) and value:
+        return [type(value)([Stranger(), *value[1:]])]
+    return []
 
 
 def _nan(value: Any) -> Any:
