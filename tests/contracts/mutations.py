@@ -188,7 +188,7 @@ def _foreign(error: BaseException) -> str:
     """Say where an error comes from that no `raise` of ours has raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     line = linecache.getline(place.filename, place.lineno or 0).strip()
-    path = Path(place.filename)
+    path = Path(place.filename).resolve()  # a room may be reached by a link
     if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in ROOMS and line.startswith("raise"):
         return ""
     return f"{path.name}:{place.lineno}: {line[:60]} -> {type(error).__name__}: {str(error)[:60]}"
