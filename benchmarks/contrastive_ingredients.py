@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from benchmarks.contrastive_quality import CONFIG, NDCG, RECALL, cached
 from benchmarks.harness import Peer, Row
-from contrastive import PositiveWalks
+from multifacet.contrastive import PositiveWalks
 
 _EPOCHS: Final = 3
 _WITHOUT: Final[dict[str, dict[str, Any]]] = {

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
-from contrastive import ContrastiveConfig, Positives, train_pairs
-from contrastive.graph_facet import LightGcnConfig, train_lightgcn_pairs
+from multifacet.contrastive import ContrastiveConfig, Positives, train_pairs
+from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn_pairs
 
 RECALL = Metric(name="recall_at_20", unit="", better=HIGHER)
 NDCG = Metric(name="ndcg_at_20", unit="", better=HIGHER)

@@ -24,9 +24,9 @@ from typing import Any, Final
 
 from benchmarks.graph_scale import MEMORY_LIMIT, PEAK, QUICK_SIZES, SIZES, SIZES_VARIABLE, load, run_alone
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
-from graphdb import GraphStore
-from tables.lanes import Lanes
-from tables.training import Lifecycle, StepProgress, TrainingRun
+from multifacet.graphdb import GraphStore
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.training import Lifecycle, StepProgress, TrainingRun
 
 PAIRS_PER_S: Final = Metric(name="pairs_per_s", unit="1/s", better=HIGHER)
 CPU_SECONDS: Final = Metric(name="cpu_seconds_per_million_pairs", unit="s", better=LOWER)
@@ -84,7 +84,7 @@ def _store_folder(num_edges: int) -> Iterator[Path]:
 
 def generate(folder: Path, num_edges: int) -> tuple[int, float]:
     """The world's files: of 100M edges, for 10M users and 2M pins."""
-    from graphdb.world import World, WorldConfig  # noqa: PLC0415 - each step's process imports what it needs
+    from multifacet.graphdb.world import World, WorldConfig  # noqa: PLC0415 - each step's process imports what it needs
 
     config = WorldConfig(num_edges=num_edges, num_users=num_edges // 10, num_pins=num_edges // 50, num_advertisers=5000)
     started = time.perf_counter()
@@ -96,10 +96,10 @@ def train(folder: Path, num_edges: int) -> tuple[int, float]:
     """Draws and seconds of an epoch, or of its first part; what else is of interest is left in a file."""
     import numpy as np  # noqa: PLC0415
 
-    from contrastive import ContrastiveConfig  # noqa: PLC0415
-    from contrastive.positives import read_positives  # noqa: PLC0415
-    from contrastive.towers import Tower  # noqa: PLC0415
-    from contrastive.trainer import Trainer  # noqa: PLC0415
+    from multifacet.contrastive import ContrastiveConfig  # noqa: PLC0415
+    from multifacet.contrastive.positives import read_positives  # noqa: PLC0415
+    from multifacet.contrastive.towers import Tower  # noqa: PLC0415
+    from multifacet.contrastive.trainer import Trainer  # noqa: PLC0415
 
     del num_edges
     config = ContrastiveConfig.model_validate(_SETTINGS)

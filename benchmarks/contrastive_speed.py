@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
-from contrastive import ContrastiveConfig, Positives, evaluate
-from contrastive.towers import Batch, Tower
-from contrastive.trainer import Trainer
-from tables.lanes import Lanes
+from multifacet.contrastive import ContrastiveConfig, Positives, evaluate
+from multifacet.contrastive.towers import Batch, Tower
+from multifacet.contrastive.trainer import Trainer
+from multifacet.tables.lanes import Lanes
 
 _NUM_GROUPS: Final = 50
 RECALL = Metric(name="recall_at_20", unit="", better=HIGHER)

@@ -26,8 +26,8 @@ from typing import IO, Final, Literal, get_args
 import numpy as np
 
 from benchmarks.harness import HIGHER, Metric, Row
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.storage import EdgeStorage
 
 WHOLE: Final = Metric(name="whole_share", unit="", better=HIGHER)
 EDGES_PER_BATCH: Final = 3000
@@ -43,7 +43,7 @@ MOMENTS: Final[tuple[Moment, ...]] = ("loading", "compacting")
 _LAUNCHER: Final = f"""
 import os, sys
 import numpy as np, pyarrow as pa
-from graphdb import GraphStore
+from multifacet.graphdb import GraphStore
 
 def say(*words):
     print(*words, flush=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.edge_log import FIRST_DAY, NUM_DAYS, create_store, write_edge_log
-from graphdb import GraphStore
+from multifacet.graphdb import GraphStore
 
 SECONDS = Metric(name="seconds", unit="s", better=LOWER)
 

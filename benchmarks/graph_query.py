@@ -24,8 +24,8 @@ import pyarrow as pa
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.edge_log import create_store, write_edge_log
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from pipeline.output import emit_arrow
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.pipeline.output import emit_arrow
 
 P50_MS = Metric(name="p50_ms", unit="ms", better=LOWER)
 FIRST_MS = Metric(name="first_ms", unit="ms", better=LOWER)

@@ -28,7 +28,7 @@ from torch_geometric.loader import NeighborLoader, NodeLoader
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
-from graphdb.sampling import Adjacency, MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb.sampling import Adjacency, MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
 
 Batch = TypeVar("Batch")
 

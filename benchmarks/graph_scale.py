@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
-from graphdb import GraphStore
+from multifacet.graphdb import GraphStore
 
 EDGES_PER_S: Final = Metric(name="edges_per_s", unit="1/s", better=HIGHER)
 PEAK: Final = Metric(name="peak_rss", unit="bytes", better=LOWER)
@@ -51,7 +51,7 @@ def run(quick: bool) -> Iterator[Row]:
 
 def generate(folder: Path, num_edges: int) -> tuple[int, float]:
     """The world's files."""
-    from graphdb.world import World, WorldConfig  # noqa: PLC0415 - each step's process imports what it needs
+    from multifacet.graphdb.world import World, WorldConfig  # noqa: PLC0415 - each step's process imports what it needs
 
     config = WorldConfig(num_edges=num_edges, num_users=num_edges // 20, num_pins=num_edges // 50, num_advertisers=5000)
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def generate(folder: Path, num_edges: int) -> tuple[int, float]:
 
 def load(folder: Path, num_edges: int) -> tuple[int, float]:
     """The store, with every id mapped, every row checked, and the edges clustered."""
-    from graphdb.world import World  # noqa: PLC0415
+    from multifacet.graphdb.world import World  # noqa: PLC0415
 
     del num_edges
     world = World.open(folder / "world")

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import load_split
-from kge import KgeConfig, LinkPredictor, TripleSet, TripleSplit, build_model, evaluate, known_pairs
-from kge.relations import RelationParameters
+from multifacet.kge import KgeConfig, LinkPredictor, TripleSet, TripleSplit, build_model, evaluate, known_pairs
+from multifacet.kge.relations import RelationParameters
 
 TRIPLES_PER_S = Metric(name="triples_per_s", unit="triples/s", better=HIGHER)
 PEAK_BYTES = Metric(name="peak_bytes", unit="bytes", better=LOWER)
@@ -35,8 +35,8 @@ MANY_ENTITIES = 1_000_000
 _MEASURE_MEMORY = """
 import resource, sys
 import numpy as np, torch
-from kge import KgeConfig, LinkPredictor, TripleSet, build_model, evaluate, known_pairs
-from kge.relations import RelationParameters
+from multifacet.kge import KgeConfig, LinkPredictor, TripleSet, build_model, evaluate, known_pairs
+from multifacet.kge.relations import RelationParameters
 
 num_entities, dim = map(int, sys.argv[1:])
 heads, tails = np.random.default_rng(0).integers(0, num_entities, size=(2, 64)).astype(np.int32)

@@ -20,9 +20,9 @@ from benchmarks.harness import Peer, Row
 from benchmarks.harness.knowledge_graphs import load_split
 from benchmarks.kge_partitioned import planted_groups
 from benchmarks.kge_speed import EDGES_PER_CORE_S, EDGES_PER_S
-from kge import FullSoftmaxConfig, KgeConfig, TripleSplit
-from kge.full_trainer import FullTrainer
-from tables.allocator import keep_freed_memory
+from multifacet.kge import FullSoftmaxConfig, KgeConfig, TripleSplit
+from multifacet.kge.full_trainer import FullTrainer
+from multifacet.tables.allocator import keep_freed_memory
 
 _BATCH: Final = 1000
 _LR: Final = 0.1

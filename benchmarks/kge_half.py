@@ -18,9 +18,9 @@ from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import load_split
 from benchmarks.kge_partitioned import planted_groups
 from benchmarks.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S
-from kge import KgeConfig, TripleSplit, evaluate, known_pairs
-from kge.trainer import Trainer
-from tables.training import TrainingRun
+from multifacet.kge import KgeConfig, TripleSplit, evaluate, known_pairs
+from multifacet.kge.trainer import Trainer
+from multifacet.tables.training import TrainingRun
 
 FILTERED_MRR = Metric(name="filtered_mrr", unit="", better=HIGHER)
 TABLE_BYTES = Metric(name="table_bytes", unit="bytes", better=LOWER)

@@ -26,10 +26,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-import kge
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
-from kge import KgeConfig, KgeValidation, LinkPredictor, TripleSet, TripleSplit, build_model, evaluate, known_pairs
-from kge.relations import RelationParameters
+from multifacet import kge
+from multifacet.kge import KgeConfig, KgeValidation, LinkPredictor, TripleSet, TripleSplit, build_model, evaluate, known_pairs
+from multifacet.kge.relations import RelationParameters
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import data_folder, load_split
-from kge import FullSoftmaxConfig, KgeConfig, evaluate, known_pairs, train_triples
-from kge.config import ModelName
-from tables.allocator import keep_freed_memory
-from tables.training import Lifecycle
+from multifacet.kge import FullSoftmaxConfig, KgeConfig, evaluate, known_pairs, train_triples
+from multifacet.kge.config import ModelName
+from multifacet.tables.allocator import keep_freed_memory
+from multifacet.tables.training import Lifecycle
 
 logger = logging.getLogger(__name__)
 

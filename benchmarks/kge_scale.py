@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.harness import Peer, Row
 from benchmarks.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S, Course, Ours, power_law_graph, run_race
-from kge import KgeConfig
+from multifacet.kge import KgeConfig
 
 _EDGES_A_NODE: Final = 20
 _SIZES: Final = (1_000_000, 10_000_000, 100_000_000)

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
-from kge import KgeConfig, TripleSet, TripleSplit
-from kge.batch import Batch
-from kge.projections import ProjectionKind
-from kge.relations import RelationParameters
-from kge.trainer import Trainer
-from tables.lanes import Lanes
+from multifacet.kge import KgeConfig, TripleSet, TripleSplit
+from multifacet.kge.batch import Batch
+from multifacet.kge.projections import ProjectionKind
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.trainer import Trainer
+from multifacet.tables.lanes import Lanes
 
 EDGES_PER_S = Metric(name="edges_per_s", unit="edges/s", better=HIGHER)
 GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)

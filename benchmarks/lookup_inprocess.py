@@ -22,8 +22,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTable
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, ROW_BYTES, drawn_chunks
-from serving.gather import MappedRows, Memory, SendBuffer, huge_copy
-from tables import decode
+from multifacet.serving.gather import MappedRows, Memory, SendBuffer, huge_copy
+from multifacet.tables import decode
 
 BATCH = 2000
 ROWS_PER_S = Metric(name="rows_per_s", unit="1/s", better=HIGHER)

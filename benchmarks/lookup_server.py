@@ -24,8 +24,8 @@ from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.float_service import FloatClient, FloatService
 from benchmarks.harness.redis_rows import RedisClient, RedisRows
 from benchmarks.harness.releases import DIM, ROW_BYTES, write_release
-from serving import LookupConfig, Release, ServerProcess, connect_lookup
-from tables import IdMap
+from multifacet.serving import LookupConfig, Release, ServerProcess, connect_lookup
+from multifacet.tables import IdMap
 
 NUM_IDS = 2000
 CLIENTS = 2

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
-from tables import decode, encode, relative_error
-from tables.codec import Rounding
+from multifacet.tables import decode, encode, relative_error
+from multifacet.tables.codec import Rounding
 
 ERROR = Metric(name="relative_error", unit="", better=LOWER)
 MICROSECONDS = Metric(name="us_per_row", unit="us", better=LOWER)

@@ -19,10 +19,10 @@ import psutil
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import write_release
-from serving import LookupConfig, RankerClient, RankerConfig, Release, ServerProcess
-from serving.openloop import run_open_loop
-from serving.workload import rank_request
-from tables import IdMap
+from multifacet.serving import LookupConfig, RankerClient, RankerConfig, Release, ServerProcess
+from multifacet.serving.openloop import run_open_loop
+from multifacet.serving.workload import rank_request
+from multifacet.tables import IdMap
 
 LIMIT_MS = 50.0
 WORKERS = 8

@@ -25,16 +25,16 @@ import torch
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, NUM_DENSE, write_release
-from ranking.sequence import Pooling, SequencePooling
-from serving import LookupConfig, RankerClient, RankerConfig, RankerServer, Release, ServerProcess
-from serving.answers import LookupAnswer, TableRows
-from serving.gather import SendBuffer
-from serving.half import LookupHalf
-from serving.lookups import LookupConnection
-from serving.protocol import lookup_pb2
-from serving.request_ids import RequestIds
-from serving.scorer import Scorer
-from tables import IdMap, decode
+from multifacet.ranking.sequence import Pooling, SequencePooling
+from multifacet.serving import LookupConfig, RankerClient, RankerConfig, RankerServer, Release, ServerProcess
+from multifacet.serving.answers import LookupAnswer, TableRows
+from multifacet.serving.gather import SendBuffer
+from multifacet.serving.half import LookupHalf
+from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.request_ids import RequestIds
+from multifacet.serving.scorer import Scorer
+from multifacet.tables import IdMap, decode
 
 Tables = Literal["remote", "in_process", "in_process_fp32", "sequence_attention", "sequence_transformer"]
 CANDIDATES = 500

@@ -26,8 +26,8 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.modules.embedding_configs import DataType
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
-from ranking import TableSource, init_tables
-from tables import ArtifactWriter, IdMap, Snapshot
+from multifacet.ranking import TableSource, init_tables
+from multifacet.tables import ArtifactWriter, IdMap, Snapshot
 
 BYTES_PER_S = Metric(name="bytes_per_s", unit="bytes", better=HIGHER)
 CPU_BYTES_PER_S = Metric(name="bytes_per_cpu_s", unit="bytes", better=HIGHER)

@@ -33,9 +33,9 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
-from graphdb import GraphStore, Recipe
-from ranking import LabelledColumns, RankingConfig, UpperModel, arm_config, build_examples, read_examples, train
-from ranking.objective import training_loss
+from multifacet.graphdb import GraphStore, Recipe
+from multifacet.ranking import LabelledColumns, RankingConfig, UpperModel, arm_config, build_examples, read_examples, train
+from multifacet.ranking.objective import training_loss
 
 EXAMPLES_PER_S = Metric(name="examples_per_s", unit="1/s", better=HIGHER)
 INPUT_SHARE = Metric(name="input_share", unit="", better=LOWER)

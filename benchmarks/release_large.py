@@ -37,8 +37,8 @@ import torch
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.memory import PeakMemory, own_bytes
 from benchmarks.harness.releases import DIM, ROW_BYTES, drawn_chunks, write_release
-from serving import LookupConfig, LookupServer, Release, ServerProcess, connect_lookup
-from tables import IdMap, encode
+from multifacet.serving import LookupConfig, LookupServer, Release, ServerProcess, connect_lookup
+from multifacet.tables import IdMap, encode
 
 NUM_IDS = 2000
 CODEC_ROWS = 1_000_000

@@ -23,8 +23,8 @@ import torch
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.memory import own_bytes
 from benchmarks.harness.releases import DIM, write_release
-from serving import LookupConfig, LookupServer
-from tables import IdMap
+from multifacet.serving import LookupConfig, LookupServer
+from multifacet.tables import IdMap
 
 SECONDS = Metric(name="seconds", unit="s", better=LOWER)
 OWN_MEMORY = Metric(name="own_memory", unit="bytes", better=LOWER)

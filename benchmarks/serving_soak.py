@@ -31,8 +31,8 @@ from benchmarks.harness import HIGHER, LOWER, Metric, Row
 from benchmarks.harness.hostile import Attacker, Victim, open_idle
 from benchmarks.harness.memory import own_bytes
 from benchmarks.harness.releases import write_release
-from serving import LookupConfig, Release, ServerProcess, ServingError, connect_lookup
-from tables import IdMap
+from multifacet.serving import LookupConfig, Release, ServerProcess, ServingError, connect_lookup
+from multifacet.tables import IdMap
 
 NUM_ROWS = 100_000
 NUM_IDS = 200

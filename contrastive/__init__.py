@@ -1,12 +1,12 @@
 """Contrastive pretraining of user and pin tables."""
 
-from contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation, PositiveWalks
-from contrastive.evaluation import evaluate
-from contrastive.pairs import Pairs, read_pairs
-from contrastive.positives import Positives
-from contrastive.predictor import ItemPredictor, Prediction
-from contrastive.result import ContrastiveResult
-from contrastive.training import train, train_pairs
+from multifacet.contrastive.config import ComposedTower, ContrastiveConfig, ContrastiveValidation, PositiveWalks
+from multifacet.contrastive.evaluation import evaluate
+from multifacet.contrastive.pairs import Pairs, read_pairs
+from multifacet.contrastive.positives import Positives
+from multifacet.contrastive.predictor import ItemPredictor, Prediction
+from multifacet.contrastive.result import ContrastiveResult
+from multifacet.contrastive.training import train, train_pairs
 
 __all__ = [
     "ComposedTower",

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from tables.negatives import AliasSampler, UniformSampler, degree_weights
+from multifacet.tables.negatives import AliasSampler, UniformSampler, degree_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tables.pairs import PairIndex
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["CandidateSampler", "Candidates", "Slots"]
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from contrastive.candidates import Candidates
-    from contrastive.losses import ScoreLoss
+    from multifacet.contrastive.candidates import Candidates
+    from multifacet.contrastive.losses import ScoreLoss
 
 __all__ = ["Comparison", "Gradients", "compare"]
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from contrastive.losses import LossName
-from tables.configuration import Configuration
+from multifacet.contrastive.losses import LossName
+from multifacet.tables.configuration import Configuration
 
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
 

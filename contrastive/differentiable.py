@@ -10,7 +10,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from contrastive.losses import ScoreLoss
+    from multifacet.contrastive.losses import ScoreLoss
 
 __all__ = ["sum_losses"]
 

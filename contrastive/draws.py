@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from contrastive.positives import Positives
+    from multifacet.contrastive.positives import Positives
 
 __all__ = ["PositiveDraws"]
 

@@ -7,20 +7,20 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from tables.lanes import Lanes
-from tables.training import TrainingRun
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.training import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
-    from contrastive.config import ContrastiveConfig
-    from contrastive.towers import Batch, Tower
-    from tables.pairs import PairIndex
-    from tables.snapshot import OptimizerRows
-    from tables.training import TrainerState
-    from tables.warmstart import WarmStart
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.towers import Batch, Tower
+    from multifacet.tables.pairs import PairIndex
+    from multifacet.tables.snapshot import OptimizerRows
+    from multifacet.tables.training import TrainerState
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["TowerEpochs"]
 

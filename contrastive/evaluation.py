@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.boundary import expect_type, kind, takes, whole
-from tables.pairs import PairIndex
-from tables.topk import top_k
+from multifacet.tables.boundary import expect_type, kind, takes, whole
+from multifacet.tables.pairs import PairIndex
+from multifacet.tables.topk import top_k
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

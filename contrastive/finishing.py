@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from contrastive.vectors import History, normalize_
+from multifacet.contrastive.vectors import History, normalize_
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from contrastive.config import ContrastiveConfig
-    from contrastive.towers import Tower
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.towers import Tower
 
 __all__ = ["Finisher"]
 

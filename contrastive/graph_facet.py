@@ -16,22 +16,22 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import to_torch_csr_tensor
 from typing_extensions import override
 
-from contrastive.comparison import Comparison
-from contrastive.config import ContrastiveConfig, PositivesConfig
-from contrastive.evaluation import evaluate
-from contrastive.losses import ScoreLoss
-from contrastive.pairs import Pairs
-from contrastive.positives import Positives, hold_out_latest, read_positives
-from contrastive.result import ContrastiveResult
-from contrastive.towers import Tower
-from tables.boundary import expect_type
+from multifacet.contrastive.comparison import Comparison
+from multifacet.contrastive.config import ContrastiveConfig, PositivesConfig
+from multifacet.contrastive.evaluation import evaluate
+from multifacet.contrastive.losses import ScoreLoss
+from multifacet.contrastive.pairs import Pairs
+from multifacet.contrastive.positives import Positives, hold_out_latest, read_positives
+from multifacet.contrastive.result import ContrastiveResult
+from multifacet.contrastive.towers import Tower
+from multifacet.tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from graphdb import GraphView
+    from multifacet.graphdb import GraphView
 
 __all__ = ["LightGcnConfig", "train_lightgcn", "train_lightgcn_pairs"]
 

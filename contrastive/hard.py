@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from tables.topk import top_k
+from multifacet.tables.topk import top_k
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tables.pairs import PairIndex
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["HardNegatives", "find_best_unknown"]
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numba
 import numpy as np
 
-from tables.exponential import exp_nonpositive, log1p_unit
+from multifacet.tables.exponential import exp_nonpositive, log1p_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from contrastive.candidates import Slots
+    from multifacet.contrastive.candidates import Slots
 
 __all__ = ["LossName", "ScoreLoss"]
 
@@ -42,7 +42,7 @@ class ScoreLoss:
         negative_weight: of ccl: weight of the negatives' mean.
 
     Example:
-        >>> from contrastive.candidates import Slots
+        >>> from multifacet.contrastive.candidates import Slots
         >>> one = Slots(indptr=np.array([0, 1]), slots=np.zeros(1, np.int32))
         >>> scores = np.zeros((1, 4), np.float32)
         >>> loss = ScoreLoss(name="softmax")(scores, scale=1.0, bias=np.zeros(4, np.float32), targets=one, masked=one, first=0)

@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from contrastive.positives import Positives
+from multifacet.contrastive.positives import Positives
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from contrastive.config import PositivesConfig
-    from tables.pairs import PairIndex
+    from multifacet.contrastive.config import PositivesConfig
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["Pairs", "read_pairs"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from contrastive.distinct import EdgeColumns, merge_edges
-from tables.boundary import whole
-from tables.pairs import PairIndex, check_rows
+from multifacet.contrastive.distinct import EdgeColumns, merge_edges
+from multifacet.tables.boundary import whole
+from multifacet.tables.pairs import PairIndex, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from contrastive.config import ComposedTower, ContrastiveValidation, PositivesConfig
-    from graphdb import GraphView
+    from multifacet.contrastive.config import ComposedTower, ContrastiveValidation, PositivesConfig
+    from multifacet.graphdb import GraphView
 
 __all__ = ["Positives", "compose", "hold_out_latest", "read_positives"]
 

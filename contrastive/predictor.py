@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
-from tables.boundary import whole
-from tables.idcolumn import find_row
-from tables.snapshot import Snapshot
+from multifacet.tables.boundary import whole
+from multifacet.tables.idcolumn import find_row
+from multifacet.tables.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from contrastive.pairs import Pairs
-from tables.snapshot import Snapshot, SnapshotTable
+from multifacet.contrastive.pairs import Pairs
+from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from contrastive.config import PositivesConfig
-    from graphdb import GraphView
-    from tables.snapshot import OptimizerRows
-    from tables.warmstart import WarmStart
+    from multifacet.contrastive.config import PositivesConfig
+    from multifacet.graphdb import GraphView
+    from multifacet.tables.snapshot import OptimizerRows
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["ContrastiveResult"]
 

@@ -13,17 +13,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from typing_extensions import override
 
-from contrastive.differentiable import sum_losses
-from contrastive.epochs import TowerEpochs
-from contrastive.evaluation import evaluate
-from contrastive.finishing import Finisher
-from contrastive.losses import ScoreLoss
-from contrastive.step import Temperature
-from contrastive.vectors import History
-from tables.checkpoint import SavedState
-from tables.sharded import ShardedTables
-from tables.snapshot import OptimizerRows
-from tables.training import Position
+from multifacet.contrastive.differentiable import sum_losses
+from multifacet.contrastive.epochs import TowerEpochs
+from multifacet.contrastive.evaluation import evaluate
+from multifacet.contrastive.finishing import Finisher
+from multifacet.contrastive.losses import ScoreLoss
+from multifacet.contrastive.step import Temperature
+from multifacet.contrastive.vectors import History
+from multifacet.tables.checkpoint import SavedState
+from multifacet.tables.sharded import ShardedTables
+from multifacet.tables.snapshot import OptimizerRows
+from multifacet.tables.training import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from contrastive.candidates import CandidateSampler, Slots
-    from contrastive.config import ContrastiveConfig
-    from contrastive.towers import Batch, Tower
-    from tables.lanes import Lanes
-    from tables.pairs import PairIndex
-    from tables.warmstart import WarmStart
+    from multifacet.contrastive.candidates import CandidateSampler, Slots
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.towers import Batch, Tower
+    from multifacet.tables.lanes import Lanes
+    from multifacet.tables.pairs import PairIndex
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["ShardedState", "ShardedTrainer"]
 

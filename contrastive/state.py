@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tables.checkpoint import SavedState
-from tables.rowwise_adam import RowwiseAdam
+from multifacet.tables.checkpoint import SavedState
+from multifacet.tables.rowwise_adam import RowwiseAdam
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from contrastive.candidates import CandidateSampler
-    from contrastive.step import Temperature
-    from tables.rowwise import RowwiseAdagrad
-    from tables.training import Position
+    from multifacet.contrastive.candidates import CandidateSampler
+    from multifacet.contrastive.step import Temperature
+    from multifacet.tables.rowwise import RowwiseAdagrad
+    from multifacet.tables.training import Position
 
 __all__ = ["TrainerState"]
 

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive.comparison import compare
-from contrastive.losses import ScoreLoss
-from contrastive.vectors import gather, normalize_, normalize_gradient_
+from multifacet.contrastive.comparison import compare
+from multifacet.contrastive.losses import ScoreLoss
+from multifacet.contrastive.vectors import gather, normalize_, normalize_gradient_
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from contrastive.config import ContrastiveConfig
-    from contrastive.towers import Batch
-    from contrastive.vectors import History
-    from tables.lanes import Lanes
-    from tables.rowwise import RowwiseAdagrad
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.towers import Batch
+    from multifacet.contrastive.vectors import History
+    from multifacet.tables.lanes import Lanes
+    from multifacet.tables.rowwise import RowwiseAdagrad
 
 __all__ = ["Stepper", "Temperature"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from contrastive.candidates import CandidateSampler
-from contrastive.draws import PositiveDraws
+from multifacet.contrastive.candidates import CandidateSampler
+from multifacet.contrastive.draws import PositiveDraws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from contrastive.candidates import Candidates
-    from contrastive.config import ContrastiveConfig
-    from contrastive.hard import HardNegatives
-    from contrastive.positives import Positives
-    from tables.pairs import PairIndex
+    from multifacet.contrastive.candidates import Candidates
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.hard import HardNegatives
+    from multifacet.contrastive.positives import Positives
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["Batch", "Tower"]
 

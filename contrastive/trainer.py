@@ -8,29 +8,29 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from contrastive.epochs import TowerEpochs
-from contrastive.evaluation import evaluate
-from contrastive.finishing import Finisher
-from contrastive.hard import HardNegatives, find_best_unknown
-from contrastive.state import TrainerState
-from contrastive.step import Stepper, Temperature
-from contrastive.vectors import History
-from tables.rowwise import RowwiseAdagrad
-from tables.rowwise_adam import RowwiseAdam
-from tables.snapshot import OptimizerRows
-from tables.training import Position
+from multifacet.contrastive.epochs import TowerEpochs
+from multifacet.contrastive.evaluation import evaluate
+from multifacet.contrastive.finishing import Finisher
+from multifacet.contrastive.hard import HardNegatives, find_best_unknown
+from multifacet.contrastive.state import TrainerState
+from multifacet.contrastive.step import Stepper, Temperature
+from multifacet.contrastive.vectors import History
+from multifacet.tables.rowwise import RowwiseAdagrad
+from multifacet.tables.rowwise_adam import RowwiseAdam
+from multifacet.tables.snapshot import OptimizerRows
+from multifacet.tables.training import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from contrastive.config import ContrastiveConfig
-    from contrastive.towers import Batch, Tower
-    from tables.lanes import Lanes
-    from tables.pairs import PairIndex
-    from tables.training import TrainingRun
-    from tables.warmstart import WarmStart
+    from multifacet.contrastive.config import ContrastiveConfig
+    from multifacet.contrastive.towers import Batch, Tower
+    from multifacet.tables.lanes import Lanes
+    from multifacet.tables.pairs import PairIndex
+    from multifacet.tables.training import TrainingRun
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["Trainer"]
 

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from contrastive.config import ContrastiveConfig
-from contrastive.pairs import Pairs
-from contrastive.positives import Positives, compose, hold_out_latest, read_positives
-from contrastive.result import ContrastiveResult
-from contrastive.towers import Tower
-from contrastive.trainer import Trainer
-from contrastive.walks import add_walks
-from tables.boundary import expect_attributes, expect_type
-from tables.group_training import are_several, begin_run
-from tables.training import Lifecycle
+from multifacet.contrastive.config import ContrastiveConfig
+from multifacet.contrastive.pairs import Pairs
+from multifacet.contrastive.positives import Positives, compose, hold_out_latest, read_positives
+from multifacet.contrastive.result import ContrastiveResult
+from multifacet.contrastive.towers import Tower
+from multifacet.contrastive.trainer import Trainer
+from multifacet.contrastive.walks import add_walks
+from multifacet.tables.boundary import expect_attributes, expect_type
+from multifacet.tables.group_training import are_several, begin_run
+from multifacet.tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from contrastive.epochs import TowerEpochs
-    from graphdb import GraphView
-    from tables.pairs import PairIndex
-    from tables.training import TrainingRun
+    from multifacet.contrastive.epochs import TowerEpochs
+    from multifacet.graphdb import GraphView
+    from multifacet.tables.pairs import PairIndex
+    from multifacet.tables.training import TrainingRun
 
 __all__ = ["train", "train_pairs"]
 
@@ -158,7 +158,7 @@ def _build_trainer(
 ) -> TowerEpochs:
     if not are_several():
         return Trainer(towers, config, generator, history=history)
-    from contrastive.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+    from multifacet.contrastive.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
     folder = lifecycle.checkpoint.absolute().parent if lifecycle.checkpoint else None
     return ShardedTrainer(towers, config, generator, history=history, folder=folder)

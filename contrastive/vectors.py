@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tables.pairs import PairIndex
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["History", "gather", "normalize_", "normalize_gradient_"]
 

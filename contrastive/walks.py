@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from contrastive.distinct import EdgeColumns
-from contrastive.positives import Positives
-from graphdb.sampling import Adjacency, MetapathWalker, Topology
+from multifacet.contrastive.distinct import EdgeColumns
+from multifacet.contrastive.positives import Positives
+from multifacet.graphdb.sampling import Adjacency, MetapathWalker, Topology
 
 if TYPE_CHECKING:
-    from contrastive.config import PositiveWalks
+    from multifacet.contrastive.config import PositiveWalks
 
 __all__ = ["add_walks"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-import ranking
-from serving import LocalDeployment, RankerClient, publish
+from multifacet import ranking
+from multifacet.serving import LocalDeployment, RankerClient, publish
 
 log, folder = Path(sys.argv[1]), Path(sys.argv[2])
 features = {"country": "country", "hour": "hour"}

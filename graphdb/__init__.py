@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphdb.reading import Reading
-from graphdb.recipe import Recipe
-from graphdb.report import LoadReport
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.source import Query
-from graphdb.sql import GraphError
-from graphdb.store import GraphStore
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.recipe import Recipe
+from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
+from multifacet.graphdb.source import Query
+from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.store import GraphStore
 
 if TYPE_CHECKING:
-    from graphdb.edges import Csc, Edges, Triples
-    from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
-    from graphdb.view import GraphView
+    from multifacet.graphdb.edges import Csc, Edges, Triples
+    from multifacet.graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+    from multifacet.graphdb.view import GraphView
 
 __all__ = [
     "Csc",

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphdb.fields import Field
-from graphdb.lines import count_lines, line_shifts, read_records
-from graphdb.reading import Reading
-from graphdb.rows import Part
-from graphdb.source import Source, open_source
-from graphdb.sql import GraphError, count, first_line, quote, quote_text, run
-from graphdb.values import Given
+from multifacet.graphdb.fields import Field
+from multifacet.graphdb.lines import count_lines, line_shifts, read_records
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.rows import Part
+from multifacet.graphdb.source import Source, open_source
+from multifacet.graphdb.sql import GraphError, count, first_line, quote, quote_text, run
+from multifacet.graphdb.values import Given
 
 Array = NDArray[Any]
 

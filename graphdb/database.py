@@ -7,12 +7,12 @@ from pathlib import Path
 
 import duckdb
 
-from graphdb.edgelog import PART_TABLE
-from graphdb.layout import STORE_TABLES, create_delta, create_edge_view, create_node_type
-from graphdb.ledger import LEDGER_TABLES
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, first_line, quote, quote_text, run
-from graphdb.storage import Storage, log_folder
+from multifacet.graphdb.edgelog import PART_TABLE
+from multifacet.graphdb.layout import STORE_TABLES, create_delta, create_edge_view, create_node_type
+from multifacet.graphdb.ledger import LEDGER_TABLES
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import GraphError, first_line, quote, quote_text, run
+from multifacet.graphdb.storage import Storage, log_folder
 
 #: What a store is marked with: one with a Parquet log otherwise than one without.
 LOG_FORMAT_VERSION = 5

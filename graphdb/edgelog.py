@@ -24,7 +24,7 @@ from pathlib import Path
 
 import duckdb
 
-from graphdb.layout import (
+from multifacet.graphdb.layout import (
     delta_table,
     edge_columns,
     edge_order,
@@ -34,8 +34,8 @@ from graphdb.layout import (
     out_table,
     payload_columns,
 )
-from graphdb.schema import Relation
-from graphdb.sql import changed, quote, quote_text, run
+from multifacet.graphdb.schema import Relation
+from multifacet.graphdb.sql import changed, quote, quote_text, run
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from graphdb.merging import column_pointers
+from multifacet.graphdb.merging import column_pointers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

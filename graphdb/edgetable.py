@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import duckdb
 
-from graphdb.layout import (
+from multifacet.graphdb.layout import (
     all_edges,
     delta_table,
     edge_columns,
@@ -16,8 +16,8 @@ from graphdb.layout import (
     out_order,
     out_table,
 )
-from graphdb.schema import Relation
-from graphdb.sql import changed, count, quote, run
+from multifacet.graphdb.schema import Relation
+from multifacet.graphdb.sql import changed, count, quote, run
 
 
 class EdgeTable:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import duckdb
 from pydantic import ValidationError
 
-from graphdb.database import create_relation
-from graphdb.layout import create_edge_view, create_node_type, create_node_view, delta_table, held_table, node_table
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.sql import GraphError, quote, run
-from graphdb.storage import Storage
+from multifacet.graphdb.database import create_relation
+from multifacet.graphdb.layout import create_edge_view, create_node_type, create_node_view, delta_table, held_table, node_table
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
+from multifacet.graphdb.sql import GraphError, quote, run
+from multifacet.graphdb.storage import Storage
 
 
 def add_node_type(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, node: NodeType) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from graphdb import values
-from graphdb.schema import NodeType
-from graphdb.values import Given
+from multifacet.graphdb import values
+from multifacet.graphdb.schema import NodeType
+from multifacet.graphdb.values import Given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphdb.merging import column_pointers
-from graphdb.properties import property_tensor, tensor_properties
+from multifacet.graphdb.merging import column_pointers
+from multifacet.graphdb.properties import property_tensor, tensor_properties
 
 if TYPE_CHECKING:
-    from graphdb.view import GraphView
+    from multifacet.graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from graphdb.merging import Array
+from multifacet.graphdb.merging import Array
 
 _FIRST_BITS = 12
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import duckdb
 
-from graphdb.edgetable import update_table
-from graphdb.layout import all_edges, delta_table, edge_columns, edge_order, key_columns, payload_columns
-from graphdb.schema import Relation
-from graphdb.sql import changed, count, run
-from graphdb.storage import Base
+from multifacet.graphdb.edgetable import update_table
+from multifacet.graphdb.layout import all_edges, delta_table, edge_columns, edge_order, key_columns, payload_columns
+from multifacet.graphdb.schema import Relation
+from multifacet.graphdb.sql import changed, count, run
+from multifacet.graphdb.storage import Base
 
 
 class Insertion:

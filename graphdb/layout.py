@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
-from graphdb.schema import NodeType, Relation
-from graphdb.sql import quote, run
+from multifacet.graphdb.schema import NodeType, Relation
+from multifacet.graphdb.sql import quote, run
 
 STORE_TABLES = (
     "CREATE TABLE _meta (key VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)",

@@ -25,10 +25,10 @@ from typing import Final
 
 import duckdb
 
-from graphdb.batch import Batch
-from graphdb.layout import key_columns, payload_columns
-from graphdb.schema import Relation
-from graphdb.sql import GraphError, run
+from multifacet.graphdb.batch import Batch
+from multifacet.graphdb.layout import key_columns, payload_columns
+from multifacet.graphdb.schema import Relation
+from multifacet.graphdb.sql import GraphError, run
 
 #: Names of sources are kept as hashes: a path can spell an id that is to be forgotten.
 LEDGER_TABLES: Final = (

@@ -9,19 +9,19 @@ from typing import Literal
 
 import duckdb
 
-from graphdb.batch import Batch, open_batch
-from graphdb.fields import Field, id_field, property_field, time_field, weight_field
-from graphdb.insertion import Insertion
-from graphdb.layout import held_table, key_columns, node_table, payload_columns
-from graphdb.ledger import Ledger
-from graphdb.mapping import create_and_map, join
-from graphdb.nodes import see_nodes
-from graphdb.reading import Reading
-from graphdb.report import LoadReport, next_load_id, record, refuse_too_many, rejected_by_reason
-from graphdb.schema import GraphSchema, Relation
-from graphdb.source import Source, describe
-from graphdb.sql import changed, count, quote_text, run
-from graphdb.storage import Storage
+from multifacet.graphdb.batch import Batch, open_batch
+from multifacet.graphdb.fields import Field, id_field, property_field, time_field, weight_field
+from multifacet.graphdb.insertion import Insertion
+from multifacet.graphdb.layout import held_table, key_columns, node_table, payload_columns
+from multifacet.graphdb.ledger import Ledger
+from multifacet.graphdb.mapping import create_and_map, join
+from multifacet.graphdb.nodes import see_nodes
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.report import LoadReport, next_load_id, record, refuse_too_many, rejected_by_reason
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.source import Source, describe
+from multifacet.graphdb.sql import changed, count, quote_text, run
+from multifacet.graphdb.storage import Storage
 
 MissingNodes = Literal["create", "reject", "hold"]
 

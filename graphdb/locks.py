@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from graphdb.neighborhood import IdCache
-from graphdb.sql import GraphError
+from multifacet.graphdb.neighborhood import IdCache
+from multifacet.graphdb.sql import GraphError
 
 _WRITER: Final = 0
 _FILES: Final = 1

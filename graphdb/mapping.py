@@ -16,15 +16,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from graphdb.batch import Batch
-from graphdb.layout import SEEN, node_table, value_columns
-from graphdb.nodes import NOW_US, insert_nodes, num_idx, see_nodes
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import count, run, unregister
+from multifacet.graphdb.batch import Batch
+from multifacet.graphdb.layout import SEEN, node_table, value_columns
+from multifacet.graphdb.nodes import NOW_US, insert_nodes, num_idx, see_nodes
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import count, run, unregister
 
 if TYPE_CHECKING:
-    from graphdb.idindex import IdIndex
-    from graphdb.merging import Array
+    from multifacet.graphdb.idindex import IdIndex
+    from multifacet.graphdb.merging import Array
 
 # Below, a join is done sooner than the index's kernels are loaded; above, the rows may take a gigabyte.
 MIN_ROWS_IN_MEMORY = 100_000
@@ -247,7 +247,7 @@ def _key(identifier: str, schema: GraphSchema, node: str) -> str:
 
 def _index(connection: duckdb.DuckDBPyConnection, schema: GraphSchema, name: str) -> IdIndex | None:
     """An index of a type's known nodes; None where two of them share a hash."""
-    from graphdb.idindex import IdIndex  # noqa: PLC0415 - numba is slow to import, and small batches need none
+    from multifacet.graphdb.idindex import IdIndex  # noqa: PLC0415 - numba is slow to import, and small batches need none
 
     nodes = connection.sql(f"SELECT {_key('id', schema, name)} AS id, idx FROM {node_table(name)}").to_arrow_table()
     ids, idx = (nodes[column].to_numpy() for column in ("id", "idx"))

@@ -28,12 +28,12 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.layout import SEEN, all_edges, node_table
-from graphdb.merging import is_clustered, translated
-from graphdb.nodes import num_idx
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import count, quote, run
-from graphdb.times import microseconds
+from multifacet.graphdb.layout import SEEN, all_edges, node_table
+from multifacet.graphdb.merging import is_clustered, translated
+from multifacet.graphdb.nodes import num_idx
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import count, quote, run
+from multifacet.graphdb.times import microseconds
 
 #: When a node was seen that has always been there.
 ALWAYS_US = np.iinfo(np.int64).min

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.threads import run_ranges
+from multifacet.graphdb.threads import run_ranges
 
 Array = NDArray[Any]
 

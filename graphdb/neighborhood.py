@@ -9,9 +9,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from graphdb.layout import node_table
-from graphdb.reach import Step, ends, union_of
-from graphdb.sql import count, quote_text, run
+from multifacet.graphdb.layout import node_table
+from multifacet.graphdb.reach import Step, ends, union_of
+from multifacet.graphdb.sql import count, quote_text, run
 
 SCHEMA = pa.schema(
     [

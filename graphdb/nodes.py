@@ -8,14 +8,14 @@ from typing import Final, Literal
 
 import duckdb
 
-from graphdb.batch import Batch, open_batch
-from graphdb.fields import id_field, property_field, time_field
-from graphdb.layout import SEEN, node_table
-from graphdb.reading import Reading
-from graphdb.report import LoadReport, next_load_id, record, refuse_too_many, rejected_by_reason
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.source import Source, describe
-from graphdb.sql import GraphError, changed, quote, run
+from multifacet.graphdb.batch import Batch, open_batch
+from multifacet.graphdb.fields import id_field, property_field, time_field
+from multifacet.graphdb.layout import SEEN, node_table
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.report import LoadReport, next_load_id, record, refuse_too_many, rejected_by_reason
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
+from multifacet.graphdb.source import Source, describe
+from multifacet.graphdb.sql import GraphError, changed, quote, run
 
 #: Whether a null in a load leaves a property as it was, or writes over it.
 Nulls = Literal["keep", "write"]

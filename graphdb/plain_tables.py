@@ -7,13 +7,13 @@ from typing import Final
 
 import duckdb
 
-from graphdb import values
-from graphdb.reading import Reading
-from graphdb.rows import Part
-from graphdb.schema import PROPERTY_TYPES
-from graphdb.source import Source, open_source
-from graphdb.sql import GraphError, changed, quote, quote_text
-from graphdb.values import Given
+from multifacet.graphdb import values
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.rows import Part
+from multifacet.graphdb.schema import PROPERTY_TYPES
+from multifacet.graphdb.source import Source, open_source
+from multifacet.graphdb.sql import GraphError, changed, quote, quote_text
+from multifacet.graphdb.values import Given
 
 _OWN_PREFIXES: Final = ("_", "nodes_", "edges_", "rejected_rows", "loads", "removals")
 

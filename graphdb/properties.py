@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from graphdb.sql import GraphError
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
     from torch import Tensor

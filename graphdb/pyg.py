@@ -17,14 +17,14 @@ from torch import Tensor
 from torch_geometric.data import FeatureStore, GraphStore, HeteroData, TensorAttr
 from torch_geometric.data.graph_store import EdgeAttr, EdgeLayout
 
-from graphdb.properties import property_tensor, tensor_properties
-from graphdb.reverse import EdgeType, reverse_types
-from graphdb.sampling.adjacency import Adjacency
-from graphdb.sql import GraphError
+from multifacet.graphdb.properties import property_tensor, tensor_properties
+from multifacet.graphdb.reverse import EdgeType, reverse_types
+from multifacet.graphdb.sampling.adjacency import Adjacency
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
-    from graphdb.edges import Edges
-    from graphdb.view import GraphView
+    from multifacet.graphdb.edges import Edges
+    from multifacet.graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
-from graphdb.layout import delta_table, edge_table, node_table, out_table
-from graphdb.neighborhood import FEW_STEPS, IdCache, neighbors
-from graphdb.reach import Node, Reach, Step, ends, hops_table, union_of
-from graphdb.reverse import parse_step
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, quote, quote_text, run
+from multifacet.graphdb.layout import delta_table, edge_table, node_table, out_table
+from multifacet.graphdb.neighborhood import FEW_STEPS, IdCache, neighbors
+from multifacet.graphdb.reach import Node, Reach, Step, ends, hops_table, union_of
+from multifacet.graphdb.reverse import parse_step
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import GraphError, quote, quote_text, run
 
 Direction = Literal["out", "in", "both"]
 

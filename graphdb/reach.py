@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphdb.nodes import num_idx
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError
+from multifacet.graphdb.nodes import num_idx
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import GraphError
 
 MAX_HOPS: Final = 6
 

@@ -19,10 +19,10 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graphdb.lines import COMPRESSIONS
-from graphdb.rows import Part
-from graphdb.sql import GraphError, first_line, quote_text, run
-from graphdb.values import TimeUnit
+from multifacet.graphdb.lines import COMPRESSIONS
+from multifacet.graphdb.rows import Part
+from multifacet.graphdb.sql import GraphError, first_line, quote_text, run
+from multifacet.graphdb.values import TimeUnit
 
 Format = Literal["parquet", "csv", "jsonl"]
 

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
-from graphdb.plain_tables import typed_rows
-from graphdb.progress import Progress
-from graphdb.reading import FORMATS, Reading, open_files
-from graphdb.report import LoadReport
-from graphdb.schema import GraphSchema, NodeType, Relation, read_toml, told_by_section
-from graphdb.sql import GraphError, first_line, quote, quote_text, run
-from graphdb.store import GraphStore
+from multifacet.graphdb.plain_tables import typed_rows
+from multifacet.graphdb.progress import Progress
+from multifacet.graphdb.reading import FORMATS, Reading, open_files
+from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, read_toml, told_by_section
+from multifacet.graphdb.sql import GraphError, first_line, quote, quote_text, run
+from multifacet.graphdb.store import GraphStore
 
 logger = logging.getLogger(__name__)
 

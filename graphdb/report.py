@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from graphdb.sql import GraphError, run
+from multifacet.graphdb.sql import GraphError, run
 
 logger = logging.getLogger(__name__)
 

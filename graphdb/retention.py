@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import duckdb
 
-from graphdb.layout import delta_table, held_table, node_table
-from graphdb.schema import GraphSchema, NodeType, Relation
-from graphdb.sql import GraphError, changed, quote, quote_text, run
-from graphdb.storage import Storage
+from multifacet.graphdb.layout import delta_table, held_table, node_table
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
+from multifacet.graphdb.sql import GraphError, changed, quote, quote_text, run
+from multifacet.graphdb.storage import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
-from graphdb.sql import GraphError
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
-    from graphdb.schema import Relation
+    from multifacet.graphdb.schema import Relation
 
 EdgeType = tuple[str, str, str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from graphdb.sql import GraphError, quote
+from multifacet.graphdb.sql import GraphError, quote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

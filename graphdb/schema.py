@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from graphdb.sql import GraphError
+from multifacet.graphdb.sql import GraphError
 
 IdType = Literal["int64", "string"]
 Surface = Literal["onsite", "offsite"]

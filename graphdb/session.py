@@ -12,12 +12,12 @@ from pathlib import Path
 
 import duckdb
 
-from graphdb.database import create_database, open_database, read_schema, remove_database, rewrite_database
-from graphdb.edgelog import sweep
-from graphdb.locks import Site, site_of
-from graphdb.schema import GraphSchema
-from graphdb.sql import GraphError, begin_reading, first_line, run
-from graphdb.storage import Storage, log_folder
+from multifacet.graphdb.database import create_database, open_database, read_schema, remove_database, rewrite_database
+from multifacet.graphdb.edgelog import sweep
+from multifacet.graphdb.locks import Site, site_of
+from multifacet.graphdb.schema import GraphSchema
+from multifacet.graphdb.sql import GraphError, begin_reading, first_line, run
+from multifacet.graphdb.storage import Storage, log_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from graphdb.reading import Reading, find_files, open_files
-from graphdb.rows import Part
-from graphdb.sql import GraphError, first_line, quote, run, unregister
+from multifacet.graphdb.reading import Reading, find_files, open_files
+from multifacet.graphdb.rows import Part
+from multifacet.graphdb.sql import GraphError, first_line, quote, run, unregister
 
 _sequence = itertools.count()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import duckdb
 
-from graphdb.layout import all_edges, delta_table, edge_table, held_table, node_table
-from graphdb.schema import GraphSchema
-from graphdb.sql import count, run
+from multifacet.graphdb.layout import all_edges, delta_table, edge_table, held_table, node_table
+from multifacet.graphdb.schema import GraphSchema
+from multifacet.graphdb.sql import count, run
 
 
 def count_all(connection: duckdb.DuckDBPyConnection, schema: GraphSchema) -> dict[str, dict[str, int]]:

@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 
 import duckdb
 
-from graphdb.edgelog import EdgeLog
-from graphdb.edgetable import EdgeTable
-from graphdb.schema import Relation
+from multifacet.graphdb.edgelog import EdgeLog
+from multifacet.graphdb.edgetable import EdgeTable
+from multifacet.graphdb.schema import Relation
 
 EdgeStorage = Literal["embedded", "parquet"]
 

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from graphdb import evolution, loading, nodes, retention
-from graphdb.edgelog import log_bytes
-from graphdb.layout import all_edges
-from graphdb.loading import EdgeLoad, MissingNodes
-from graphdb.nodes import NodeLoad, Nulls
-from graphdb.plain_tables import load_table
-from graphdb.progress import Progress, watched
-from graphdb.queries import Direction, Queries
-from graphdb.reading import Reading
-from graphdb.report import LoadReport
-from graphdb.schema import GraphSchema, NodeType, Relation, Surface
-from graphdb.session import Session, back_up
-from graphdb.source import Source
-from graphdb.sql import GraphError, select
-from graphdb.statistics import count_all, describe_all
-from graphdb.storage import EdgeStorage, Storage, log_folder
-from graphdb.times import Time, utc
+from multifacet.graphdb import evolution, loading, nodes, retention
+from multifacet.graphdb.edgelog import log_bytes
+from multifacet.graphdb.layout import all_edges
+from multifacet.graphdb.loading import EdgeLoad, MissingNodes
+from multifacet.graphdb.nodes import NodeLoad, Nulls
+from multifacet.graphdb.plain_tables import load_table
+from multifacet.graphdb.progress import Progress, watched
+from multifacet.graphdb.queries import Direction, Queries
+from multifacet.graphdb.reading import Reading
+from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface
+from multifacet.graphdb.session import Session, back_up
+from multifacet.graphdb.source import Source
+from multifacet.graphdb.sql import GraphError, select
+from multifacet.graphdb.statistics import count_all, describe_all
+from multifacet.graphdb.storage import EdgeStorage, Storage, log_folder
+from multifacet.graphdb.times import Time, utc
 
 if TYPE_CHECKING:
-    from graphdb.view import GraphView
+    from multifacet.graphdb.view import GraphView
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class GraphStore:
 
     Example:
         >>> import pyarrow as pa, tempfile, pathlib
-        >>> from graphdb import GraphSchema, NodeType, Relation
+        >>> from multifacet.graphdb import GraphSchema, NodeType, Relation
         >>> schema = GraphSchema(
         ...     nodes=(NodeType(name="user"), NodeType(name="pin")),
         ...     relations=(Relation(src="user", name="clicks", dst="pin", timed=False),),
@@ -302,7 +302,7 @@ class GraphStore:
                 msg = f"relation {outside[0]} has an end that is not of types={list(types)}; add its type, or leave it out"
                 raise GraphError(msg)
             chosen = [relation for relation in chosen if relation not in outside]
-        from graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
+        from multifacet.graphdb.view import GraphView  # noqa: PLC0415 - torch takes seconds to import, and most commands need no view
 
         view = GraphView(
             self._session.connection.cursor(),

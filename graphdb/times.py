@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from graphdb.sql import GraphError
+from multifacet.graphdb.sql import GraphError
 
 #: A point in time: without a zone it is UTC; a date is its midnight; text is ISO 8601, with or without an offset.
 Time = dt.datetime | dt.date | str | np.datetime64

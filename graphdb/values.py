@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from graphdb.schema import NodeType
-from graphdb.sql import GraphError, quote_text
-from graphdb.times import FIRST_US, LAST_US
+from multifacet.graphdb.schema import NodeType
+from multifacet.graphdb.sql import GraphError, quote_text
+from multifacet.graphdb.times import FIRST_US, LAST_US
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 

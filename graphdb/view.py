@@ -15,24 +15,32 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from graphdb.edges import Csc, Edges, Triples
-from graphdb.files import write_parquet, write_safetensors
-from graphdb.layout import key_columns, node_table
-from graphdb.members import Members, find_members, first_seen
-from graphdb.merging import Array, is_clustered, is_ordered_by_key, merge, merged_positions, order_by_column, order_of
-from graphdb.neighborhood import IdCache
-from graphdb.properties import property_tensor
-from graphdb.queries import Queries
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import GraphError, begin_reading, count, quote, run, select
-from graphdb.storage import Storage
-from graphdb.window import Window, create_windows
+from multifacet.graphdb.edges import Csc, Edges, Triples
+from multifacet.graphdb.files import write_parquet, write_safetensors
+from multifacet.graphdb.layout import key_columns, node_table
+from multifacet.graphdb.members import Members, find_members, first_seen
+from multifacet.graphdb.merging import (
+    Array,
+    is_clustered,
+    is_ordered_by_key,
+    merge,
+    merged_positions,
+    order_by_column,
+    order_of,
+)
+from multifacet.graphdb.neighborhood import IdCache
+from multifacet.graphdb.properties import property_tensor
+from multifacet.graphdb.queries import Queries
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import GraphError, begin_reading, count, quote, run, select
+from multifacet.graphdb.storage import Storage
+from multifacet.graphdb.window import Window, create_windows
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
-    from graphdb.pyg import Properties, ViewFeatureStore, ViewGraphStore
-    from graphdb.sampling import MultifacetSampler
+    from multifacet.graphdb.pyg import Properties, ViewFeatureStore, ViewGraphStore
+    from multifacet.graphdb.sampling import MultifacetSampler
 
 logger = logging.getLogger(__name__)
 
@@ -147,19 +155,19 @@ class GraphView:
             GraphError: A property whose name PyG's loaders take or whose values no tensor holds exactly, or a reversed
                 relation that would get the name of another.
         """
-        from graphdb.pyg import hetero_data  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
+        from multifacet.graphdb.pyg import hetero_data  # noqa: PLC0415 - importing PyG takes seconds, and little needs it
 
         return hetero_data(self, reverse=reverse, properties=properties)
 
     def graph_store(self, *, reverse: bool = False) -> ViewGraphStore:
         """The window's topology behind PyG's GraphStore interface; with reversed relations if so asked."""
-        from graphdb.pyg import ViewGraphStore  # noqa: PLC0415 - importing PyG takes seconds
+        from multifacet.graphdb.pyg import ViewGraphStore  # noqa: PLC0415 - importing PyG takes seconds
 
         return ViewGraphStore(self, reverse=reverse)
 
     def feature_store(self, *, reverse: bool = False, properties: Properties = True) -> ViewFeatureStore:
         """What nodes and edges carry behind PyG's FeatureStore interface; see `to_hetero_data`."""
-        from graphdb.pyg import ViewFeatureStore  # noqa: PLC0415 - importing PyG takes seconds
+        from multifacet.graphdb.pyg import ViewFeatureStore  # noqa: PLC0415 - importing PyG takes seconds
 
         return ViewFeatureStore(self, reverse=reverse, properties=properties)
 
@@ -239,7 +247,7 @@ class GraphView:
             GraphError: No weights or no times where they are asked for, a relation that the view has not, or data whose edges
                 are not those of the window.
         """
-        from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
+        from multifacet.graphdb.sampling import MultifacetSampler, SamplerConfig, Topology  # noqa: PLC0415 - PyG and numba are slow to import
 
         config = SamplerConfig.model_validate({"num_neighbors": num_neighbors, **settings})
         topology = Topology.from_view(self, reverse=reverse, weighted=weighted, data=data)

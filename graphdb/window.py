@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import duckdb
 
-from graphdb.layout import delta_table, edge_columns, edge_table, edges_query, nodes_query
-from graphdb.members import Members
-from graphdb.schema import GraphSchema, Relation
-from graphdb.sql import count, quote, quote_text, run
-from graphdb.storage import Base, Storage
+from multifacet.graphdb.layout import delta_table, edge_columns, edge_table, edges_query, nodes_query
+from multifacet.graphdb.members import Members
+from multifacet.graphdb.schema import GraphSchema, Relation
+from multifacet.graphdb.sql import count, quote, quote_text, run
+from multifacet.graphdb.storage import Base, Storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,15 +1,15 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
-from kge.config import KgeConfig, KgeValidation
-from kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
-from kge.full_config import FullSoftmaxConfig
-from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
-from kge.predictor import LinkPredictor, Prediction
-from kge.result import KgeResult
-from kge.search import Search, Trial, default_space, search
-from kge.sources import read_split, read_triples
-from kge.training import split_view, train, train_triples
-from kge.triples import EdgeList, TripleSet, TripleSplit
+from multifacet.kge.config import KgeConfig, KgeValidation
+from multifacet.kge.evaluation import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
+from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
+from multifacet.kge.predictor import LinkPredictor, Prediction
+from multifacet.kge.result import KgeResult
+from multifacet.kge.search import Search, Trial, default_space, search
+from multifacet.kge.sources import read_split, read_triples
+from multifacet.kge.training import split_view, train, train_triples
+from multifacet.kge.triples import EdgeList, TripleSet, TripleSplit
 
 __all__ = [
     "ComplEx",

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kge.models import Side
-    from tables.chunks import ChunkCandidates
-    from tables.occurrences import Occurrences
+    from multifacet.kge.models import Side
+    from multifacet.tables.chunks import ChunkCandidates
+    from multifacet.tables.occurrences import Occurrences
 
 __all__ = ["Batch", "BatchSide"]
 

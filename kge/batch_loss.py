@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from kge.gradients import drop
-from kge.projections import ProjectionKind
+from multifacet.kge.gradients import drop
+from multifacet.kge.projections import ProjectionKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from kge.batch import Batch, BatchSide
-    from kge.config import KgeConfig
-    from kge.models import Model
+    from multifacet.kge.batch import Batch, BatchSide
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models import Model
 
 __all__ = ["BatchLoss"]
 

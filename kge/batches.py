@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from kge.batch import Batch, BatchSide
-from kge.models import build_model
-from kge.projections import ProjectionKind
-from kge.repetitions import Repetitions
-from tables.answers import AnswerIndex
-from tables.chunks import ChunkSampler
-from tables.occurrences import Occurrences
+from multifacet.kge.batch import Batch, BatchSide
+from multifacet.kge.models import build_model
+from multifacet.kge.projections import ProjectionKind
+from multifacet.kge.repetitions import Repetitions
+from multifacet.tables.answers import AnswerIndex
+from multifacet.tables.chunks import ChunkSampler
+from multifacet.tables.occurrences import Occurrences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from kge.config import KgeConfig
-    from kge.models import Side
-    from kge.triples import TripleSet
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models import Side
+    from multifacet.kge.triples import TripleSet
 
 __all__ = ["BatchSource", "place_types"]
 

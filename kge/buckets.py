@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from kge.triples import TripleSet
+    from multifacet.kge.triples import TripleSet
 
 __all__ = ["EdgeBuckets", "count_partitions", "visit_pairs"]
 

@@ -6,8 +6,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kge.full_config import FullSoftmaxConfig
-from tables.configuration import Configuration
+from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.tables.configuration import Configuration
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "RelationInit"]
 

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kge.triples import TripleSet
+    from multifacet.kge.triples import TripleSet
 
 __all__ = ["are_among", "are_joined", "first_positions", "first_times", "sorted_order"]
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from kge.ranks import EdgeRanks, SeenEnds, rank_edges
-from kge.sampled_ranks import rank_edges_among_sample
-from kge.triples import TripleSet
-from tables.boundary import kind, mapping_to, takes, whole, whole_numbers
-from tables.pairs import PairIndex
+from multifacet.kge.ranks import EdgeRanks, SeenEnds, rank_edges
+from multifacet.kge.sampled_ranks import rank_edges_among_sample
+from multifacet.kge.triples import TripleSet
+from multifacet.tables.boundary import kind, mapping_to, takes, whole, whole_numbers
+from multifacet.tables.pairs import PairIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from kge.predictor import LinkPredictor
-    from kge.triples import EdgeList
+    from multifacet.kge.predictor import LinkPredictor
+    from multifacet.kge.triples import EdgeList
 
 __all__ = ["evaluate", "evaluate_constrained", "evaluate_sampled", "known_pairs", "ranking_metrics"]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tables.configuration import Configuration
+from multifacet.tables.configuration import Configuration
 
 __all__ = ["FullSoftmaxConfig"]
 

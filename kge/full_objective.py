@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kge.full_softmax import Answers, full_softmax_loss
-from kge.projections import ProjectionKind
-from kge.relation_prediction import relation_loss
+from multifacet.kge.full_softmax import Answers, full_softmax_loss
+from multifacet.kge.projections import ProjectionKind
+from multifacet.kge.relation_prediction import relation_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from kge.config import KgeConfig
-    from kge.full_config import FullSoftmaxConfig
-    from kge.models import Model
-    from kge.queries import QueryGroup
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.full_config import FullSoftmaxConfig
+    from multifacet.kge.models import Model
+    from multifacet.kge.queries import QueryGroup
 
 __all__ = ["FullObjective", "Gradients", "Piece"]
 

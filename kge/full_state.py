@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from kge.state import LearnedState
+from multifacet.kge.state import LearnedState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from kge.dense_optimizer import DenseOptimizer
+    from multifacet.kge.dense_optimizer import DenseOptimizer
 
 __all__ = ["FullTrainerState"]
 

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kge.dense_optimizer import DenseOptimizer
-from kge.full_config import FullSoftmaxConfig
-from kge.full_objective import FullObjective, Gradients, Piece
-from kge.full_state import FullTrainerState
-from kge.models import build_model
-from kge.predictor import LinkPredictor
-from kge.queries import group_queries
-from kge.relations import RelationParameters
-from kge.schedule import rate_factor, relation_rates
-from tables.rowwise import RowwiseAdagrad
-from tables.training import Position, TrainingRun
+from multifacet.kge.dense_optimizer import DenseOptimizer
+from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.full_objective import FullObjective, Gradients, Piece
+from multifacet.kge.full_state import FullTrainerState
+from multifacet.kge.models import build_model
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.queries import group_queries
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.schedule import rate_factor, relation_rates
+from multifacet.tables.rowwise import RowwiseAdagrad
+from multifacet.tables.training import Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kge.config import KgeConfig
-    from kge.triples import TripleSplit
-    from tables.warmstart import WarmStart
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.triples import TripleSplit
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["FullTrainer"]
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numba
 import numpy as np
 
-from kge.projections import ProjectionKind, project, project_backward
-from kge.translations import translate, translate_backward
-from tables.counters import random_bits, random_stream
-from tables.gather import gather_rows
-from tables.halves import NumberFormat
-from tables.rowloss import differentiate_rows
-from tables.similarity import Similarity, differentiate, score
-from tables.threads import take_turn
+from multifacet.kge.projections import ProjectionKind, project, project_backward
+from multifacet.kge.translations import translate, translate_backward
+from multifacet.tables.counters import random_bits, random_stream
+from multifacet.tables.gather import gather_rows
+from multifacet.tables.halves import NumberFormat
+from multifacet.tables.rowloss import differentiate_rows
+from multifacet.tables.similarity import Similarity, differentiate, score
+from multifacet.tables.threads import take_turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

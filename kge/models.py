@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kge.projections import Projection, ProjectionKind
-from kge.translations import Translation
-from tables.boundary import expect_attributes, one_of, takes, whole
-from tables.similarity import Similarity
+from multifacet.kge.projections import Projection, ProjectionKind
+from multifacet.kge.translations import Translation
+from multifacet.tables.boundary import expect_attributes, one_of, takes, whole
+from multifacet.tables.similarity import Similarity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kge.config import Distance, KgeConfig, RelationInit
+    from multifacet.kge.config import Distance, KgeConfig, RelationInit
 
 __all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model", "near_origin"]
 

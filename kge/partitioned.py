@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from kge.batches import BatchSource, place_types
-from kge.buckets import EdgeBuckets, visit_pairs
-from kge.models import build_model
-from kge.predictor import LinkPredictor
-from kge.relations import RelationParameters
-from kge.schedule import rate_factor, step_seed
-from kge.step import TrainingStep
-from kge.trainer import TrainerState
-from tables.hugepages import empty_on_huge_pages
-from tables.lanes import Lanes
-from tables.partitions import PartitionFiles
-from tables.residents import Residents
-from tables.rowwise import RowwiseAdagrad
-from tables.training import Position, TrainingRun
+from multifacet.kge.batches import BatchSource, place_types
+from multifacet.kge.buckets import EdgeBuckets, visit_pairs
+from multifacet.kge.models import build_model
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.schedule import rate_factor, step_seed
+from multifacet.kge.step import TrainingStep
+from multifacet.kge.trainer import TrainerState
+from multifacet.tables.hugepages import empty_on_huge_pages
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.partitions import PartitionFiles
+from multifacet.tables.residents import Residents
+from multifacet.tables.rowwise import RowwiseAdagrad
+from multifacet.tables.training import Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from kge.batch import Batch
-    from kge.config import KgeConfig
-    from kge.triples import TripleSplit
-    from tables.checkpoint import SavedState
-    from tables.warmstart import WarmStart
+    from multifacet.kge.batch import Batch
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.triples import TripleSplit
+    from multifacet.tables.checkpoint import SavedState
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["PartitionedState", "PartitionedTrainer"]
 

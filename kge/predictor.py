@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from kge.config import KgeConfig
-from kge.models import Model, build_model
-from kge.relations import RelationParameters, relation_names
-from tables.boundary import whole
-from tables.idcolumn import find_row
-from tables.snapshot import Snapshot
+from multifacet.kge.config import KgeConfig
+from multifacet.kge.models import Model, build_model
+from multifacet.kge.relations import RelationParameters, relation_names
+from multifacet.tables.boundary import whole
+from multifacet.tables.idcolumn import find_row
+from multifacet.tables.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from kge.models import Side
-    from kge.triples import TripleSet
+    from multifacet.kge.models import Side
+    from multifacet.kge.triples import TripleSet
 
 __all__ = ["LinkPredictor", "Prediction"]
 

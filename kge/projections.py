@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numba
 
-from tables.gemm import gemm
+from multifacet.tables.gemm import gemm
 
 __all__ = ["Projection", "ProjectionKind", "project", "project_backward"]
 

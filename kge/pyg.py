@@ -20,10 +20,10 @@ from torch_geometric.nn.kge import KGEModel
 from torch_geometric.nn.kge import RotatE as PygRotatE
 from torch_geometric.nn.kge import TransE as PygTransE
 
-from kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA
-from kge.predictor import LinkPredictor
-from kge.relations import RelationParameters
-from kge.triples import TripleSet
+from multifacet.kge.models import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.triples import TripleSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

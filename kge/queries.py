@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kge.models import Side
-    from kge.triples import TripleSet
+    from multifacet.kge.models import Side
+    from multifacet.kge.triples import TripleSet
 
 __all__ = ["QueryGroup", "group_queries"]
 

@@ -10,10 +10,10 @@ import numba
 import numpy as np
 import torch
 
-from kge.models import Side, near_origin
-from tables.boundary import expect_attributes
-from tables.lanes import Lanes
-from tables.pairs import PairIndex
+from multifacet.kge.models import Side, near_origin
+from multifacet.tables.boundary import expect_attributes
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.pairs import PairIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from kge.predictor import LinkPredictor
-    from kge.triples import EdgeList, TripleSet
+    from multifacet.kge.predictor import LinkPredictor
+    from multifacet.kge.triples import EdgeList, TripleSet
 
 __all__ = ["EdgeRanks", "SeenEnds", "rank_edges"]
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from kge.models import ComplEx, DistMult, RotatE, TransE, TransR, TransRA
+from multifacet.kge.models import ComplEx, DistMult, RotatE, TransE, TransR, TransRA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from kge.models import Model
+    from multifacet.kge.models import Model
 
 __all__ = ["relation_loss"]
 

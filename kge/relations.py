@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kge.models import Model, Side
+    from multifacet.kge.models import Model, Side
 
 __all__ = ["Inverse", "RelationKey", "RelationParameters", "relation_names"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from kge.models import build_model
-from kge.predictor import LinkPredictor
-from kge.triples import TripleSplit
-from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
+from multifacet.kge.models import build_model
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.triples import TripleSplit
+from multifacet.tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from graphdb import GraphView
-    from kge.config import KgeConfig
-    from kge.relations import RelationParameters
-    from kge.search import Search
-    from tables.warmstart import WarmStart
+    from multifacet.graphdb import GraphView
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.relations import RelationParameters
+    from multifacet.kge.search import Search
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["KgeResult"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kge.ranks import EdgeRanks, check_edges
+from multifacet.kge.ranks import EdgeRanks, check_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from kge.models import Side
-    from kge.predictor import LinkPredictor
-    from kge.triples import EdgeList
-    from tables.pairs import PairIndex
+    from multifacet.kge.models import Side
+    from multifacet.kge.predictor import LinkPredictor
+    from multifacet.kge.triples import EdgeList
+    from multifacet.tables.pairs import PairIndex
 
 __all__ = ["rank_edges_among_sample"]
 

@@ -12,9 +12,9 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kge.config import KgeConfig
-    from kge.models import Model
-    from tables.training import Position
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models import Model
+    from multifacet.tables.training import Position
 
 __all__ = ["rate_factor", "relation_rates", "step_seed"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from kge.config import KgeConfig
-from kge.training import train_triples
-from kge.triples import TripleSplit
-from tables.boundary import expect_type, whole
-from tables.checkpoint import Checkpoint, CheckpointError, SavedState
-from tables.training import Lifecycle
+from multifacet.kge.config import KgeConfig
+from multifacet.kge.training import train_triples
+from multifacet.kge.triples import TripleSplit
+from multifacet.tables.boundary import expect_type, whole
+from multifacet.tables.checkpoint import Checkpoint, CheckpointError, SavedState
+from multifacet.tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

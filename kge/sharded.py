@@ -12,27 +12,27 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from kge.batch_loss import BatchLoss
-from kge.batches import BatchSource, place_types
-from kge.dense_optimizer import DenseOptimizer
-from kge.models import build_model
-from kge.predictor import LinkPredictor
-from kge.relations import RelationParameters
-from kge.schedule import rate_factor, relation_rates, step_seed
-from kge.state import LearnedState
-from tables.sharded import ShardedTables
-from tables.training import Position, TrainingRun
+from multifacet.kge.batch_loss import BatchLoss
+from multifacet.kge.batches import BatchSource, place_types
+from multifacet.kge.dense_optimizer import DenseOptimizer
+from multifacet.kge.models import build_model
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.schedule import rate_factor, relation_rates, step_seed
+from multifacet.kge.state import LearnedState
+from multifacet.tables.sharded import ShardedTables
+from multifacet.tables.training import Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from kge.batch import Batch
-    from kge.config import KgeConfig
-    from kge.triples import TripleSplit
-    from tables.checkpoint import SavedState
-    from tables.warmstart import WarmStart
+    from multifacet.kge.batch import Batch
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.triples import TripleSplit
+    from multifacet.tables.checkpoint import SavedState
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["ShardedState", "ShardedTrainer"]
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from kge.distinct import are_among, first_positions
-from kge.triple_files import TextTriples
-from kge.triples import TripleSet, TripleSplit
-from tables.boundary import expect_type
+from multifacet.kge.distinct import are_among, first_positions
+from multifacet.kge.triple_files import TextTriples
+from multifacet.kge.triples import TripleSet, TripleSplit
+from multifacet.tables.boundary import expect_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def read_split(
             raise ValueError(
                 "a HeteroData has its own types and numbers: give it alone, and hold triples out by TripleSet.hold_out"
             )
-        from kge.pyg import triples_from_hetero_data  # noqa: PLC0415 - importing PyG takes seconds
+        from multifacet.kge.pyg import triples_from_hetero_data  # noqa: PLC0415 - importing PyG takes seconds
 
         whole = triples_from_hetero_data(train)
         none = whole.take(slice(0))

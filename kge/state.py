@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tables.checkpoint import SavedState
+from multifacet.tables.checkpoint import SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from kge.relations import RelationParameters
-    from tables.training import Position, TrainingRun
+    from multifacet.kge.relations import RelationParameters
+    from multifacet.tables.training import Position, TrainingRun
 
 __all__ = ["LearnedState"]
 

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kge.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
-from kge.schedule import relation_rates
-from kge.translations import Translation, write_unit_numbers
-from tables.halves import NumberFormat, bits, raw_bits
-from tables.hugepages import empty_on_huge_pages
-from tables.occurrences import sum_rows, update_cells, update_rows
-from tables.rowloss import RowLoss
-from tables.rowwise import RowwiseAdagrad
+from multifacet.kge.gradients import Formula, Learned, Side, Workspace, differentiate_chunks
+from multifacet.kge.schedule import relation_rates
+from multifacet.kge.translations import Translation, write_unit_numbers
+from multifacet.tables.halves import NumberFormat, bits, raw_bits
+from multifacet.tables.hugepages import empty_on_huge_pages
+from multifacet.tables.occurrences import sum_rows, update_cells, update_rows
+from multifacet.tables.rowloss import RowLoss
+from multifacet.tables.rowwise import RowwiseAdagrad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from kge.batch import Batch
-    from kge.batches import BatchSource
-    from kge.config import KgeConfig
-    from kge.models import Model
-    from kge.trainer import TrainerState
-    from tables.lanes import Lanes
+    from multifacet.kge.batch import Batch
+    from multifacet.kge.batches import BatchSource
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models import Model
+    from multifacet.kge.trainer import TrainerState
+    from multifacet.tables.lanes import Lanes
 
 __all__ = ["TrainingStep"]
 

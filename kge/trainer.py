@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from kge.batches import BatchSource, place_types
-from kge.models import build_model
-from kge.predictor import LinkPredictor
-from kge.relations import RelationParameters
-from kge.schedule import rate_factor, step_seed
-from kge.state import LearnedState
-from kge.step import TrainingStep
-from tables.hugepages import empty_on_huge_pages
-from tables.lanes import Lanes
-from tables.rowwise import RowwiseAdagrad
-from tables.training import Position, TrainingRun
+from multifacet.kge.batches import BatchSource, place_types
+from multifacet.kge.models import build_model
+from multifacet.kge.predictor import LinkPredictor
+from multifacet.kge.relations import RelationParameters
+from multifacet.kge.schedule import rate_factor, step_seed
+from multifacet.kge.state import LearnedState
+from multifacet.kge.step import TrainingStep
+from multifacet.tables.hugepages import empty_on_huge_pages
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.rowwise import RowwiseAdagrad
+from multifacet.tables.training import Position, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from kge.batch import Batch
-    from kge.config import KgeConfig
-    from kge.triples import TripleSplit
-    from tables.warmstart import WarmStart
+    from multifacet.kge.batch import Batch
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.triples import TripleSplit
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["Trainer", "TrainerState"]
 

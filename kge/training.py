@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kge.buckets import count_partitions
-from kge.config import KgeConfig
-from kge.evaluation import evaluate, known_pairs
-from kge.full_trainer import FullTrainer
-from kge.partitioned import PartitionedTrainer
-from kge.result import KgeResult
-from kge.trainer import Trainer
-from kge.triples import TripleSet, TripleSplit
-from tables.boundary import expect_attributes, expect_type
-from tables.group_training import are_several, begin_run
-from tables.training import Lifecycle
+from multifacet.kge.buckets import count_partitions
+from multifacet.kge.config import KgeConfig
+from multifacet.kge.evaluation import evaluate, known_pairs
+from multifacet.kge.full_trainer import FullTrainer
+from multifacet.kge.partitioned import PartitionedTrainer
+from multifacet.kge.result import KgeResult
+from multifacet.kge.trainer import Trainer
+from multifacet.kge.triples import TripleSet, TripleSplit
+from multifacet.tables.boundary import expect_attributes, expect_type
+from multifacet.tables.group_training import are_several, begin_run
+from multifacet.tables.training import Lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from graphdb import GraphView
-    from kge.predictor import LinkPredictor
-    from kge.state import LearnedState
-    from tables.training import TrainingRun
-    from tables.warmstart import WarmStart
+    from multifacet.graphdb import GraphView
+    from multifacet.kge.predictor import LinkPredictor
+    from multifacet.kge.state import LearnedState
+    from multifacet.tables.training import TrainingRun
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = ["EpochTrainer", "split_view", "train", "train_triples"]
 
@@ -207,7 +207,7 @@ def _build_trainer(
     split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
 ) -> EpochTrainer:
     if are_several():
-        from kge.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+        from multifacet.kge.sharded import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
         return ShardedTrainer(split, config, generator, folder=checkpoint.absolute().parent if checkpoint else None)
     if config.full_softmax is not None:

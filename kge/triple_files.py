@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from kge.distinct import sorted_order
+from multifacet.kge.distinct import sorted_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
-from kge.distinct import are_among, are_joined, first_positions, first_times, sorted_order
-from kge.triple_files import TextTriples
-from tables.boundary import expect_type, whole
+from multifacet.kge.distinct import are_among, are_joined, first_positions, first_times, sorted_order
+from multifacet.kge.triple_files import TextTriples
+from multifacet.tables.boundary import expect_type, whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from graphdb import GraphView
-    from kge.config import KgeValidation
+    from multifacet.graphdb import GraphView
+    from multifacet.kge.config import KgeValidation
 
 __all__ = ["EdgeList", "TripleSet", "TripleSplit"]
 

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from pipeline.commands import bench_serving, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
-from pipeline.console import ConsoleWatcher, stderr
-from pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.commands import bench_serving, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
+from multifacet.pipeline.console import ConsoleWatcher, stderr
+from multifacet.pipeline.output import AsJson, emit_json, stdout
 
 _ROOMS = ("pipeline", "serving", "ranking", "kge", "contrastive", "tables", "graphdb")
 
@@ -59,7 +59,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Runs the main job on real data: graph, pretraining, ranking, INT4 release, serving, report."""
-    from pipeline.demo import DemoConfig, run_demo
+    from multifacet.pipeline.demo import DemoConfig, run_demo
 
     config = DemoConfig.quick() if quick else DemoConfig()
     if source is not None:
@@ -73,7 +73,7 @@ def demo(
     if as_json:
         emit_json(document)
     else:
-        from pipeline.summary import print_summary
+        from multifacet.pipeline.summary import print_summary
 
         print_summary(document)
 
@@ -81,7 +81,7 @@ def demo(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Checks the environment and prints, for each fault, the line that fixes it."""
-    from pipeline.doctor import doctor_command
+    from multifacet.pipeline.doctor import doctor_command
 
     raise typer.Exit(doctor_command(as_json=as_json))
 
@@ -95,8 +95,8 @@ def report(
     """Writes the page of a demo, or of all experiments in a folder, again from the results."""
     import json
 
-    from pipeline.experiments.page import find_results, write_page
-    from pipeline.report import render
+    from multifacet.pipeline.experiments.page import find_results, write_page
+    from multifacet.pipeline.report import render
 
     results = work_dir / "results.json"
     if results.is_file():

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 if TYPE_CHECKING:
-    from pipeline.workspace import Stage
+    from multifacet.pipeline.workspace import Stage
 
 logger = logging.getLogger(__name__)
 

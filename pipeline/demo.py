@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-import ranking
-from contrastive import ComposedTower, ContrastiveConfig
-from graphdb import Recipe
-from kge import KgeConfig
-from pipeline import report, stages
-from pipeline.workspace import Stage, Task, Watcher, Workspace
-from tables import Precision
+from multifacet import ranking
+from multifacet.contrastive import ComposedTower, ContrastiveConfig
+from multifacet.graphdb import Recipe
+from multifacet.kge import KgeConfig
+from multifacet.pipeline import report, stages
+from multifacet.pipeline.workspace import Stage, Task, Watcher, Workspace
+from multifacet.tables import Precision
 
 logger = logging.getLogger(__name__)
 

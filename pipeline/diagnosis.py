@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.environment import Environment, Probe
+from multifacet.pipeline.environment import Environment, Probe
 
 Severity = Literal["ok", "hint", "warning", "fault"]
 

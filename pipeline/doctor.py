@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.diagnosis import Finding, Severity, diagnose
-from pipeline.environment import inspect_environment
+from multifacet.pipeline.diagnosis import Finding, Severity, diagnose
+from multifacet.pipeline.environment import inspect_environment
 
 _COLOURS: dict[Severity, str] = {"ok": "green", "hint": "cyan", "warning": "yellow", "fault": "bold red"}
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
-from pipeline.console import stderr
-from pipeline.options import parse_settings
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import parse_settings
 
 if TYPE_CHECKING:
     import datetime as dt
     from pathlib import Path
 
-    import ranking
-    from graphdb.recipe import Splits
+    from multifacet import ranking
+    from multifacet.graphdb.recipe import Splits
 
 __all__ = ["LabelledRows", "StorePeriods", "read_query", "split_paths"]
 
@@ -31,7 +31,7 @@ def split_paths(paths: list[Path], examples: Path | None, last: str) -> tuple[Pa
 
 def read_query(store: Path, query: str) -> Any:
     """Asks a store for labelled rows."""
-    from graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
+    from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
 
     with GraphStore.open(store, read_only=True) as graph:
         return graph.sql(query)
@@ -100,7 +100,7 @@ class LabelledRows:
         """Reads the rows to learn from, and those to validate on."""
         import numpy as np  # noqa: PLC0415 - it takes time to import
 
-        import ranking  # noqa: PLC0415 - likewise
+        from multifacet import ranking  # noqa: PLC0415 - likewise
 
         source: Any = self.file
         if source is None:
@@ -120,7 +120,7 @@ class LabelledRows:
 
 
 def _parse_columns(columns: list[str] | None, features: list[str] | None, dense: list[str] | None) -> ranking.LabelledColumns:
-    import ranking  # noqa: PLC0415 - it takes time to import
+    from multifacet import ranking  # noqa: PLC0415 - it takes time to import
 
     fields = parse_settings(columns)
     wrong = sorted(set(fields) - set(ranking.LabelledColumns.model_fields))
@@ -161,9 +161,9 @@ class StorePeriods:
         draws: bool,
     ) -> list[ranking.Examples]:
         """Draws training's and validation's examples; of several processes, one does, for all."""
-        import ranking  # noqa: PLC0415 - it takes time to import
-        from pipeline.processes import count_processes  # noqa: PLC0415 - likewise
-        from pipeline.stages import period_start  # noqa: PLC0415 - likewise
+        from multifacet import ranking  # noqa: PLC0415 - it takes time to import
+        from multifacet.pipeline.processes import count_processes  # noqa: PLC0415 - likewise
+        from multifacet.pipeline.stages import period_start  # noqa: PLC0415 - likewise
 
         if (training is None) != (validation is None):
             msg = "--training and --validation go together; without both, the periods that exist are divided"
@@ -174,7 +174,7 @@ class StorePeriods:
             labels_known_before = splits.test[0] if labels_known_before is None else labels_known_before
         drawn: list[Any] = [None, None]
         if draws:
-            from graphdb import GraphStore  # noqa: PLC0415 - likewise
+            from multifacet.graphdb import GraphStore  # noqa: PLC0415 - likewise
 
             with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
                 known = period_start(graph, labels_known_before) if labels_known_before is not None else None
@@ -184,14 +184,14 @@ class StorePeriods:
 
     def read_one(self, periods: tuple[int, int] | None) -> ranking.Examples:
         """Draws the examples of some periods, by default the test's."""
-        from graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
+        from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
 
         periods = periods or self._infer().test
         with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
             return self._draw(graph, periods, self.seed, None)
 
     def _infer(self) -> Splits:
-        from pipeline.periods import infer_splits, read_periods  # noqa: PLC0415 - it takes time to import
+        from multifacet.pipeline.periods import infer_splits, read_periods  # noqa: PLC0415 - it takes time to import
 
         splits = infer_splits(read_periods(self.store))
         told = ", ".join(f"{name} {first}..{last}" for name, (first, last) in splits)
@@ -199,7 +199,7 @@ class StorePeriods:
         return splits
 
     def _draw(self, graph: Any, span: tuple[int, int], seed: int, known: Any) -> ranking.Examples:
-        import ranking  # noqa: PLC0415 - it takes time to import
+        from multifacet import ranking  # noqa: PLC0415 - it takes time to import
 
         return ranking.build_examples(
             graph,

@@ -23,7 +23,7 @@ def parse_time(text: str) -> dt.datetime:
         >>> parse_time("2026-07-01T14:00:00+02:00")
         datetime.datetime(2026, 7, 1, 12, 0)
     """
-    from graphdb.times import utc
+    from multifacet.graphdb.times import utc
 
     try:
         time = utc(text)

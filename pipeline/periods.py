@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.options import parse_time
+from multifacet.pipeline.options import parse_time
 
 if TYPE_CHECKING:
     import datetime as dt
     from pathlib import Path
 
-    from graphdb.recipe import Splits
+    from multifacet.graphdb.recipe import Splits
 
 __all__ = ["choose_splits", "infer_splits", "parse_span", "read_periods"]
 
@@ -27,8 +27,8 @@ def read_periods(store: Path) -> dict[int, dt.datetime]:
     Raises:
         ValueError: The store has no table `periods`, or it is empty.
     """
-    from graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
-    from ranking.exposures import load_periods  # noqa: PLC0415 - likewise
+    from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
+    from multifacet.ranking.exposures import load_periods  # noqa: PLC0415 - likewise
 
     with GraphStore.open(store, read_only=True) as graph:
         rows = sorted((row["period"], row["start_time"]) for row in load_periods(graph).to_pylist())
@@ -52,7 +52,7 @@ def infer_splits(periods: dict[int, dt.datetime]) -> Splits:
         >>> infer_splits(dict.fromkeys(range(1, 11)))
         Splits(pretraining=(1, 6), training=(7, 8), validation=(9, 9), test=(10, 10))
     """
-    from graphdb.recipe import Splits  # noqa: PLC0415 - it takes time to import
+    from multifacet.graphdb.recipe import Splits  # noqa: PLC0415 - it takes time to import
 
     numbers = list(periods)
     if len(numbers) < len(_PARTS):
@@ -135,7 +135,7 @@ def choose_splits(
         BadParameter: An option is not understood, one is missing, or the parts overlap or are not in time's order.
         ValueError: Without options, there are too few periods.
     """
-    from graphdb.recipe import Splits  # noqa: PLC0415 - it takes time to import
+    from multifacet.graphdb.recipe import Splits  # noqa: PLC0415 - it takes time to import
 
     if pretrain is finetune is validate is test is None:
         return infer_splits(periods)

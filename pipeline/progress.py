@@ -10,7 +10,7 @@ from typing import Final
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from pipeline.console import stderr
+from multifacet.pipeline.console import stderr
 
 logger = logging.getLogger(__name__)
 

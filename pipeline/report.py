@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline import plots
-from pipeline.output import show, show_bytes
+from multifacet.pipeline import plots
+from multifacet.pipeline.output import show, show_bytes
 
 ARM_NAMES = {"no_ids": "no id tables", "scratch": "id tables from scratch", "pretrained": "pretrained, fine-tuned"}
 TASKS = {"ctr": "CTR: bought what was promoted", "cvr": "CVR: bought it again within 28 days"}

@@ -1,4 +1,4 @@
-"""Cuts the small sample of The Complete Journey that comes with the project: `python -m pipeline.sample data/sample`.
+"""Cuts the small sample of The Complete Journey that comes with the project: `python -m multifacet.pipeline.sample data/sample`.
 
 The sample keeps whole households: those that did most of their shopping in the busiest stores that have promotion data.
 Their purchases elsewhere are left out, since without the promotions of those stores every such purchase would look
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from graphdb import Recipe
+from multifacet.graphdb import Recipe
 
 logger = logging.getLogger(__name__)
 

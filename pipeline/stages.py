@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-import contrastive
-import kge
-import ranking
-from graphdb import GraphStore, Recipe
-from pipeline.workspace import Say
-from ranking import Examples
-from ranking.exposures import load_periods
-from serving import LocalDeployment, RankerClient, Release, publish
-from tables import Precision, Snapshot
+from multifacet import contrastive, kge, ranking
+from multifacet.graphdb import GraphStore, Recipe
+from multifacet.pipeline.workspace import Say
+from multifacet.ranking import Examples
+from multifacet.ranking.exposures import load_periods
+from multifacet.serving import LocalDeployment, RankerClient, Release, publish
+from multifacet.tables import Precision, Snapshot
 
 STORE = "graph.duckdb"
 SNAPSHOT = "snapshot"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.output import emit_rows, show_bytes, stdout
+from multifacet.pipeline.output import emit_rows, show_bytes, stdout
 
 
 def print_summary(document: Mapping[str, Any]) -> None:

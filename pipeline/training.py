@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.console import stderr
+from multifacet.pipeline.console import stderr
 
 if TYPE_CHECKING:
-    from tables import StepProgress
+    from multifacet.tables import StepProgress
 
 _LINE_EVERY_S = 30.0
 

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import numba
 import torch
 
-from pipeline.meter import Meter
-from tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-from tables.allocator import keep_freed_memory
+from multifacet.pipeline.meter import Meter
+from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+from multifacet.tables.allocator import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

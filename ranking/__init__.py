@@ -1,12 +1,17 @@
 """TorchRec CTR/CVR models whose tables start from snapshots."""
 
-from ranking.assembly import make_id_maps, make_model
-from ranking.calibration import CalibrationBucket, calibration_buckets, correct_for_sampling, expected_calibration_error
-from ranking.columns import Columns
-from ranking.config import Arm, RankingConfig, arm_config
-from ranking.coverage import InitReport, TableCoverage
-from ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from ranking.evaluation import (
+from multifacet.ranking.assembly import make_id_maps, make_model
+from multifacet.ranking.calibration import (
+    CalibrationBucket,
+    calibration_buckets,
+    correct_for_sampling,
+    expected_calibration_error,
+)
+from multifacet.ranking.columns import Columns
+from multifacet.ranking.config import Arm, RankingConfig, arm_config
+from multifacet.ranking.coverage import InitReport, TableCoverage
+from multifacet.ranking.delong import DeLongTest, delong_covariance, delong_interval, delong_test
+from multifacet.ranking.evaluation import (
     bootstrap_roc_auc,
     compare,
     evaluate,
@@ -16,23 +21,23 @@ from ranking.evaluation import (
     pr_auc,
     roc_auc,
 )
-from ranking.examples import Examples
-from ranking.export import ExportedModel, export_model, load_model, quantized_scores
-from ranking.exposures import build_examples
-from ranking.features import FeatureConfig
-from ranking.initialise import init_tables
-from ranking.labelled import LabelledColumns, read_examples, read_times
-from ranking.layout import TableSpec
-from ranking.loader import Batch, ExampleLoader
-from ranking.model import RankingModel
-from ranking.negatives import WEIGHTINGS, Weighting
-from ranking.own_model import write_model
-from ranking.recent import IdLists, RecentPins, recent_pins
-from ranking.segments import evaluate_segments, standard_segments
-from ranking.shared_examples import share_examples
-from ranking.sources import TableSource
-from ranking.training import RankingResult, train
-from ranking.upper import UpperModel
+from multifacet.ranking.examples import Examples
+from multifacet.ranking.export import ExportedModel, export_model, load_model, quantized_scores
+from multifacet.ranking.exposures import build_examples
+from multifacet.ranking.features import FeatureConfig
+from multifacet.ranking.initialise import init_tables
+from multifacet.ranking.labelled import LabelledColumns, read_examples, read_times
+from multifacet.ranking.layout import TableSpec
+from multifacet.ranking.loader import Batch, ExampleLoader
+from multifacet.ranking.model import RankingModel
+from multifacet.ranking.negatives import WEIGHTINGS, Weighting
+from multifacet.ranking.own_model import write_model
+from multifacet.ranking.recent import IdLists, RecentPins, recent_pins
+from multifacet.ranking.segments import evaluate_segments, standard_segments
+from multifacet.ranking.shared_examples import share_examples
+from multifacet.ranking.sources import TableSource
+from multifacet.ranking.training import RankingResult, train
+from multifacet.ranking.upper import UpperModel
 
 __all__ = [
     "WEIGHTINGS",

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from ranking.layout import TableSpec
-from ranking.model import RankingModel
-from ranking.sequence import SequencePooling
-from ranking.slots import RECENT_PINS, Slot
-from ranking.sources import TableSource
-from ranking.upper import UpperModel
-from tables import IdMap
-from tables.boundary import expect_attributes, kind, mapping_to, one_of, takes, whole
-from tables.idcolumn import to_arrow
+from multifacet.ranking.layout import TableSpec
+from multifacet.ranking.model import RankingModel
+from multifacet.ranking.sequence import SequencePooling
+from multifacet.ranking.slots import RECENT_PINS, Slot
+from multifacet.ranking.sources import TableSource
+from multifacet.ranking.upper import UpperModel
+from multifacet.tables import IdMap
+from multifacet.tables.boundary import expect_attributes, kind, mapping_to, one_of, takes, whole
+from multifacet.tables.idcolumn import to_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.config import RankingConfig
-    from ranking.examples import Examples
-    from tables import CollisionReport, Snapshot
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.examples import Examples
+    from multifacet.tables import CollisionReport, Snapshot
 
 
 logger = getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tables.boundary import expect_type, whole
+from multifacet.tables.boundary import expect_type, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

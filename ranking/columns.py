@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ranking.examples import Examples
-    from ranking.model import RankingModel
-    from tables import IdMap
+    from multifacet.ranking.examples import Examples
+    from multifacet.ranking.model import RankingModel
+    from multifacet.tables import IdMap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from ranking.slots import Slot
+from multifacet.ranking.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from ranking.slots import RECENT_PINS
-from tables.configuration import Configuration
+from multifacet.ranking.slots import RECENT_PINS
+from multifacet.tables.configuration import Configuration
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 Arm = Literal["no_ids", "scratch", "pretrained"]

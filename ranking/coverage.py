@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from ranking.remapping import look_up
-from ranking.shards import choose_tables, find_tables
+from multifacet.ranking.remapping import look_up
+from multifacet.ranking.shards import choose_tables, find_tables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ranking.shards import EmbeddingTable
+    from multifacet.ranking.shards import EmbeddingTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ranking.slots import facing_pairs
+from multifacet.ranking.slots import facing_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.slots import Slot
+    from multifacet.ranking.slots import Slot
 
 
 class FlatInputs(nn.Module):

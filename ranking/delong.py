@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ranking.evaluation import roc_auc
-from tables.boundary import expect_type, number
+from multifacet.ranking.evaluation import roc_auc
+from multifacet.tables.boundary import expect_type, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from ranking.calibration import as_numbers, correct_for_sampling
-from ranking.examples import Examples
-from tables.boundary import expect_type, kind, number, takes, whole
-from tables.threads import run_ranges
+from multifacet.ranking.calibration import as_numbers, correct_for_sampling
+from multifacet.ranking.examples import Examples
+from multifacet.tables.boundary import expect_type, kind, number, takes, whole
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

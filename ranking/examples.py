@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ranking.recent import IdLists, RecentPins
-from ranking.slots import RECENT_PINS
+from multifacet.ranking.recent import IdLists, RecentPins
+from multifacet.ranking.slots import RECENT_PINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tables import IdMap
+    from multifacet.tables import IdMap
 
 _METADATA_KEY = b"multifacet.examples"
 _RECENT = "recent_pin_ids"

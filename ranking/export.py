@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ranking.heads import TASKS
-from ranking.layout import RowLayout, TableSpec
-from ranking.programs import export_pooling, export_upper
-from ranking.slots import RECENT_PINS, make_slots
-from tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
-from tables.boundary import FLAG, PATH, expect_attributes, expect_type, takes
+from multifacet.ranking.heads import TASKS
+from multifacet.ranking.layout import RowLayout, TableSpec
+from multifacet.ranking.programs import export_pooling, export_upper
+from multifacet.ranking.slots import RECENT_PINS, make_slots
+from multifacet.tables import Artifact, ArtifactWriter, IdMap, decode, encode, row_bytes
+from multifacet.tables.boundary import FLAG, PATH, expect_attributes, expect_type, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from ranking.examples import Examples
-    from ranking.training import RankingResult
-    from tables import Precision
+    from multifacet.ranking.examples import Examples
+    from multifacet.ranking.training import RankingResult
+    from multifacet.tables import Precision
 
 logger = getLogger(__name__)
 

@@ -16,25 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ranking.examples import Examples, column
-from ranking.features import (
+from multifacet.ranking.examples import Examples, column
+from multifacet.ranking.features import (
     FeatureConfig,
     dense_feature_names,
     dense_features,
     load_events,
     load_pins,
 )
-from ranking.negatives import WEIGHTINGS, listed, sample_negatives
-from ranking.recent import recent_pins
-from tables.boundary import expect_attributes
+from multifacet.ranking.negatives import WEIGHTINGS, listed, sample_negatives
+from multifacet.ranking.recent import recent_pins
+from multifacet.tables.boundary import expect_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from ranking.features import QueryableStore
-    from ranking.negatives import Weighting
+    from multifacet.ranking.features import QueryableStore
+    from multifacet.ranking.negatives import Weighting
 
 logger = getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from tables.configuration import Configuration
+from multifacet.tables.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ranking.coverage import TableCoverage
-from ranking.projection import Projection, make_projection
-from ranking.remapping import Remapping
-from ranking.row_numbers import positions_by_row, row_numbers
-from tables.placement import RowPlacement
-from tables.rowcopy import RowSums, copy_rows
+from multifacet.ranking.coverage import TableCoverage
+from multifacet.ranking.projection import Projection, make_projection
+from multifacet.ranking.remapping import Remapping
+from multifacet.ranking.row_numbers import positions_by_row, row_numbers
+from multifacet.tables.placement import RowPlacement
+from multifacet.tables.rowcopy import RowSums, copy_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ranking.shards import EmbeddingTable, Shard
-    from ranking.sources import TableSource
+    from multifacet.ranking.shards import EmbeddingTable, Shard
+    from multifacet.ranking.sources import TableSource
 
 _BLOCK_ROWS: Final = 1 << 14
 _NUM_SAMPLES: Final = 32

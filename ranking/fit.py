@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from tables import Position, SavedState
+from multifacet.tables import Position, SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ranking.columns import Columns
-    from ranking.config import RankingConfig
-    from ranking.coverage import InitReport
-    from ranking.model import RankingModel
-    from tables import TrainingRun
+    from multifacet.ranking.columns import Columns
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.coverage import InitReport
+    from multifacet.ranking.model import RankingModel
+    from multifacet.tables import TrainingRun
 
 logger = getLogger(__name__)
 

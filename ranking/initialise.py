@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from ranking.coverage import InitReport
-from ranking.filler import TableFiller
-from ranking.shards import choose_tables, find_tables
-from ranking.sources import TableSource
-from tables.boundary import expect_type
-from tables.normal import fill_normal
+from multifacet.ranking.coverage import InitReport
+from multifacet.ranking.filler import TableFiller
+from multifacet.ranking.shards import choose_tables, find_tables
+from multifacet.ranking.sources import TableSource
+from multifacet.tables.boundary import expect_type
+from multifacet.tables.normal import fill_normal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.layout import TableSpec
+    from multifacet.ranking.layout import TableSpec
 
 logger = getLogger(__name__)
 

@@ -13,11 +13,11 @@ import pyarrow.csv
 import pyarrow.dataset as pads
 from pydantic import Field, model_validator
 
-from ranking.examples import ID_FEATURES, Examples, column
-from ranking.recent import IdLists
-from ranking.slots import RECENT_PINS
-from tables.boundary import expect_type
-from tables.configuration import Configuration
+from multifacet.ranking.examples import ID_FEATURES, Examples, column
+from multifacet.ranking.recent import IdLists
+from multifacet.ranking.slots import RECENT_PINS
+from multifacet.tables.boundary import expect_type
+from multifacet.tables.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

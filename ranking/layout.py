@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ranking.slots import RECENT_PINS, Slot
+from multifacet.ranking.slots import RECENT_PINS, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from ranking.examples import Examples
-    from tables import IdMap
+    from multifacet.ranking.examples import Examples
+    from multifacet.tables import IdMap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrec import KeyedJaggedTensor
 
-from ranking.slots import RECENT_PINS
-from tables.boundary import expect_attributes, mapping_to, takes, whole
+from multifacet.ranking.slots import RECENT_PINS
+from multifacet.tables.boundary import expect_attributes, mapping_to, takes, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ranking.examples import Examples
-    from ranking.recent import IdLists
-    from tables import IdMap
+    from multifacet.ranking.examples import Examples
+    from multifacet.ranking.recent import IdLists
+    from multifacet.tables import IdMap
 
 _ENDED: Final = object()
 

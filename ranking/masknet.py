@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from torch import Tensor, nn
 
-from ranking.crossing import FlatInputs
+from multifacet.ranking.crossing import FlatInputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.slots import Slot
+    from multifacet.ranking.slots import Slot
 
 _REDUCTION: Final = 2
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from ranking.layout import RowLayout
+from multifacet.ranking.layout import RowLayout
 
 with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
@@ -19,9 +19,9 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ranking.layout import TableSpec
-    from ranking.sequence import SequencePooling
-    from ranking.upper import UpperModel
+    from multifacet.ranking.layout import TableSpec
+    from multifacet.ranking.sequence import SequencePooling
+    from multifacet.ranking.upper import UpperModel
 
 _DATA_TYPES: Final[dict[str, Any]] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 

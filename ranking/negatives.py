@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numba
 import numpy as np
 
-from ranking.examples import column
-from tables.threads import run_ranges
+from multifacet.ranking.examples import column
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from ranking.features import QueryableStore
+    from multifacet.ranking.features import QueryableStore
 
 logger = getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ranking.heads import Heads
+    from multifacet.ranking.heads import Heads
 
 
 def training_loss(

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from tables import RowwiseAdagrad, accumulate_rows
-from tables.rounded import step_rounded
+from multifacet.tables import RowwiseAdagrad, accumulate_rows
+from multifacet.tables.rounded import step_rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from ranking.config import RankingConfig
-    from ranking.layout import TableSpec
-    from ranking.model import RankingModel
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.layout import TableSpec
+    from multifacet.ranking.model import RankingModel
 
 ADAMW: Final = "adamw"
 ADAGRAD: Final = "adagrad"

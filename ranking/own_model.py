@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ranking.export import KIND
-from ranking.heads import TASKS
-from tables import Artifact, ArtifactWriter, IdMap
-from tables.boundary import FLAG, PATH, expect_type, kind, mapping_to, takes
+from multifacet.ranking.export import KIND
+from multifacet.ranking.heads import TASKS
+from multifacet.tables import Artifact, ArtifactWriter, IdMap
+from multifacet.tables.boundary import FLAG, PATH, expect_type, kind, mapping_to, takes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

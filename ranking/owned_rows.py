@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from ranking.optimizers import row_rates, table_rate
-from ranking.shards import find_tables
-from tables.assembly import Pieces, assemble
-from tables.rounded import write_rounded
+from multifacet.ranking.optimizers import row_rates, table_rate
+from multifacet.ranking.shards import find_tables
+from multifacet.tables.assembly import Pieces, assemble
+from multifacet.tables.rounded import write_rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ranking.config import RankingConfig
-    from ranking.layout import RowLayout, TableSpec
-    from ranking.shards import Shard
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.layout import RowLayout, TableSpec
+    from multifacet.ranking.shards import Shard
 
 # What an enlarged step may reach: half of FP16's range.
 _STEP_LIMIT: Final = 2.0**15

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ranking.sequence import SequencePooling
-    from ranking.upper import UpperModel
+    from multifacet.ranking.sequence import SequencePooling
+    from multifacet.ranking.upper import UpperModel
 
 
 def export_upper(upper: UpperModel) -> torch.export.ExportedProgram:

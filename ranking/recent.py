@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from tables.boundary import kind, takes, whole
+from multifacet.tables.boundary import kind, takes, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

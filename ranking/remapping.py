@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ranking.row_numbers import LEFT_OUT, NO_ROW, left_out, row_numbers
+from multifacet.ranking.row_numbers import LEFT_OUT, NO_ROW, left_out, row_numbers
 
 with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
-    from ranking.sources import TableSource
+    from multifacet.ranking.sources import TableSource
 
 _NO_ID: Final = torch.iinfo(torch.int64).max
 _NUM_SAMPLES: Final = 64

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tables import IdMap
-from tables.drift import match_ids
-from tables.idcolumn import IdColumn, to_arrow
+from multifacet.tables import IdMap
+from multifacet.tables.drift import match_ids
+from multifacet.tables.idcolumn import IdColumn, to_arrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ranking.sources import TableSource
+    from multifacet.ranking.sources import TableSource
 
 #: Row of an id that the table has no row for.
 NO_ROW: Final = -1

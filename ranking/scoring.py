@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from ranking.evaluation import log_loss, roc_auc
-from ranking.heads import TASKS
+from multifacet.ranking.evaluation import log_loss, roc_auc
+from multifacet.ranking.heads import TASKS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ranking.columns import Columns
-    from ranking.model import RankingModel
+    from multifacet.ranking.columns import Columns
+    from multifacet.ranking.model import RankingModel
 
 SCORING_BATCH: Final = 8192
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ranking.evaluation import evaluate
-from ranking.examples import Examples
-from tables.boundary import expect_type, number
+from multifacet.ranking.evaluation import evaluate
+from multifacet.ranking.examples import Examples
+from multifacet.tables.boundary import expect_type, number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ranking.tokens import SelfAttention
+from multifacet.ranking.tokens import SelfAttention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ranking.batchnorm import GlobalBatchNorm
-from ranking.objective import counted_labels, training_loss
-from ranking.optimizers import ADAGRAD, adamw_tensors, restore_adamw, rounding_seeds, table_rate
-from ranking.owned_rows import OwnedRows, rounds_steps, step_scale
-from ranking.scoring import SCORING_BATCH, validate
-from ranking.trainer import BEST, MODEL, named
-from tables.lanes import PreparingThread
+from multifacet.ranking.batchnorm import GlobalBatchNorm
+from multifacet.ranking.objective import counted_labels, training_loss
+from multifacet.ranking.optimizers import ADAGRAD, adamw_tensors, restore_adamw, rounding_seeds, table_rate
+from multifacet.ranking.owned_rows import OwnedRows, rounds_steps, step_scale
+from multifacet.ranking.scoring import SCORING_BATCH, validate
+from multifacet.ranking.trainer import BEST, MODEL, named
+from multifacet.tables.lanes import PreparingThread
 
 with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
@@ -34,10 +34,10 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ranking.columns import Columns
-    from ranking.config import RankingConfig
-    from ranking.coverage import InitReport
-    from ranking.model import RankingModel
+    from multifacet.ranking.columns import Columns
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.coverage import InitReport
+    from multifacet.ranking.model import RankingModel
 
 logger = getLogger(__name__)
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from ranking.examples import COLUMNS, Examples
-from ranking.recent import IdLists, RecentPins
-from tables.assembly import Pieces, assemble
+from multifacet.ranking.examples import COLUMNS, Examples
+from multifacet.ranking.recent import IdLists, RecentPins
+from multifacet.tables.assembly import Pieces, assemble
 
 if TYPE_CHECKING:
     from pathlib import Path

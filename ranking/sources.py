@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tables.boundary import expect_attributes, expect_type, number, whole
-from tables.rowcopy import Collisions
+from multifacet.tables.boundary import expect_attributes, expect_type, number, whole
+from multifacet.tables.rowcopy import Collisions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tables import IdMap, Snapshot
+    from multifacet.tables import IdMap, Snapshot
 
 Missing = Literal["mean", "zero", "keep", "normal"]
 HashPooling = Literal["sum", "mean"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ranking.slots import facing_pairs
+from multifacet.ranking.slots import facing_pairs
 
 with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.slots import Slot
+    from multifacet.ranking.slots import Slot
 
 
 class DotInteraction(nn.Module):

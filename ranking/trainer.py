@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from ranking.objective import training_loss
-from ranking.optimizers import Optimizers
-from ranking.scoring import score_columns, validate
-from tables.lanes import Lanes
+from multifacet.ranking.objective import training_loss
+from multifacet.ranking.optimizers import Optimizers
+from multifacet.ranking.scoring import score_columns, validate
+from multifacet.tables.lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
-    from ranking.columns import Columns
-    from ranking.config import RankingConfig
-    from ranking.coverage import InitReport
-    from ranking.model import RankingModel
+    from multifacet.ranking.columns import Columns
+    from multifacet.ranking.config import RankingConfig
+    from multifacet.ranking.coverage import InitReport
+    from multifacet.ranking.model import RankingModel
 
 MODEL: Final = "model"
 BEST: Final = "best"

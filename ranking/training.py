@@ -12,19 +12,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
-from ranking.columns import Columns
-from ranking.config import RankingConfig
-from ranking.examples import Examples
-from ranking.fit import Fit
-from ranking.initialise import init_random, init_tables
-from ranking.runlog import RunLog
-from ranking.scoring import score_columns
-from ranking.sharded import ShardedTrainer
-from ranking.trainer import Trainer
-from tables import Lifecycle
-from tables.boundary import expect_type, kind, mapping_to, takes
-from tables.group_training import are_several, begin_run
+from multifacet.ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
+from multifacet.ranking.columns import Columns
+from multifacet.ranking.config import RankingConfig
+from multifacet.ranking.examples import Examples
+from multifacet.ranking.fit import Fit
+from multifacet.ranking.initialise import init_random, init_tables
+from multifacet.ranking.runlog import RunLog
+from multifacet.ranking.scoring import score_columns
+from multifacet.ranking.sharded import ShardedTrainer
+from multifacet.ranking.trainer import Trainer
+from multifacet.tables import Lifecycle
+from multifacet.tables.boundary import expect_type, kind, mapping_to, takes
+from multifacet.tables.group_training import are_several, begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from ranking.coverage import InitReport
-    from ranking.fit import StepTaker
-    from ranking.model import RankingModel
-    from tables import CollisionReport, IdMap, Snapshot, TrainingRun
+    from multifacet.ranking.coverage import InitReport
+    from multifacet.ranking.fit import StepTaker
+    from multifacet.ranking.model import RankingModel
+    from multifacet.tables import CollisionReport, IdMap, Snapshot, TrainingRun
 
 logger = getLogger(__name__)
 

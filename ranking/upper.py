@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ranking.combination import make_combination
-from ranking.crossing import CrossInteraction
-from ranking.heads import make_heads
-from ranking.masknet import MaskInteraction
-from ranking.slots import make_slots
-from ranking.tokens import DhenInteraction, DotInteraction
+from multifacet.ranking.combination import make_combination
+from multifacet.ranking.crossing import CrossInteraction
+from multifacet.ranking.heads import make_heads
+from multifacet.ranking.masknet import MaskInteraction
+from multifacet.ranking.slots import make_slots
+from multifacet.ranking.tokens import DhenInteraction, DotInteraction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ranking.combination import Combination
-    from ranking.heads import Heads
-    from ranking.slots import Slot
+    from multifacet.ranking.combination import Combination
+    from multifacet.ranking.heads import Heads
+    from multifacet.ranking.slots import Slot
 
 Interaction = Literal["dcn_v2", "dlrm", "masknet", "dhen"]
 

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.admin import AdminClient
-    from serving.answers import LookupAnswer, RankAnswer, TableRows
-    from serving.async_client import AsyncLookupClient, AsyncRankerClient
-    from serving.client import LookupClient, RankerClient
-    from serving.config import LookupConfig, RankerConfig
-    from serving.connect import connect_lookup
-    from serving.errors import (
+    from multifacet.serving.admin import AdminClient
+    from multifacet.serving.answers import LookupAnswer, RankAnswer, TableRows
+    from multifacet.serving.async_client import AsyncLookupClient, AsyncRankerClient
+    from multifacet.serving.client import LookupClient, RankerClient
+    from multifacet.serving.config import LookupConfig, RankerConfig
+    from multifacet.serving.connect import connect_lookup
+    from multifacet.serving.errors import (
         BrokenAnswerError,
         DeadlineExceededError,
         InvalidRequestError,
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
         UnavailableError,
         VersionNotLoadedError,
     )
-    from serving.framed_client import FramedLookupClient
-    from serving.journal import RolledBackError, RolloutError
-    from serving.limits import Limits
-    from serving.local import LocalDeployment, ServerProcess
-    from serving.lookup import LookupServer
-    from serving.policy import ReplicaPolicy
-    from serving.process import serve_lookup, serve_ranker
-    from serving.publisher import publish
-    from serving.ranker import RankerServer
-    from serving.release import Release
-    from serving.rollout import Rollout
+    from multifacet.serving.framed_client import FramedLookupClient
+    from multifacet.serving.journal import RolledBackError, RolloutError
+    from multifacet.serving.limits import Limits
+    from multifacet.serving.local import LocalDeployment, ServerProcess
+    from multifacet.serving.lookup import LookupServer
+    from multifacet.serving.policy import ReplicaPolicy
+    from multifacet.serving.process import serve_lookup, serve_ranker
+    from multifacet.serving.publisher import publish
+    from multifacet.serving.ranker import RankerServer
+    from multifacet.serving.release import Release
+    from multifacet.serving.rollout import Rollout
 
 _HOMES = {
     "admin": ("AdminClient",),

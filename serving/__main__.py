@@ -1,4 +1,4 @@
-"""One server as a process: ``python -m serving lookup|ranker --config-json '{...}'``.
+"""One server as a process: ``python -m multifacet.serving lookup|ranker --config-json '{...}'``.
 
 The `multifacet serve` command does the same from options; this form is what a parent process starts.
 """
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from serving.config import LookupConfig, RankerConfig
-from serving.errors import ServingError
-from serving.process import serve_lookup, serve_ranker
+from multifacet.serving.config import LookupConfig, RankerConfig
+from multifacet.serving.errors import ServingError
+from multifacet.serving.process import serve_lookup, serve_ranker
 
 logger = logging.getLogger("serving")
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 after a drain, 1 if it failed, 2 if the configuration is wrong.
     """
-    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m multifacet.serving", description=__doc__)
     parser.add_argument("role", choices=("lookup", "ranker"))
     parser.add_argument("--config-json", required=True, help="LookupConfig or RankerConfig as one JSON object.")
     parser.add_argument(

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import grpc
 
-from serving.channel import open_channel
-from serving.config import read_token
-from serving.deployed import inside
-from serving.errors import InvalidRequestError, UnavailableError, from_rpc_error
-from serving.protocol import admin_pb2, admin_pb2_grpc
-from tables.artifact import ArtifactError
+from multifacet.serving.channel import open_channel
+from multifacet.serving.config import read_token
+from multifacet.serving.deployed import inside
+from multifacet.serving.errors import InvalidRequestError, UnavailableError, from_rpc_error
+from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc
+from multifacet.tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
-    from serving.listener import Listener
+    from multifacet.serving.listener import Listener
 
 _RETRY_S = 0.1
 

@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import BrokenAnswerError, VersionNotLoadedError
-from serving.frames import padded
-from serving.protocol import lookup_pb2, ranker_pb2
+from multifacet.serving.errors import BrokenAnswerError, VersionNotLoadedError
+from multifacet.serving.frames import padded
+from multifacet.serving.protocol import lookup_pb2, ranker_pb2
 
 
 class TableRows(NamedTuple):

@@ -10,18 +10,18 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 
-from serving.answers import Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
-from serving.async_framed import AsyncFramedLookup
-from serving.async_lookups import AsyncLookupConnection
-from serving.async_replicated import AsyncReplicatedLookup
-from serving.channel import open_async_channel
-from serving.client import MAX_ANSWER_BYTES
-from serving.config import read_token
-from serving.fleet import FRAMED, Fleet
-from serving.grpc_pending import error_of
-from serving.packing import pack_ids, pack_rank
-from serving.policy import ReplicaPolicy
-from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.answers import Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
+from multifacet.serving.async_framed import AsyncFramedLookup
+from multifacet.serving.async_lookups import AsyncLookupConnection
+from multifacet.serving.async_replicated import AsyncReplicatedLookup
+from multifacet.serving.channel import open_async_channel
+from multifacet.serving.client import MAX_ANSWER_BYTES
+from multifacet.serving.config import read_token
+from multifacet.serving.fleet import FRAMED, Fleet
+from multifacet.serving.grpc_pending import error_of
+from multifacet.serving.packing import pack_ids, pack_rank
+from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
 
 class _Calls:
@@ -153,7 +153,7 @@ class AsyncLookupClient(AsyncLookupConnection):
         self._connection = shards[0]
         if len(shards) > 1:
             # Imported here: one server, the usual case, needs no kernel to share ids out.
-            from serving.async_sharded import AsyncShardedLookup  # noqa: PLC0415
+            from multifacet.serving.async_sharded import AsyncShardedLookup  # noqa: PLC0415
 
             self._connection = AsyncShardedLookup(shards, timeout_s=timeout_s)
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serving.address import Address
-from serving.answers import Asked, LookupAnswer, Shard, read_framed_lookup
-from serving.async_lookups import AsyncLookupConnection
-from serving.errors import BrokenAnswerError, DeadlineExceededError, UnavailableError, from_status
-from serving.fleet import FRAMED
-from serving.forks import let_go, renew_in_children
-from serving.frames import HEADER_BYTES, Header, Kind, check_number, pack_header, request_numbers
-from serving.packing import pack_lookup
-from serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.address import Address
+from multifacet.serving.answers import Asked, LookupAnswer, Shard, read_framed_lookup
+from multifacet.serving.async_lookups import AsyncLookupConnection
+from multifacet.serving.errors import BrokenAnswerError, DeadlineExceededError, UnavailableError, from_status
+from multifacet.serving.fleet import FRAMED
+from multifacet.serving.forks import let_go, renew_in_children
+from multifacet.serving.frames import HEADER_BYTES, Header, Kind, check_number, pack_header, request_numbers
+from multifacet.serving.packing import pack_lookup
+from multifacet.serving.protocol import frames_pb2, lookup_pb2
 
 _MAX_IDLE = 64
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer
-from serving.async_lookups import AsyncLookupConnection
-from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError
-from serving.policy import ReplicaPolicy
-from serving.protocol import lookup_pb2
-from serving.replica_group import ELSEWHERE, LEAST_S, ReplicaGroup, common_description
-from serving.replicas import PROBE_TIMEOUT_S, Replica
+from multifacet.serving.answers import LookupAnswer
+from multifacet.serving.async_lookups import AsyncLookupConnection
+from multifacet.serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError
+from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replica_group import ELSEWHERE, LEAST_S, ReplicaGroup, common_description
+from multifacet.serving.replicas import PROBE_TIMEOUT_S, Replica
 
 
 class AsyncReplicatedLookup(ReplicaGroup[AsyncLookupConnection], AsyncLookupConnection):

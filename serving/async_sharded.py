@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer
-from serving.async_lookups import AsyncLookupConnection
-from serving.errors import ServingError
-from serving.packing import as_ids
-from serving.protocol import lookup_pb2
-from serving.replica_group import common_description
-from serving.shard_set import Part, ShardSet, as_whole, cut
+from multifacet.serving.answers import LookupAnswer
+from multifacet.serving.async_lookups import AsyncLookupConnection
+from multifacet.serving.errors import ServingError
+from multifacet.serving.packing import as_ids
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replica_group import common_description
+from multifacet.serving.shard_set import Part, ShardSet, as_whole, cut
 
 _T = TypeVar("_T")
 

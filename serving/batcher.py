@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from serving.scorer import Scorer
+    from multifacet.serving.scorer import Scorer
 
 
 class _Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from serving.forks import renew_in_children
+from multifacet.serving.forks import renew_in_children
 
 
 class RetryBudget:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc.experimental import ChannelOptions
 
-from serving.address import Address
+from multifacet.serving.address import Address
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ from typing import Any, Self
 import grpc
 import numpy.typing as npt
 
-from serving.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
-from serving.channel import open_channel
-from serving.config import read_token
-from serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
-from serving.lookups import LookupConnection
-from serving.packing import pack_ids, pack_rank
-from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
+from multifacet.serving.channel import open_channel
+from multifacet.serving.config import read_token
+from multifacet.serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
+from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.packing import pack_ids, pack_rank
+from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 
 MAX_ANSWER_BYTES = 64 << 20
 

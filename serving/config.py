@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from serving.address import Address
-from serving.fleet import Fleet
-from serving.policy import ReplicaPolicy
+from multifacet.serving.address import Address
+from multifacet.serving.fleet import Fleet
+from multifacet.serving.policy import ReplicaPolicy
 
 
 class ListenConfig(BaseModel):

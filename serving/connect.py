@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.answers import Shard
-from serving.client import MAX_ANSWER_BYTES, LookupClient
-from serving.fleet import FRAMED, Fleet
-from serving.framed_client import FramedLookupClient
-from serving.policy import ReplicaPolicy
-from serving.replicated import ReplicatedLookup
+from multifacet.serving.answers import Shard
+from multifacet.serving.client import MAX_ANSWER_BYTES, LookupClient
+from multifacet.serving.fleet import FRAMED, Fleet
+from multifacet.serving.framed_client import FramedLookupClient
+from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.replicated import ReplicatedLookup
 
 if TYPE_CHECKING:
-    from serving.lookups import LookupConnection
+    from multifacet.serving.lookups import LookupConnection
 
 
 def connect_lookup(
@@ -84,6 +84,6 @@ def connect_lookup(
     if len(shards) == 1:
         return shards[0]
     # Imported here: one server, the usual case, needs no kernel to share ids out.
-    from serving.sharded import ShardedLookup  # noqa: PLC0415
+    from multifacet.serving.sharded import ShardedLookup  # noqa: PLC0415
 
     return ShardedLookup(shards, timeout_s=timeout_s, hedges=policy.hedges)

@@ -6,7 +6,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.frames import HEADER_BYTES, BrokenFrameError, Header, OversizedFrameError, check_message_bytes
+from multifacet.serving.frames import HEADER_BYTES, BrokenFrameError, Header, OversizedFrameError, check_message_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serving.errors import InvalidRequestError, OverloadedError
-from serving.versions import LoadedVersions
-from tables.artifact import ArtifactError
+from multifacet.serving.errors import InvalidRequestError, OverloadedError
+from multifacet.serving.versions import LoadedVersions
+from multifacet.tables.artifact import ArtifactError
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from serving.manifest import Precision
+    from multifacet.serving.manifest import Precision
 
 _LEAST_BYTES: Final = 1 << 20
 
@@ -30,7 +30,7 @@ def decode_rows(rows: Tensor, precision: Precision) -> Tensor:
         float32 [n, dim], on the rows' device.
 
     Example:
-        >>> from tables import encode
+        >>> from multifacet.tables import encode
         >>> decode_rows(encode(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), "int4"), "int4").round(decimals=2).tolist()
         [[0.0, 1.0, 2.0, 3.0]]
     """

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import BrokenAnswerError, DeadlineExceededError, ServingError, UnavailableError, from_status
-from serving.forks import num_forks, refuse_inherited
-from serving.frames import HEADER_BYTES, ROW_ALIGNMENT, BrokenFrameError, Header, Kind, check_number, pack_header
-from serving.protocol import frames_pb2
+from multifacet.serving.errors import BrokenAnswerError, DeadlineExceededError, ServingError, UnavailableError, from_status
+from multifacet.serving.forks import num_forks, refuse_inherited
+from multifacet.serving.frames import HEADER_BYTES, ROW_ALIGNMENT, BrokenFrameError, Header, Kind, check_number, pack_header
+from multifacet.serving.protocol import frames_pb2
 
 if TYPE_CHECKING:
-    from serving.connection import Buffer
+    from multifacet.serving.connection import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
 _COARSE_US = 20_000

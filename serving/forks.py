@@ -11,7 +11,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from serving.errors import UnavailableError
+from multifacet.serving.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

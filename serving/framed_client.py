@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy.typing as npt
 
-from serving.address import Address
-from serving.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
-from serving.config import read_token
-from serving.errors import DeadlineExceededError, UnavailableError
-from serving.exchange import Exchange, Stream
-from serving.fleet import FRAMED
-from serving.forks import let_go, num_forks, renew_in_children
-from serving.frames import Kind, request_numbers
-from serving.lookups import LookupConnection
-from serving.packing import pack_lookup
-from serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.address import Address
+from multifacet.serving.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
+from multifacet.serving.config import read_token
+from multifacet.serving.errors import DeadlineExceededError, UnavailableError
+from multifacet.serving.exchange import Exchange, Stream
+from multifacet.serving.fleet import FRAMED
+from multifacet.serving.forks import let_go, num_forks, renew_in_children
+from multifacet.serving.frames import Kind, request_numbers
+from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.packing import pack_lookup
+from multifacet.serving.protocol import frames_pb2, lookup_pb2
 
 _MAX_IDLE = 64
 _LOOKUP = int(Kind.LOOKUP)

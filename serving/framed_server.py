@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from serving.address import Address
-from serving.connection import SCRATCH_BYTES, ClosedError, Connection, Request
-from serving.errors import (
+from multifacet.serving.address import Address
+from multifacet.serving.connection import SCRATCH_BYTES, ClosedError, Connection, Request
+from multifacet.serving.errors import (
     MAX_VERSIONS_TOLD,
     DeadlineExceededError,
     InvalidRequestError,
@@ -28,13 +28,13 @@ from serving.errors import (
     VersionNotLoadedError,
     brief,
 )
-from serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
-from serving.protocol import frames_pb2
+from multifacet.serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
+from multifacet.serving.protocol import frames_pb2
 
 if TYPE_CHECKING:
-    from serving.config import LookupConfig
-    from serving.connection import Buffer
-    from serving.metrics import ServerMetrics
+    from multifacet.serving.config import LookupConfig
+    from multifacet.serving.connection import Buffer
+    from multifacet.serving.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from serving.errors import InvalidRequestError, OverloadedError
+from multifacet.serving.errors import InvalidRequestError, OverloadedError
 
 MAGIC: Final = b"MFF1"
 HEADER_BYTES: Final = 32

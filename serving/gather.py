@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import types
 
-from tables.prefetch import prefetch
+from multifacet.tables.prefetch import prefetch
 
 _AHEAD: Final = 16
 """Rows that are fetched into the cache before they are copied; 8 to 64 measure alike, without it is half as fast."""

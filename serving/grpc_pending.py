@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 
-from serving.answers import Asked, LookupAnswer, read_lookup
-from serving.errors import BrokenAnswerError, ServingError, UnavailableError, from_rpc_error
-from serving.protocol import lookup_pb2
+from multifacet.serving.answers import Asked, LookupAnswer, read_lookup
+from multifacet.serving.errors import BrokenAnswerError, ServingError, UnavailableError, from_rpc_error
+from multifacet.serving.protocol import lookup_pb2
 
 
 class GrpcPendingLookup:

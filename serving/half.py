@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.frames import padded
-from serving.gather import MappedRows, SendBuffer, touch
-from serving.hashed_shard import HashedShard
-from serving.packing import IdArray
-from serving.plan import LookupPlan
-from serving.protocol import lookup_pb2
-from tables.manifest import ArtifactError
+from multifacet.serving.frames import padded
+from multifacet.serving.gather import MappedRows, SendBuffer, touch
+from multifacet.serving.hashed_shard import HashedShard
+from multifacet.serving.packing import IdArray
+from multifacet.serving.plan import LookupPlan
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
-    from serving.manifest import ReleaseTable
-    from serving.mapped_files import MappedFiles
-    from serving.release import Release
-    from tables.idmap import IdMap
+    from multifacet.serving.manifest import ReleaseTable
+    from multifacet.serving.mapped_files import MappedFiles
+    from multifacet.serving.release import Release
+    from multifacet.tables.idmap import IdMap
 
 _NO_ROWS = np.empty(0, np.int32)
 

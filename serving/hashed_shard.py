@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from serving.shards import SHARD_SEED
-from tables.hashing import mix64, reduce_range, seed_stream
-from tables.idcolumn import IdColumn
+from multifacet.serving.shards import SHARD_SEED
+from multifacet.tables.hashing import mix64, reduce_range, seed_stream
+from multifacet.tables.idcolumn import IdColumn
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tables.idcolumn import Ids, IdType
-    from tables.idmap import IdMap
+    from multifacet.tables.idcolumn import Ids, IdType
+    from multifacet.tables.idmap import IdMap
 
 
 class HashedShard:
@@ -41,7 +41,7 @@ class HashedShard:
         ValueError: The table cannot be split.
 
     Example:
-        >>> from tables import IdMap
+        >>> from multifacet.tables import IdMap
         >>> parts = [HashedShard(IdMap.hashed(10, id_type="int64"), shard, 4) for shard in range(4)]
         >>> [(part.first_row, part.num_rows - 1) for part in parts]
         [(0, 3), (2, 3), (5, 3), (7, 3)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tables.manifest import ArtifactError
+from multifacet.tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

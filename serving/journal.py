@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from serving.deployed import write_whole
-from serving.limits import Limits
+from multifacet.serving.deployed import write_whole
+from multifacet.serving.limits import Limits
 
 logger = logging.getLogger(__name__)
 

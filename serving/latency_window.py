@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from serving.forks import renew_in_children
+from multifacet.serving.forks import renew_in_children
 
 _SIZE = 512
 _FRESH = 32

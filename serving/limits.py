@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from serving.protocol import admin_pb2
+from multifacet.serving.protocol import admin_pb2
 
 
 class Limits(BaseModel):

@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from serving.address import Address
-from serving.config import read_token
-from serving.errors import (
+from multifacet.serving.address import Address
+from multifacet.serving.config import read_token
+from multifacet.serving.errors import (
     LOADED_VERSIONS_TRAILER,
     MAX_VERSIONS_TOLD,
     DeadlineExceededError,
@@ -29,8 +29,8 @@ from serving.errors import (
 )
 
 if TYPE_CHECKING:
-    from serving.config import ListenConfig
-    from serving.metrics import ServerMetrics
+    from multifacet.serving.config import ListenConfig
+    from multifacet.serving.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 

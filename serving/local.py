@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from serving.config import ListenConfig, LookupConfig, RankerConfig
-from serving.errors import ServingError
+from multifacet.serving.config import ListenConfig, LookupConfig, RankerConfig
+from multifacet.serving.errors import ServingError
 
 logger = logging.getLogger(__name__)
 

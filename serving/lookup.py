@@ -13,23 +13,23 @@ from typing import Self
 import grpc
 import numpy as np
 
-from serving.admin import AdminServicer
-from serving.config import LookupConfig
-from serving.connection import ClosedError
-from serving.deployed import Deployed
-from serving.errors import InvalidRequestError, OverloadedError, VersionNotLoadedError
-from serving.framed_server import FramedServer
-from serving.frames import Kind, padded
-from serving.gather import SendBuffer
-from serving.half import FetchedRows, LookupHalf
-from serving.listener import Listener
-from serving.metrics import ServerMetrics
-from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
-from serving.plan import version_of
-from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from serving.release import Release
-from serving.versions import LoadedVersions
-from tables.manifest import ArtifactError
+from multifacet.serving.admin import AdminServicer
+from multifacet.serving.config import LookupConfig
+from multifacet.serving.connection import ClosedError
+from multifacet.serving.deployed import Deployed
+from multifacet.serving.errors import InvalidRequestError, OverloadedError, VersionNotLoadedError
+from multifacet.serving.framed_server import FramedServer
+from multifacet.serving.frames import Kind, padded
+from multifacet.serving.gather import SendBuffer
+from multifacet.serving.half import FetchedRows, LookupHalf
+from multifacet.serving.listener import Listener
+from multifacet.serving.metrics import ServerMetrics
+from multifacet.serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
+from multifacet.serving.plan import version_of
+from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
+from multifacet.serving.release import Release
+from multifacet.serving.versions import LoadedVersions
+from multifacet.tables.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from numba import carray  # type: ignore[attr-defined]  # it is in the manual
 from numba.core import types
 from numba.extending import intrinsic
 
-from serving.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
-from serving.gather import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
-from serving.hashed_shard import find_hashed
-from tables.hashing import hash_rows
-from tables.idindex import find_ids
+from multifacet.serving.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
+from multifacet.serving.gather import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
+from multifacet.serving.hashed_shard import find_hashed
+from multifacet.tables.hashing import hash_rows
+from multifacet.tables.idindex import find_ids
 
 NOT_FOR_KERNEL: Final = -1
 TOO_LITTLE_ROOM: Final = -2

@@ -10,9 +10,9 @@ from typing import Protocol, Self
 
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer
-from serving.errors import DeadlineExceededError, UnavailableError
-from serving.protocol import lookup_pb2
+from multifacet.serving.answers import LookupAnswer
+from multifacet.serving.errors import DeadlineExceededError, UnavailableError
+from multifacet.serving.protocol import lookup_pb2
 
 
 class PendingLookup(Protocol):

@@ -14,7 +14,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from tables.manifest import ArtifactError
+from multifacet.tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

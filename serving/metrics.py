@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
-from serving.address import Address
+from multifacet.serving.address import Address
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.errors import ServingError
-from serving.histogram import LatencyHistogram
-from serving.workload import Request
+from multifacet.serving.errors import ServingError
+from multifacet.serving.histogram import LatencyHistogram
+from multifacet.serving.workload import Request
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.errors import InvalidRequestError
+from multifacet.serving.errors import InvalidRequestError
 
 
 class Outcomes:

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidRequestError
-from serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
+from multifacet.serving.errors import InvalidRequestError
+from multifacet.serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
 
 _INT64 = np.dtype("<i8")
 _MAX_NAMES_TOLD = 16

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
-from tables.manifest import ArtifactError
+from multifacet.tables.manifest import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from serving.errors import InvalidRequestError
-from serving.frames import HEADER_BYTES, Kind, pack_header
-from serving.hashed_shard import HashedShard
-from serving.lookup_kernel import EXACT, HASHED, HASHED_SHARD, RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
-from serving.packing import pack_lookup
-from serving.protocol import lookup_pb2
-from tables.hashing import seed_stream
+from multifacet.serving.errors import InvalidRequestError
+from multifacet.serving.frames import HEADER_BYTES, Kind, pack_header
+from multifacet.serving.hashed_shard import HashedShard
+from multifacet.serving.lookup_kernel import EXACT, HASHED, HASHED_SHARD, RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
+from multifacet.serving.packing import pack_lookup
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.tables.hashing import seed_stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from serving.connection import Buffer
-    from serving.gather import MappedRows, SendBuffer
-    from serving.manifest import ReleaseTable
-    from serving.release import Release
-    from tables.idmap import IdMap
+    from multifacet.serving.connection import Buffer
+    from multifacet.serving.gather import MappedRows, SendBuffer
+    from multifacet.serving.manifest import ReleaseTable
+    from multifacet.serving.release import Release
+    from multifacet.tables.idmap import IdMap
 
 VERSION_HEAD = b"\x0a\x40"
 """Tag and length of a request's version, which its message begins with."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from serving.upper import run_graph
-from tables.artifact import ArtifactError
+from multifacet.serving.upper import run_graph
+from multifacet.tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from serving.config import LookupConfig, RankerConfig
+from multifacet.serving.config import LookupConfig, RankerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def serve_lookup(config: LookupConfig) -> None:
     faulthandler.enable()  # a mapped file that is cut while its rows are read ends the process: with a line at least
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
-        from serving.lookup import LookupServer  # noqa: PLC0415
+        from multifacet.serving.lookup import LookupServer  # noqa: PLC0415
 
         server = LookupServer(config)
         try:
@@ -54,7 +54,7 @@ def serve_ranker(config: RankerConfig) -> None:
     with _until_signalled() as stop:
         import torch  # noqa: PLC0415
 
-        from serving.ranker import RankerServer  # noqa: PLC0415
+        from multifacet.serving.ranker import RankerServer  # noqa: PLC0415
 
         torch.set_num_threads(config.intra_op_threads)
         server = RankerServer(config)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 
-from serving.manifest import Name, Precision, ReleaseSequence
-from serving.pooling import Pooling
-from serving.release import Release
-from serving.upper import UpperModel, load_program
-from serving.writer import ReleaseWriter
-from tables.artifact import Artifact, ArtifactError
-from tables.codec import encode
-from tables.idmap import IdMap
+from multifacet.serving.manifest import Name, Precision, ReleaseSequence
+from multifacet.serving.pooling import Pooling
+from multifacet.serving.release import Release
+from multifacet.serving.upper import UpperModel, load_program
+from multifacet.serving.writer import ReleaseWriter
+from multifacet.tables.artifact import Artifact, ArtifactError
+from multifacet.tables.codec import encode
+from multifacet.tables.idmap import IdMap
 
 if TYPE_CHECKING:
     from torch import Tensor

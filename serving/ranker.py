@@ -13,20 +13,20 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from serving.admin import AdminServicer
-from serving.config import RankerConfig
-from serving.connect import connect_lookup
-from serving.deployed import Deployed
-from serving.errors import VersionNotLoadedError
-from serving.listener import Listener
-from serving.metrics import ServerMetrics
-from serving.outcomes import Outcomes
-from serving.protocol import admin_pb2, admin_pb2_grpc, ranker_pb2, ranker_pb2_grpc
-from serving.release import Release
-from serving.request_ranker import RequestRanker
-from serving.scorer import Scorer
-from serving.shadow import Shadow
-from serving.versions import LoadedVersions
+from multifacet.serving.admin import AdminServicer
+from multifacet.serving.config import RankerConfig
+from multifacet.serving.connect import connect_lookup
+from multifacet.serving.deployed import Deployed
+from multifacet.serving.errors import VersionNotLoadedError
+from multifacet.serving.listener import Listener
+from multifacet.serving.metrics import ServerMetrics
+from multifacet.serving.outcomes import Outcomes
+from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.release import Release
+from multifacet.serving.request_ranker import RequestRanker
+from multifacet.serving.scorer import Scorer
+from multifacet.serving.shadow import Shadow
+from multifacet.serving.versions import LoadedVersions
 
 logger = logging.getLogger(__name__)
 

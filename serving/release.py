@@ -26,17 +26,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from serving.index_check import check_index
-from serving.manifest import ReleaseManifest
-from serving.mapped_files import MappedFiles, open_plain
-from serving.parts import choose_shard, files_of
-from tables.artifact import Artifact, ArtifactError
-from tables.idmap import IdMap
-from tables.manifest import MANIFEST_NAME
+from multifacet.serving.index_check import check_index
+from multifacet.serving.manifest import ReleaseManifest
+from multifacet.serving.mapped_files import MappedFiles, open_plain
+from multifacet.serving.parts import choose_shard, files_of
+from multifacet.tables.artifact import Artifact, ArtifactError
+from multifacet.tables.idmap import IdMap
+from multifacet.tables.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from serving.manifest import Precision, ReleaseTable
-    from serving.parts import Half
+    from multifacet.serving.manifest import Precision, ReleaseTable
+    from multifacet.serving.parts import Half
 
 KIND = "release"
 UPPER = "ranker/upper.pt2"

@@ -9,13 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic
 
-from serving.budget import RetryBudget
-from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
-from serving.forks import renew_in_children
-from serving.latency_window import LatencyWindow
-from serving.policy import ReplicaPolicy
-from serving.protocol import lookup_pb2
-from serving.replicas import Client, Replica, Replicas
+from multifacet.serving.budget import RetryBudget
+from multifacet.serving.errors import (
+    DeadlineExceededError,
+    OverloadedError,
+    ServingError,
+    UnavailableError,
+    VersionNotLoadedError,
+)
+from multifacet.serving.forks import renew_in_children
+from multifacet.serving.latency_window import LatencyWindow
+from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replicas import Client, Replica, Replicas
 
 ELSEWHERE = (UnavailableError, OverloadedError, DeadlineExceededError, VersionNotLoadedError)
 """What another server may answer better. The version stays the one that was asked for."""

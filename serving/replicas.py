@@ -10,9 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
-from serving.forks import renew_in_children
-from serving.policy import ReplicaPolicy
+from multifacet.serving.errors import (
+    DeadlineExceededError,
+    OverloadedError,
+    ServingError,
+    UnavailableError,
+    VersionNotLoadedError,
+)
+from multifacet.serving.forks import renew_in_children
+from multifacet.serving.policy import ReplicaPolicy
 
 logger = logging.getLogger(__name__)
 

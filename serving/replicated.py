@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceededError, ServingError, UnavailableError
-from serving.lookups import LookupConnection
-from serving.policy import ReplicaPolicy
-from serving.protocol import lookup_pb2
-from serving.replica_group import ReplicaGroup, common_description
-from serving.replicated_pending import ReplicatedPendingLookup
+from multifacet.serving.errors import DeadlineExceededError, ServingError, UnavailableError
+from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replica_group import ReplicaGroup, common_description
+from multifacet.serving.replicated_pending import ReplicatedPendingLookup
 
 
 class ReplicatedLookup(ReplicaGroup[LookupConnection], LookupConnection):

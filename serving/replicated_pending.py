@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer
-from serving.errors import ServingError, UnavailableError
-from serving.forks import num_forks, refuse_inherited
-from serving.replica_group import ELSEWHERE, LEAST_S
-from serving.watch import Watch, descriptor_of
+from multifacet.serving.answers import LookupAnswer
+from multifacet.serving.errors import ServingError, UnavailableError
+from multifacet.serving.forks import num_forks, refuse_inherited
+from multifacet.serving.replica_group import ELSEWHERE, LEAST_S
+from multifacet.serving.watch import Watch, descriptor_of
 
 if TYPE_CHECKING:
-    from serving.lookups import LookupConnection, PendingLookup
-    from serving.replicas import Replica
-    from serving.replicated import ReplicatedLookup
+    from multifacet.serving.lookups import LookupConnection, PendingLookup
+    from multifacet.serving.replicas import Replica
+    from multifacet.serving.replicated import ReplicatedLookup
 
 
 class _Attempt:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidRequestError
-from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
+from multifacet.serving.errors import InvalidRequestError
+from multifacet.serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
 
 if TYPE_CHECKING:
-    from serving.manifest import ReleaseManifest
-    from serving.protocol import ids_pb2, ranker_pb2
+    from multifacet.serving.manifest import ReleaseManifest
+    from multifacet.serving.protocol import ids_pb2, ranker_pb2
 
 _NOTHING = np.empty(0, np.intp)
 

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DeadlineExceededError, OverloadedError, UnavailableError
-from serving.protocol import ranker_pb2
-from serving.request_ids import distinct_ids, read_ids
+from multifacet.serving.errors import DeadlineExceededError, OverloadedError, UnavailableError
+from multifacet.serving.protocol import ranker_pb2
+from multifacet.serving.request_ids import distinct_ids, read_ids
 
 if TYPE_CHECKING:
     import grpc
     import torch
 
-    from serving.answers import LookupAnswer
-    from serving.config import RankerConfig
-    from serving.lookups import LookupConnection, PendingLookup
-    from serving.metrics import ServerMetrics
-    from serving.request_ids import GivenIds, RequestIds
-    from serving.scorer import Scorer
+    from multifacet.serving.answers import LookupAnswer
+    from multifacet.serving.config import RankerConfig
+    from multifacet.serving.lookups import LookupConnection, PendingLookup
+    from multifacet.serving.metrics import ServerMetrics
+    from multifacet.serving.request_ids import GivenIds, RequestIds
+    from multifacet.serving.scorer import Scorer
 
 _LATE = (DeadlineExceededError, UnavailableError, OverloadedError)
 """What may happen to a lookup that is right; a version that is not there, or rows of another shape, are other faults."""

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from serving.errors import ServingError
-from serving.journal import FORWARD, Journal, RolledBackError, RolloutError, State, Step
-from serving.limits import Limits, describe_shadow, judge_shadow
-from serving.protocol import admin_pb2
+from multifacet.serving.errors import ServingError
+from multifacet.serving.journal import FORWARD, Journal, RolledBackError, RolloutError, State, Step
+from multifacet.serving.limits import Limits, describe_shadow, judge_shadow
+from multifacet.serving.protocol import admin_pb2
 
 _POLL_S = 0.05
 

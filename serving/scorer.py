@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from serving.answers import LookupAnswer
-from serving.batcher import Batcher
-from serving.device_rows import PinnedRows, decode_rows
-from serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
-from serving.manifest import Precision, ReleaseTable
-from serving.pooling import Pooling
-from serving.protocol import ranker_pb2
-from serving.release import Release
-from serving.upper import UpperModel, load_program
-from tables.codec import decode
+from multifacet.serving.answers import LookupAnswer
+from multifacet.serving.batcher import Batcher
+from multifacet.serving.device_rows import PinnedRows, decode_rows
+from multifacet.serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
+from multifacet.serving.manifest import Precision, ReleaseTable
+from multifacet.serving.pooling import Pooling
+from multifacet.serving.protocol import ranker_pb2
+from multifacet.serving.release import Release
+from multifacet.serving.upper import UpperModel, load_program
+from multifacet.tables.codec import decode
 
 if TYPE_CHECKING:
-    from serving.request_ids import RequestIds
+    from multifacet.serving.request_ids import RequestIds
 
 
 class Scorer:

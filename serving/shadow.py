@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from serving.protocol import admin_pb2
+from multifacet.serving.protocol import admin_pb2
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import LookupAnswer, TableRows
-from serving.errors import BrokenAnswerError, ServingError, VersionNotLoadedError
-from serving.packing import IdArray
-from serving.protocol import lookup_pb2
-from serving.shards import Partition, partition
+from multifacet.serving.answers import LookupAnswer, TableRows
+from multifacet.serving.errors import BrokenAnswerError, ServingError, VersionNotLoadedError
+from multifacet.serving.packing import IdArray
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.shards import Partition, partition
 
 
 class Part(NamedTuple):

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy.typing as npt
 
-from serving.errors import ServingError
-from serving.lookups import LookupConnection
-from serving.packing import as_ids
-from serving.protocol import lookup_pb2
-from serving.replica_group import common_description
-from serving.shard_set import ShardSet, as_whole, cut
-from serving.sharded_pending import ShardedPendingLookup
+from multifacet.serving.errors import ServingError
+from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.packing import as_ids
+from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replica_group import common_description
+from multifacet.serving.shard_set import ShardSet, as_whole, cut
+from multifacet.serving.sharded_pending import ShardedPendingLookup
 
 
 class ShardedLookup(LookupConnection):

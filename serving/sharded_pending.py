@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from serving.errors import ServingError
-from serving.forks import num_forks, refuse_inherited
-from serving.replicated_pending import ReplicatedPendingLookup
-from serving.watch import Watch
+from multifacet.serving.errors import ServingError
+from multifacet.serving.forks import num_forks, refuse_inherited
+from multifacet.serving.replicated_pending import ReplicatedPendingLookup
+from multifacet.serving.watch import Watch
 
 if TYPE_CHECKING:
-    from serving.answers import LookupAnswer
-    from serving.lookups import PendingLookup
-    from serving.shard_set import Cut
-    from serving.sharded import ShardedLookup
+    from multifacet.serving.answers import LookupAnswer
+    from multifacet.serving.lookups import PendingLookup
+    from multifacet.serving.shard_set import Cut
+    from multifacet.serving.sharded import ShardedLookup
 
 
 class ShardedPendingLookup:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from tables.hashing import hash_strings, mix64, reduce_range, seed_stream
+from multifacet.tables.hashing import hash_strings, mix64, reduce_range, seed_stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from serving.packing import IdArray
+    from multifacet.serving.packing import IdArray
 
 MAX_SHARDS: Final = 1 << 15
 SHARD_SEED: Final = 0

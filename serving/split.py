@@ -8,14 +8,14 @@ from typing import IO, TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
-from serving.hashed_shard import HashedShard, can_split
-from serving.shards import shard_of
-from tables.idmap import IdMap
+from multifacet.serving.hashed_shard import HashedShard, can_split
+from multifacet.serving.shards import shard_of
+from multifacet.tables.idmap import IdMap
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from serving.packing import IdArray
+    from multifacet.serving.packing import IdArray
 
 
 class TableSplit(Protocol):

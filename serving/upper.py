@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.export.passes import move_to_device_pass
 from torch.fx.graph import CodeGen
 
-from serving.program_text import check_program_text
-from tables.artifact import ArtifactError
+from multifacet.serving.program_text import check_program_text
+from multifacet.tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

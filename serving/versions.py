@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from serving.errors import VersionNotLoadedError
+from multifacet.serving.errors import VersionNotLoadedError
 
 T = TypeVar("T")
 

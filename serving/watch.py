@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.lookups import PendingLookup, WatchedLookup
+    from multifacet.serving.lookups import PendingLookup, WatchedLookup
 
 _WRONG = select.POLLERR | select.POLLHUP | select.POLLNVAL
 

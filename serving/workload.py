@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.client import RankerClient
-from serving.lookups import LookupConnection
+from multifacet.serving.client import RankerClient
+from multifacet.serving.lookups import LookupConnection
 
 if TYPE_CHECKING:
-    from serving.manifest import ReleaseTable
-    from serving.packing import IdArray
-    from serving.release import Release
-    from tables.idmap import IdMap
+    from multifacet.serving.manifest import ReleaseTable
+    from multifacet.serving.packing import IdArray
+    from multifacet.serving.release import Release
+    from multifacet.tables.idmap import IdMap
 
 Request = Callable[[], object]
 """Sends one request and waits for its answer."""
@@ -37,7 +37,7 @@ class SkewedIds:
         ValueError: The map is a hashed one of strings, or the exponent is negative.
 
     Example:
-        >>> from tables.idmap import IdMap
+        >>> from multifacet.tables.idmap import IdMap
         >>> ids = SkewedIds(IdMap.exact([5, 6, 7]), exponent=1.0)
         >>> set(ids.draw(np.random.default_rng(0), 1000)) == {5, 6, 7}
         True

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from serving.manifest import Precision, ReleaseManifest, ReleaseSequence, ReleaseTable
-from serving.parts import shard_folder
-from serving.pooling import Pooling
-from serving.release import ID_MAPS, KIND, POOLING, UPPER, Release
-from serving.shards import MAX_SHARDS, SHARD_SEED
-from serving.split import TableSplit, split_of
-from serving.upper import UpperModel
-from tables.artifact import ArtifactError, ArtifactWriter
-from tables.codec import row_bytes
-from tables.manifest import MANIFEST_NAME
+from multifacet.serving.manifest import Precision, ReleaseManifest, ReleaseSequence, ReleaseTable
+from multifacet.serving.parts import shard_folder
+from multifacet.serving.pooling import Pooling
+from multifacet.serving.release import ID_MAPS, KIND, POOLING, UPPER, Release
+from multifacet.serving.shards import MAX_SHARDS, SHARD_SEED
+from multifacet.serving.split import TableSplit, split_of
+from multifacet.serving.upper import UpperModel
+from multifacet.tables.artifact import ArtifactError, ArtifactWriter
+from multifacet.tables.codec import row_bytes
+from multifacet.tables.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from tables.idmap import IdMap
+    from multifacet.tables.idmap import IdMap
 
 logger = logging.getLogger(__name__)
 

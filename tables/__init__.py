@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-    from tables.checkpoint import Checkpoint, CheckpointError, SavedState
-    from tables.codec import Precision, Rounding, check_encodable, decode, encode, relative_error, row_bytes
-    from tables.collisions import CollisionReport
-    from tables.drift import TableDrift, compare_snapshots
-    from tables.idmap import IdMap
-    from tables.mixed import MixedTable, plan_precision
-    from tables.neighbors import find_neighbors
-    from tables.rowwise import RowwiseAdagrad, accumulate_rows
-    from tables.sharded_rows import gather_rows
-    from tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
-    from tables.training import Lifecycle, Position, StepProgress, TrainingRun
-    from tables.warmstart import WarmStart
+    from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+    from multifacet.tables.checkpoint import Checkpoint, CheckpointError, SavedState
+    from multifacet.tables.codec import Precision, Rounding, check_encodable, decode, encode, relative_error, row_bytes
+    from multifacet.tables.collisions import CollisionReport
+    from multifacet.tables.drift import TableDrift, compare_snapshots
+    from multifacet.tables.idmap import IdMap
+    from multifacet.tables.mixed import MixedTable, plan_precision
+    from multifacet.tables.neighbors import find_neighbors
+    from multifacet.tables.rowwise import RowwiseAdagrad, accumulate_rows
+    from multifacet.tables.sharded_rows import gather_rows
+    from multifacet.tables.snapshot import OptimizerRows, Snapshot, SnapshotTable
+    from multifacet.tables.training import Lifecycle, Position, StepProgress, TrainingRun
+    from multifacet.tables.warmstart import WarmStart
 
 __all__ = [
     "Artifact",

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tables.boundary import PATH
-from tables.filetree import exchange, hash_file, list_files, rename_new, sync_directories, sync_directory
-from tables.manifest import (
+from multifacet.tables.boundary import PATH
+from multifacet.tables.filetree import exchange, hash_file, list_files, rename_new, sync_directories, sync_directory
+from multifacet.tables.manifest import (
     MANIFEST_NAME,
     RESERVED_FIELDS,
     SCHEMA_VERSION,
@@ -22,7 +22,7 @@ from tables.manifest import (
     check_json,
     read_manifest,
 )
-from tables.temporaries import lock, remove_stale_temporaries, remove_tree, temporary_sibling
+from multifacet.tables.temporaries import lock, remove_stale_temporaries, remove_tree, temporary_sibling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.partitions import link_or_copy
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from multifacet.tables.partitions import link_or_copy
 
 if TYPE_CHECKING:
     import os

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from tables.frequencies import Frequencies, write_bias
-from tables.negatives import UniformSampler
+from multifacet.tables.frequencies import Frequencies, write_bias
+from multifacet.tables.negatives import UniformSampler
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tables.answers import AnswerIndex
+    from multifacet.tables.answers import AnswerIndex
 
 __all__ = ["ChunkCandidates", "ChunkSampler"]
 

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.boundary import expect_type
-from tables.refit import refit_rows
-from tables.sharded_rows import encode_sharded, is_sharded
-from tables.threads import run_ranges
+from multifacet.tables.boundary import expect_type
+from multifacet.tables.refit import refit_rows
+from multifacet.tables.sharded_rows import encode_sharded, is_sharded
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tables.boundary import FLAG, expect_attributes, takes, whole
-from tables.idmap import IdMap
-from tables.neighbors import find_neighbors
+from multifacet.tables.boundary import FLAG, expect_attributes, takes, whole
+from multifacet.tables.idmap import IdMap
+from multifacet.tables.neighbors import find_neighbors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tables.snapshot import Snapshot, SnapshotTable
+    from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 __all__ = ["TableDrift", "compare_snapshots", "compare_tables", "match_ids"]
 
@@ -100,7 +100,7 @@ def compare_snapshots(
     """
     for name, given in (("old", old), ("new", new)):
         expect_attributes(name, given, ("node_types", "vectors", "trained"), "Snapshot")
-    from tables.snapshot import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
+    from multifacet.tables.snapshot import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
 
     tables = {
         node_type: SnapshotTable(ids=new.ids(node_type), vectors=new.vectors(node_type), trained=new.trained(node_type))

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from tables.manifest import ArtifactError
+from multifacet.tables.manifest import ArtifactError
 
 _READ_BYTES: Final = 4 << 20
 _AT_FDCWD: Final = -100

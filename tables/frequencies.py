@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numba
 import numpy as np
 
-from tables.negatives import AliasSampler, degree_weights
+from multifacet.tables.negatives import AliasSampler, degree_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from tables.halves import load
-from tables.prefetch import prefetch
+from multifacet.tables.halves import load
+from multifacet.tables.prefetch import prefetch
 
 __all__ = ["gather_rows"]
 

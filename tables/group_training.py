@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from tables.training import TrainingRun
+from multifacet.tables.training import TrainingRun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tables.checkpoint import SavedState
-    from tables.training import TrainerState
+    from multifacet.tables.checkpoint import SavedState
+    from multifacet.tables.training import TrainerState
 
 __all__ = ["GroupRun", "are_several", "begin_run"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tables.hashing import hash_strings
-from tables.threads import run_ranges
+from multifacet.tables.hashing import hash_strings
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

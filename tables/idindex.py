@@ -19,17 +19,17 @@ import numba
 import numpy as np
 from safetensors.numpy import save_file
 
-from tables.hashing import mix64, read_word
-from tables.mapped_tensors import map_tensors
-from tables.prefetch import prefetch
-from tables.threads import num_ranges, run_ranges
+from multifacet.tables.hashing import mix64, read_word
+from multifacet.tables.mapped_tensors import map_tensors
+from multifacet.tables.prefetch import prefetch
+from multifacet.tables.threads import num_ranges, run_ranges
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from tables.idcolumn import IdColumn, IdType
+    from multifacet.tables.idcolumn import IdColumn, IdType
 
 _DTYPES: Final = {"starts": np.dtype(np.int32), "keys": np.dtype(np.int64), "rows": np.dtype(np.int32)}
 _TEXT_DTYPES: Final = {"offsets": np.dtype(np.int64), "text": np.dtype(np.uint8)}

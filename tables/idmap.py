@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tables.boundary import whole
-from tables.collisions import CollisionReport
-from tables.hashing import hash_rows, seed_stream
-from tables.idcolumn import IdColumn, Ids, IdType, to_arrow
-from tables.idindex import IdIndex
-from tables.threads import run_ranges
+from multifacet.tables.boundary import whole
+from multifacet.tables.collisions import CollisionReport
+from multifacet.tables.hashing import hash_rows, seed_stream
+from multifacet.tables.idcolumn import IdColumn, Ids, IdType, to_arrow
+from multifacet.tables.idindex import IdIndex
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

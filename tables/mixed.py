@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.boundary import kind, takes, whole
-from tables.codec import Precision, Rounding, decode, encode, row_bytes
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from multifacet.tables.boundary import kind, takes, whole
+from multifacet.tables.codec import Precision, Rounding, decode, encode, row_bytes
 
 if TYPE_CHECKING:
     import os

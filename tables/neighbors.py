@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tables.boundary import expect_type, one_of, whole
+from multifacet.tables.boundary import expect_type, one_of, whole
 
 __all__ = ["Backend", "Similarity", "find_neighbors"]
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from tables.counters import random_bits, random_stream
-from tables.halves import load, store_stochastically
-from tables.prefetch import prefetch
-from tables.threads import take_turn
+from multifacet.tables.counters import random_bits, random_stream
+from multifacet.tables.halves import load, store_stochastically
+from multifacet.tables.prefetch import prefetch
+from multifacet.tables.threads import take_turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

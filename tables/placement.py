@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from tables.row_order import sort_by_row
+from multifacet.tables.row_order import sort_by_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,8 +21,8 @@ import numba
 import numpy as np
 import torch
 
-from tables.halves import from_fp16, to_fp16
-from tables.threads import run_ranges
+from multifacet.tables.halves import from_fp16, to_fp16
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from torch import Tensor

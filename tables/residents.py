@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tables.partitions import PartitionFiles
+    from multifacet.tables.partitions import PartitionFiles
 
 __all__ = ["Residents"]
 

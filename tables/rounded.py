@@ -13,9 +13,9 @@ import numba
 import numpy as np
 import torch
 
-from tables.counters import random_bits, random_stream
-from tables.halves import bits, load, store_stochastically
-from tables.threads import run_ranges
+from multifacet.tables.counters import random_bits, random_stream
+from multifacet.tables.halves import bits, load, store_stochastically
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from tables.threads import num_ranges, run_ranges
+from multifacet.tables.threads import num_ranges, run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

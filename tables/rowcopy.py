@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import torch
 
-from tables.halves import bits, load, store
-from tables.prefetch import prefetch
-from tables.threads import run_ranges
+from multifacet.tables.halves import bits, load, store
+from multifacet.tables.prefetch import prefetch
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tables.placement import RowPlacement
+    from multifacet.tables.placement import RowPlacement
 
 Collisions = Literal["mean", "weighted", "first"]
 _MIN_VALUES_PER_THREAD: Final = 1 << 17

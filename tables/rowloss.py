@@ -20,7 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from tables.exponential import exp_nonpositive, log1p_unit
+from multifacet.tables.exponential import exp_nonpositive, log1p_unit
 
 __all__ = ["RowLoss", "differentiate_rows"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tables.boundary import kind, takes, whole
-from tables.threads import run_ranges
+from multifacet.tables.boundary import kind, takes, whole
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

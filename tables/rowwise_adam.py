@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from tables.rowwise import RowwiseAdagrad
+from multifacet.tables.rowwise import RowwiseAdagrad
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tables.assembly import Pieces, assemble
-from tables.normal import fill_normal
-from tables.snapshot import Snapshot, SnapshotTable
+from multifacet.tables.assembly import Pieces, assemble
+from multifacet.tables.normal import fill_normal
+from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     import os

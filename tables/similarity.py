@@ -18,7 +18,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from tables.gemm import gemm
+from multifacet.tables.gemm import gemm
 
 __all__ = ["Similarity", "differentiate", "score"]
 

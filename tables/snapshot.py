@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.codec import check_encodable
-from tables.idcolumn import IdColumn, IdType, to_arrow
-from tables.idindex import IdIndex
-from tables.idmap import IdMap
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from multifacet.tables.codec import check_encodable
+from multifacet.tables.idcolumn import IdColumn, IdType, to_arrow
+from multifacet.tables.idindex import IdIndex
+from multifacet.tables.idmap import IdMap
 
 if TYPE_CHECKING:
     import os

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from tables.boundary import PATH, kind, takes
+from multifacet.tables.boundary import PATH, kind, takes
 
 logger = logging.getLogger(__name__)
 

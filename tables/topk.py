@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from tables.threads import run_ranges
+from multifacet.tables.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from tables.boundary import FLAG, expect_type, number
-from tables.checkpoint import Checkpoint, CheckpointError, SavedState, list_differences
-from tables.warmstart import WarmStart
+from multifacet.tables.boundary import FLAG, expect_type, number
+from multifacet.tables.checkpoint import Checkpoint, CheckpointError, SavedState, list_differences
+from multifacet.tables.warmstart import WarmStart
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Mapping
 
-    from tables.lanes import Lanes, PreparingThread
+    from multifacet.tables.lanes import Lanes, PreparingThread
 
 __all__ = ["Lifecycle", "Position", "StepProgress", "TrainerState", "TrainingRun"]
 

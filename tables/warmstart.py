@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from typing_extensions import override
 
-from tables.configuration import Configuration
-from tables.drift import compare_tables, match_ids
-from tables.rowwise import RowwiseAdagrad
-from tables.snapshot import Snapshot, SnapshotTable
+from multifacet.tables.configuration import Configuration
+from multifacet.tables.drift import compare_tables, match_ids
+from multifacet.tables.rowwise import RowwiseAdagrad
+from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 from benchmarks.harness.forked import FORKS, ForkedServer
 from benchmarks.harness.load import Asker, Tally
 from benchmarks.harness.witness import write_witness
-from serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout
+from multifacet.serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout
 
 if TYPE_CHECKING:
-    from serving.journal import State
+    from multifacet.serving.journal import State
 
 logger = logging.getLogger(__name__)
 

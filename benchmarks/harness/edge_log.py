@@ -8,7 +8,7 @@ from typing import Literal
 
 import duckdb
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 
 FIRST_DAY = dt.datetime(2025, 1, 1)
 NUM_DAYS = 100

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from serving.release import Release
-from tables import decode
+from multifacet.serving.release import Release
+from multifacet.tables import decode
 
 _METHOD = "/plain.Rows/Get"
 

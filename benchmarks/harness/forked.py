@@ -6,10 +6,10 @@ import multiprocessing
 import time
 from pathlib import Path
 
-from serving import LookupConfig, RankerConfig, serve_lookup, serve_ranker
+from multifacet.serving import LookupConfig, RankerConfig, serve_lookup, serve_ranker
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["serving.lookup", "serving.ranker", "benchmarks.harness.chaos"])
+FORKS.set_forkserver_preload(["multifacet.serving.lookup", "multifacet.serving.ranker", "benchmarks.harness.chaos"])
 _POLL_S = 0.01
 
 

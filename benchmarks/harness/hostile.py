@@ -16,11 +16,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from serving import LookupClient, ServingError
-from serving.channel import open_channel
-from serving.frames import HEADER_BYTES, Header, Kind
-from serving.packing import pack_ids
-from serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving import LookupClient, ServingError
+from multifacet.serving.channel import open_channel
+from multifacet.serving.frames import HEADER_BYTES, Header, Kind
+from multifacet.serving.packing import pack_ids
+from multifacet.serving.protocol import frames_pb2, lookup_pb2
 
 _LOOKUP = "/multifacet.serving.v1.Lookup/Lookup"
 _RESET = struct.pack("ii", 1, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kge import TripleSplit
+from multifacet.kge import TripleSplit
 
 __all__ = ["data_folder", "load_split"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.harness.witness import IDS
-from serving import RankerClient, ServingError
+from multifacet.serving import RankerClient, ServingError
 
 CANDIDATES = 9
 _RETRY_S = 0.05

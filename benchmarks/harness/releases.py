@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranking.programs import export_pooling
-from serving.manifest import ReleaseSequence
-from serving.writer import ReleaseWriter
-from tables import IdMap
+from multifacet.ranking.programs import export_pooling
+from multifacet.serving.manifest import ReleaseSequence
+from multifacet.serving.writer import ReleaseWriter
+from multifacet.tables import IdMap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from ranking.sequence import SequencePooling
-    from serving.release import Release
+    from multifacet.ranking.sequence import SequencePooling
+    from multifacet.serving.release import Release
 
 DIM = 64
 ROW_BYTES = DIM // 2 + 4

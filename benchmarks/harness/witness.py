@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from serving.release import Release
-from serving.writer import ReleaseWriter
-from tables import IdMap, encode
+from multifacet.serving.release import Release
+from multifacet.serving.writer import ReleaseWriter
+from multifacet.tables import IdMap, encode
 
 IDS = 500
 FEATURES = ("user", "pin")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphdb.sampling.adjacency import Adjacency
-from graphdb.sampling.config import SamplerConfig
-from graphdb.sampling.negatives import NegativeSampler
-from graphdb.sampling.topology import Topology
-from graphdb.sampling.walks import MetapathWalker
+from multifacet.graphdb.sampling.adjacency import Adjacency
+from multifacet.graphdb.sampling.config import SamplerConfig
+from multifacet.graphdb.sampling.negatives import NegativeSampler
+from multifacet.graphdb.sampling.topology import Topology
+from multifacet.graphdb.sampling.walks import MetapathWalker
 
 if TYPE_CHECKING:
-    from graphdb.sampling.sampler import MultifacetSampler
+    from multifacet.graphdb.sampling.sampler import MultifacetSampler
 
 __all__ = ["Adjacency", "MetapathWalker", "MultifacetSampler", "NegativeSampler", "SamplerConfig", "Topology"]
 
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """Imports the sampler of neighbourhoods at its first use: walks and negatives need not wait seconds for PyG."""
     if name != "MultifacetSampler":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from graphdb.sampling.sampler import MultifacetSampler  # noqa: PLC0415
+    from multifacet.graphdb.sampling.sampler import MultifacetSampler  # noqa: PLC0415
 
     return MultifacetSampler

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from graphdb.merging import is_clustered
-from graphdb.reverse import EdgeType
-from graphdb.sql import GraphError
-from graphdb.threads import run_ranges
+from multifacet.graphdb.merging import is_clustered
+from multifacet.graphdb.reverse import EdgeType
+from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from graphdb.reverse import EdgeType
-from graphdb.sql import GraphError
+from multifacet.graphdb.reverse import EdgeType
+from multifacet.graphdb.sql import GraphError
 
 Backend = Literal["auto", "numba", "pyg_lib"]
 TemporalStrategy = Literal["uniform", "last"]

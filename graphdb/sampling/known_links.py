@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.sampling.adjacency import Adjacency
+    from multifacet.graphdb.sampling.adjacency import Adjacency
 
 
 class KnownLinks:

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import torch
 
-from graphdb.counter import derive_key
-from graphdb.sampling.known_links import KnownLinks
-from graphdb.sampling.negatives import NegativeSampler
-from graphdb.sql import GraphError
+from multifacet.graphdb.counter import derive_key
+from multifacet.graphdb.sampling.known_links import KnownLinks
+from multifacet.graphdb.sampling.negatives import NegativeSampler
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from torch_geometric.sampler import NegativeSampling
 
-    from graphdb.reverse import EdgeType
-    from graphdb.sampling.config import SamplerConfig
-    from graphdb.sampling.stream import Stream
-    from graphdb.sampling.topology import Topology
+    from multifacet.graphdb.reverse import EdgeType
+    from multifacet.graphdb.sampling.config import SamplerConfig
+    from multifacet.graphdb.sampling.stream import Stream
+    from multifacet.graphdb.sampling.topology import Topology
 
 End = Literal["src", "dst"]
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphdb.sampling.subgraph import Seeds
+from multifacet.graphdb.sampling.subgraph import Seeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling
 
-    from graphdb.reverse import EdgeType
-    from graphdb.sampling.link_negatives import LinkNegatives
+    from multifacet.graphdb.reverse import EdgeType
+    from multifacet.graphdb.sampling.link_negatives import LinkNegatives
 
 
 class Links:

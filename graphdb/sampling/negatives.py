@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphdb.counter import draw_below, draw_unit, key_at
-from graphdb.sampling.neighbors import first_above
-from graphdb.sampling.stream import Stream
-from graphdb.sql import GraphError
-from graphdb.threads import run_ranges
+from multifacet.graphdb.counter import draw_below, draw_unit, key_at
+from multifacet.graphdb.sampling.neighbors import first_above
+from multifacet.graphdb.sampling.stream import Stream
+from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.view import GraphView
+    from multifacet.graphdb.view import GraphView
 
 _MIN_DRAWS_PER_THREAD: Final = 1 << 14
 

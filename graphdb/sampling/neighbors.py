@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from graphdb.counter import draw_below, draw_unit, key_at
-from graphdb.threads import run_ranges
+from multifacet.graphdb.counter import draw_below, draw_unit, key_at
+from multifacet.graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.sampling.adjacency import Adjacency
+    from multifacet.graphdb.sampling.adjacency import Adjacency
 
 _MIN_EDGES_PER_THREAD: Final = 1 << 13
 _NO_TIMES: Final = np.empty(0, np.int64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numba
 import numpy as np
 
-from graphdb.counter import mix
+from multifacet.graphdb.counter import mix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from graphdb.sampling.config import SamplerConfig
-    from graphdb.sampling.subgraph import Seeds
-    from graphdb.sampling.topology import Topology
+    from multifacet.graphdb.sampling.config import SamplerConfig
+    from multifacet.graphdb.sampling.subgraph import Seeds
+    from multifacet.graphdb.sampling.topology import Topology
 
 
 def missing(topology: Topology, config: SamplerConfig) -> str | None:

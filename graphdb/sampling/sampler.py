@@ -16,19 +16,19 @@ from torch_geometric.sampler import (
     SamplerOutput,
 )
 
-from graphdb.sampling import pyg_lib
-from graphdb.sampling.link_negatives import LinkNegatives
-from graphdb.sampling.links import Links
-from graphdb.sampling.stream import Stream
-from graphdb.sampling.subgraph import Seeds, SubgraphSampler
-from graphdb.sampling.topology import HOMOGENEOUS_EDGE, HOMOGENEOUS_NODE, Topology
-from graphdb.sql import GraphError
+from multifacet.graphdb.sampling import pyg_lib
+from multifacet.graphdb.sampling.link_negatives import LinkNegatives
+from multifacet.graphdb.sampling.links import Links
+from multifacet.graphdb.sampling.stream import Stream
+from multifacet.graphdb.sampling.subgraph import Seeds, SubgraphSampler
+from multifacet.graphdb.sampling.topology import HOMOGENEOUS_EDGE, HOMOGENEOUS_NODE, Topology
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.reverse import EdgeType
-    from graphdb.sampling.config import SamplerConfig
+    from multifacet.graphdb.reverse import EdgeType
+    from multifacet.graphdb.sampling.config import SamplerConfig
 
 
 class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric is untyped
@@ -51,7 +51,7 @@ class MultifacetSampler(BaseSampler):  # type: ignore[misc]  # torch_geometric i
             `Topology.from_view`), temporal sampling of a graph without times, or settings that the chosen backend cannot do.
 
     Example:
-        >>> from graphdb.sampling import SamplerConfig, Topology
+        >>> from multifacet.graphdb.sampling import SamplerConfig, Topology
         >>> from torch_geometric.data import Data
         >>> from torch_geometric.loader import NodeLoader
         >>> data = Data(edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]), num_nodes=3)

@@ -6,7 +6,7 @@ import threading
 
 import torch.utils.data
 
-from graphdb.counter import derive_key
+from multifacet.graphdb.counter import derive_key
 
 
 class Stream:

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch_geometric.sampler import HeteroSamplerOutput
 
-from graphdb.counter import derive_key
-from graphdb.sampling.neighbors import Neighbors, draw_neighbors
-from graphdb.sampling.numbering import DisjointNumbering, Frontier, Numbering, ScratchPool, SharedNumbering
-from graphdb.threads import run_ranges
+from multifacet.graphdb.counter import derive_key
+from multifacet.graphdb.sampling.neighbors import Neighbors, draw_neighbors
+from multifacet.graphdb.sampling.numbering import DisjointNumbering, Frontier, Numbering, ScratchPool, SharedNumbering
+from multifacet.graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from graphdb.reverse import EdgeType
-    from graphdb.sampling.config import SamplerConfig
-    from graphdb.sampling.topology import Topology
+    from multifacet.graphdb.reverse import EdgeType
+    from multifacet.graphdb.sampling.config import SamplerConfig
+    from multifacet.graphdb.sampling.topology import Topology
 
 
 _MIN_EDGES_AT_ONCE: Final = 1 << 14

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
-from graphdb.reverse import REVERSE_PREFIX, EdgeType, parse_step, reverse_types
-from graphdb.sampling.adjacency import Adjacency
-from graphdb.sql import GraphError
+from multifacet.graphdb.reverse import REVERSE_PREFIX, EdgeType, parse_step, reverse_types
+from multifacet.graphdb.sampling.adjacency import Adjacency
+from multifacet.graphdb.sql import GraphError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.edges import Edges
-    from graphdb.schema import Relation
-    from graphdb.view import GraphView
+    from multifacet.graphdb.edges import Edges
+    from multifacet.graphdb.schema import Relation
+    from multifacet.graphdb.view import GraphView
 
 #: A node that has always been there.
 ALWAYS: Final = np.iinfo(np.int64).min

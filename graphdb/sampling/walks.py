@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphdb.counter import derive_key, draw_below, draw_unit, key_at
-from graphdb.reverse import INVERSE, parse_step
-from graphdb.sampling.neighbors import first_above, first_not_before
-from graphdb.sampling.stream import Stream
-from graphdb.sampling.topology import Topology
-from graphdb.sql import GraphError
-from graphdb.threads import run_ranges
+from multifacet.graphdb.counter import derive_key, draw_below, draw_unit, key_at
+from multifacet.graphdb.reverse import INVERSE, parse_step
+from multifacet.graphdb.sampling.neighbors import first_above, first_not_before
+from multifacet.graphdb.sampling.stream import Stream
+from multifacet.graphdb.sampling.topology import Topology
+from multifacet.graphdb.sql import GraphError
+from multifacet.graphdb.threads import run_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from graphdb.sampling.adjacency import Adjacency
-    from graphdb.view import GraphView
+    from multifacet.graphdb.sampling.adjacency import Adjacency
+    from multifacet.graphdb.view import GraphView
 
 _MIN_WALKS_PER_THREAD: Final = 1 << 12
 _BLOCK: Final = 256
@@ -51,7 +51,7 @@ class MetapathWalker:
         GraphError: No step, an unknown relation, steps that do not join, or a topology without reversed relations.
 
     Example:
-        >>> from graphdb.sampling import Adjacency
+        >>> from multifacet.graphdb.sampling import Adjacency
         >>> ends = np.array([0, 1], np.int32), np.array([1, 2], np.int32)
         >>> links = Adjacency.from_edges(("page", "rev_links", "page"), *ends[::-1], num_src=3, num_dst=3)
         >>> MetapathWalker(Topology({"page": 3}, [links]), ["links"]).walk(torch.tensor([0, 2]), length=3)

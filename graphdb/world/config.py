@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from graphdb.recipe import Splits
-from graphdb.schema import GraphSchema, NodeType, Relation, Surface
+from multifacet.graphdb.recipe import Splits
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface
 
 #: Days of a month of the world: four whole weeks, so that no ranking period straddles two months.
 MONTH_DAYS: Final = 28

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphdb.counter import alias_at, below_at, derive_key, key_at, unit_at
-from graphdb.threads import Workers, ranges
-from graphdb.world.config import DAY_US, MONTH_DAYS, PERIOD_DAYS, WorldConfig
-from graphdb.world.interactions import cosine_of
-from graphdb.world.month import Month
-from graphdb.world.response import Response
+from multifacet.graphdb.counter import alias_at, below_at, derive_key, key_at, unit_at
+from multifacet.graphdb.threads import Workers, ranges
+from multifacet.graphdb.world.config import DAY_US, MONTH_DAYS, PERIOD_DAYS, WorldConfig
+from multifacet.graphdb.world.interactions import cosine_of
+from multifacet.graphdb.world.month import Month
+from multifacet.graphdb.world.response import Response
 
 _REQUIRED: Final = {"nullable": False}
 _KEYS: Final = [pa.field("context", pa.int32(), **_REQUIRED), pa.field("period", pa.int32(), **_REQUIRED)]

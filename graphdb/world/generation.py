@@ -14,15 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from graphdb.progress import Progress
-from graphdb.schema import Surface
-from graphdb.threads import Workers
-from graphdb.world import exposures, interactions
-from graphdb.world.config import FORMAT, INTERACTIONS, InteractionName, WorldConfig
-from graphdb.world.interests import directions, draw_advertisers, draw_appeals, drift, nearest
-from graphdb.world.layout import Layout, save_tensors, unfinished, write_manifest, writing
-from graphdb.world.month import Month
-from graphdb.world.population import Population
+from multifacet.graphdb.progress import Progress
+from multifacet.graphdb.schema import Surface
+from multifacet.graphdb.threads import Workers
+from multifacet.graphdb.world import exposures, interactions
+from multifacet.graphdb.world.config import FORMAT, INTERACTIONS, InteractionName, WorldConfig
+from multifacet.graphdb.world.interests import directions, draw_advertisers, draw_appeals, drift, nearest
+from multifacet.graphdb.world.layout import Layout, save_tensors, unfinished, write_manifest, writing
+from multifacet.graphdb.world.month import Month
+from multifacet.graphdb.world.population import Population
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphdb.counter import alias_at, derive_key, key_at, unit_at
-from graphdb.threads import Workers, ranges
-from graphdb.world.config import INTERACTIONS, InteractionName, WorldConfig
-from graphdb.world.month import Month
-from graphdb.world.response import Response
+from multifacet.graphdb.counter import alias_at, derive_key, key_at, unit_at
+from multifacet.graphdb.threads import Workers, ranges
+from multifacet.graphdb.world.config import INTERACTIONS, InteractionName, WorldConfig
+from multifacet.graphdb.world.month import Month
+from multifacet.graphdb.world.response import Response
 
 #: Columns of an interaction's files.
 SCHEMA: Final = pa.schema(

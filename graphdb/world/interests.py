@@ -9,11 +9,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.counter import alias_at, derive_key, fill_normal, key_at
-from graphdb.threads import Workers
-from graphdb.world.alias import build_alias
-from graphdb.world.config import WorldConfig
-from graphdb.world.population import pareto
+from multifacet.graphdb.counter import alias_at, derive_key, fill_normal, key_at
+from multifacet.graphdb.threads import Workers
+from multifacet.graphdb.world.alias import build_alias
+from multifacet.graphdb.world.config import WorldConfig
+from multifacet.graphdb.world.population import pareto
 
 
 def directions(config: WorldConfig, name: str, total: int, workers: Workers) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from graphdb.sql import GraphError
+from multifacet.graphdb.sql import GraphError
 
 MANIFEST: Final = "world.json"
 _LOCK: Final = ".lock"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.schema import Surface
+from multifacet.graphdb.schema import Surface
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.counter import derive_key, fill_units
-from graphdb.world.alias import build_alias
+from multifacet.graphdb.counter import derive_key, fill_units
+from multifacet.graphdb.world.alias import build_alias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from graphdb.schema import Surface
-from graphdb.world.config import WorldConfig
+from multifacet.graphdb.schema import Surface
+from multifacet.graphdb.world.config import WorldConfig
 
 _NUM_ANGLES: Final = 4001
 _NUM_BISECTIONS: Final = 80

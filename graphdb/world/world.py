@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 
-from graphdb.progress import Progress
-from graphdb.report import LoadReport
-from graphdb.schema import Surface
-from graphdb.source import Query
-from graphdb.sql import GraphError, quote_text
-from graphdb.store import GraphStore
-from graphdb.world import exposures
-from graphdb.world.config import DAY_US, FORMAT, INTERACTIONS, MONTH_DAYS, SCHEMA, InteractionName, WorldConfig
-from graphdb.world.generation import generate
-from graphdb.world.layout import Layout, read_manifest
-from graphdb.world.response import Response
+from multifacet.graphdb.progress import Progress
+from multifacet.graphdb.report import LoadReport
+from multifacet.graphdb.schema import Surface
+from multifacet.graphdb.source import Query
+from multifacet.graphdb.sql import GraphError, quote_text
+from multifacet.graphdb.store import GraphStore
+from multifacet.graphdb.world import exposures
+from multifacet.graphdb.world.config import DAY_US, FORMAT, INTERACTIONS, MONTH_DAYS, SCHEMA, InteractionName, WorldConfig
+from multifacet.graphdb.world.generation import generate
+from multifacet.graphdb.world.layout import Layout, read_manifest
+from multifacet.graphdb.world.response import Response
 
 DEFAULT_CHUNK_SIZE: Final = 1 << 19
 _KEPT_MONTHS: Final = 2

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from serving.openloop import LoadResult
+    from multifacet.serving.openloop import LoadResult
 
 _KEPT_UP = 0.98
 
@@ -34,9 +34,9 @@ def bench_serving(
     """Sends requests when they are due, whether the server keeps up or not, and counts their latency from that moment."""
     import json
 
-    from serving import RankerClient, Release, connect_lookup
-    from serving.openloop import run_open_loop
-    from serving.workload import lookup_request, rank_request
+    from multifacet.serving import RankerClient, Release, connect_lookup
+    from multifacet.serving.openloop import run_open_loop
+    from multifacet.serving.workload import lookup_request, rank_request
 
     if (lookup is None) == (ranker is None):
         raise typer.BadParameter("give --lookup or --ranker, one of them")
@@ -61,7 +61,7 @@ def bench_serving(
         **_summary(result, rate),
     }
     if output is not None:
-        from pipeline.latency_plot import plot_latency
+        from multifacet.pipeline.latency_plot import plot_latency
 
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

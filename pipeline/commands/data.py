@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.console import stderr
-from pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 if TYPE_CHECKING:
-    from graphdb import Recipe
+    from multifacet.graphdb import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Dataset recipes, and where their files are.")
 
@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Dataset recipes, and where their f
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
     """Lists the recipes."""
-    from graphdb import Recipe
+    from multifacet.graphdb import Recipe
 
     rows = [
         {
@@ -42,8 +42,8 @@ def list_recipes(as_json: AsJson = False) -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of a recipe, such as template.")], as_json: AsJson = False) -> None:
     """Prints a recipe's TOML: to read what it does, or to begin one of your own (`show template > my_logs.toml`)."""
-    from graphdb import Recipe
-    from graphdb.recipe import RECIPES
+    from multifacet.graphdb import Recipe
+    from multifacet.graphdb.recipe import RECIPES
 
     recipe = Recipe.load(name)
     if as_json:
@@ -59,7 +59,7 @@ def get(
     as_json: AsJson = False,
 ) -> None:
     """Fetches the files of a recipe if they are not here, and prints their folder."""
-    from graphdb import GraphError, Recipe
+    from multifacet.graphdb import GraphError, Recipe
 
     recipe = Recipe.load(name)
     try:
@@ -76,7 +76,7 @@ def get(
 
 def _whereabouts(recipe: Recipe) -> str:
     """Whether the files are here, can be fetched, or must come from the user."""
-    from graphdb import GraphError
+    from multifacet.graphdb import GraphError
 
     if recipe.source.package is None:
         return "your own folder"

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.console import ConsoleWatcher, stderr
-from pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.console import ConsoleWatcher, stderr
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 WORK_DIR = Path("runs/experiments")
 SPAN = "FIRST..LAST"
@@ -53,10 +53,10 @@ def experiment(
     as_json: AsJson = False,
 ) -> None:
     """Runs an experiment: equal trials for every arm, several seeds, paired intervals, a verdict on each claim."""
-    from pipeline.experiments import CATALOGUE, Settings, run_experiment
-    from pipeline.experiments.page import write_page
-    from pipeline.experiments.writing import to_markdown, verdicts
-    from pipeline.workspace import Workspace
+    from multifacet.pipeline.experiments import CATALOGUE, Settings, run_experiment
+    from multifacet.pipeline.experiments.page import write_page
+    from multifacet.pipeline.experiments.writing import to_markdown, verdicts
+    from multifacet.pipeline.workspace import Workspace
 
     if name == "list":
         rows = [{"experiment": key, "what": (make.__doc__ or "").strip()} for key, make in CATALOGUE.items()]
@@ -106,8 +106,8 @@ def experiment(
 
 
 def _source(kind: str, store: Path | None, folder: Path | None, spans: dict[str, str | None], *, quick: bool) -> Any:
-    from pipeline.experiments.source import Source, make_world
-    from pipeline.periods import choose_splits, read_periods
+    from multifacet.pipeline.experiments.source import Source, make_world
+    from multifacet.pipeline.periods import choose_splits, read_periods
 
     if store is None:
         given = [f"--{name}" for name, span in spans.items() if span is not None]

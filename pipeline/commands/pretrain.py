@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.console import stderr
-from pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
-from pipeline.output import AsJson, emit_json, stdout
-from pipeline.processes import count_processes, join_processes
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
+from multifacet.pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.processes import count_processes, join_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import contrastive
-    import kge
-    from graphdb import GraphView
-    from tables import Lifecycle, Snapshot
+    from multifacet import contrastive, kge
+    from multifacet.graphdb import GraphView
+    from multifacet.tables import Lifecycle, Snapshot
 
 app = typer.Typer(no_args_is_help=True, help="Pretrain embedding tables on a window of a graph store.")
 
@@ -124,8 +123,8 @@ def pretrain_kge(
 
     Started by torchrun, its processes share the tables out and train them together.
     """
-    import kge
-    from tables.allocator import keep_freed_memory
+    from multifacet import kge
+    from multifacet.tables.allocator import keep_freed_memory
 
     if search and count_processes() > 1:
         msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"
@@ -203,7 +202,7 @@ def pretrain_contrastive(
 
     Started by torchrun, its processes share the tables out and train them together.
     """
-    import contrastive
+    from multifacet import contrastive
 
     store, output = _split_paths(paths, pairs, "--pairs")
     _refuse_mixed(pairs, "--pairs", {"--as-of": as_of, "--since": since, "--relation": relation})
@@ -267,8 +266,8 @@ def _pretrain_plain(
     as_json: bool,
 ) -> None:
     """Trains on plain triples or pairs and writes the snapshot."""
-    from pipeline.training import StopOnSignal, TrainingDisplay
-    from tables import Lifecycle
+    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
+    from multifacet.tables import Lifecycle
 
     with join_processes() as speaks:
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
@@ -292,8 +291,8 @@ def _pretrain_pairs(
 ) -> None:
     import numpy as np
 
-    import contrastive
-    from contrastive.positives import hold_out_latest
+    from multifacet import contrastive
+    from multifacet.contrastive.positives import hold_out_latest
 
     read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)
     # Pairs have no times, so that a query's held-out items are a random choice.
@@ -317,7 +316,7 @@ def _tell(snapshot: Snapshot, output: Path, found: kge.Search | None = None, *, 
     if found is not None:
         stdout.print(f"chosen of {len(found.trials)} trials: {dict(found.trials[-1].values)}", highlight=False, soft_wrap=True)
     if "drift" in snapshot.metrics:
-        from pipeline.commands.snapshot import emit_drift
+        from multifacet.pipeline.commands.snapshot import emit_drift
 
         emit_drift(snapshot.metrics["drift"])
 
@@ -337,7 +336,7 @@ class _Chooser:
     def __call__(self, view: GraphView, base: kge.KgeConfig, lifecycle: Lifecycle, folder: Path) -> kge.Search:
         import numpy as np
 
-        import kge
+        from multifacet import kge
 
         def report(trial: kge.Trial) -> None:
             values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
@@ -380,7 +379,7 @@ def _lifecycle(
     resume: bool,
 ) -> dict[str, Any]:
     """Reads the options that say how a training begins and is saved; fields of `tables.Lifecycle`."""
-    from tables import WarmStart
+    from multifacet.tables import WarmStart
 
     if output.exists():
         msg = f"{output} exists; name a folder that does not"
@@ -410,9 +409,9 @@ def _pretrain(
     as_json: bool,
     chooser: Callable[[GraphView, Any, Lifecycle, Path], kge.Search] | None = None,
 ) -> None:
-    from graphdb import GraphStore
-    from pipeline.training import StopOnSignal, TrainingDisplay
-    from tables import Lifecycle
+    from multifacet.graphdb import GraphStore
+    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
+    from multifacet.tables import Lifecycle
 
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.console import stderr
-from pipeline.example_sources import LabelledRows, StorePeriods, read_query, split_paths
-from pipeline.options import (
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.example_sources import LabelledRows, StorePeriods, read_query, split_paths
+from multifacet.pipeline.options import (
     CheckpointEvery,
     HashRows,
     Resume,
@@ -22,11 +22,11 @@ from pipeline.options import (
     parse_settings,
     parse_time,
 )
-from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
-    import ranking
-    from tables import Snapshot
+    from multifacet import ranking
+    from multifacet.tables import Snapshot
 
 TrainPaths = Annotated[
     list[Path],
@@ -146,11 +146,11 @@ def train(
 
     Started by torchrun, its processes shard the tables and train them together.
     """
-    import ranking
-    from pipeline.processes import join_processes
-    from pipeline.training import StopOnSignal, TrainingDisplay
-    from tables import Lifecycle, Snapshot
-    from tables.allocator import keep_freed_memory
+    from multifacet import ranking
+    from multifacet.pipeline.processes import join_processes
+    from multifacet.pipeline.training import StopOnSignal, TrainingDisplay
+    from multifacet.tables import Lifecycle, Snapshot
+    from multifacet.tables.allocator import keep_freed_memory
 
     store, output = split_paths(paths, examples, "OUTPUT")
     labelled = LabelledRows.of(
@@ -230,7 +230,7 @@ def _build_config(
     arm: ranking.Arm, snapshots: list[Snapshot], fields: dict[str, Any], labelled: LabelledRows | None
 ) -> ranking.RankingConfig:
     """Fills in the facets of the snapshots, and the features of the labelled rows."""
-    import ranking
+    from multifacet import ranking
 
     if arm == "pretrained" and not snapshots:
         msg = "the pretrained arm needs a --snapshot for each facet; or choose --arm scratch"
@@ -272,7 +272,7 @@ def evaluate(
 
     multifacet evaluate --examples test.parquet model
     """
-    import ranking
+    from multifacet import ranking
 
     _, model = split_paths(paths, examples, "MODEL")
     loaded = ranking.load_model(model)
@@ -319,7 +319,7 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Cuts a model into its lookup half and its ranker half, under one version."""
-    import serving
+    from multifacet import serving
 
     release = serving.publish(model, output, precision=precision, shards=shards)
     if as_json:
@@ -340,7 +340,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Reads every file of a release and compares its checksum; fails by the file's name."""
-    import serving
+    from multifacet import serving
 
     if shard is not None and half != "lookup":
         msg = "--shard goes with --half lookup"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pipeline.options import Settings, parse_settings
-from pipeline.output import AsJson, emit_json, stdout
+from multifacet.pipeline.options import Settings, parse_settings
+from multifacet.pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from serving.journal import State
-    from serving.rollout import Rollout
+    from multifacet.serving.journal import State
+    from multifacet.serving.rollout import Rollout
 
 app = typer.Typer(no_args_is_help=True, help="Move live servers from one release to the next in three phases, and back.")
 
@@ -37,7 +37,7 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Plans a rollout and touches nothing yet; --set changes a limit, such as --set shadow_share=0.2."""
-    from serving import Limits, Release
+    from multifacet.serving import Limits, Release
 
     opened = Release.open(release, verify=False)
     limits = Limits(**parse_settings(settings))
@@ -48,7 +48,7 @@ def start(
 @app.command()
 def status(state: Folder, as_json: AsJson = False) -> None:
     """Prints where the rollout is."""
-    from serving import Rollout, RolloutError
+    from multifacet.serving import Rollout, RolloutError
 
     if not state.is_dir():
         raise RolloutError(f"{state} is no folder of a rollout: start one")
@@ -89,7 +89,7 @@ def rollback(
 
 
 def _rollout(folder: Path, token_file: Path, tls_ca: Path | None, timeout_s: float) -> Rollout:
-    from serving import AdminClient, Rollout
+    from multifacet.serving import AdminClient, Rollout
 
     return Rollout(folder, lambda address: AdminClient(address, token_file=token_file, timeout_s=timeout_s, tls_ca=tls_ca))
 

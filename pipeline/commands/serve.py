@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.options import Settings, parse_settings
-from pipeline.output import emit_json
+from multifacet.pipeline.options import Settings, parse_settings
+from multifacet.pipeline.output import emit_json
 
 app = typer.Typer(no_args_is_help=True, help="Serve a release: rows from CPU memory, scores from the upper model.")
 
@@ -29,7 +29,7 @@ def lookup(
     print_config: PrintConfig = False,
 ) -> None:
     """Answers requests for rows until SIGTERM, then drains."""
-    import serving
+    from multifacet import serving
 
     config = serving.LookupConfig(**_fields(release, listen, tls_certificate, tls_key), **parse_settings(settings))
     if print_config:
@@ -49,7 +49,7 @@ def ranker(
     print_config: PrintConfig = False,
 ) -> None:
     """Answers ranking requests until SIGTERM, then drains."""
-    import serving
+    from multifacet import serving
 
     fields = _fields(release, listen, tls_certificate, tls_key)
     config = serving.RankerConfig(**fields, lookup=lookup, **parse_settings(settings))

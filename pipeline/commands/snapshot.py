@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 app = typer.Typer(no_args_is_help=True, help="Show, verify and compare embedding snapshots.")
 
@@ -18,7 +18,7 @@ Path_ = Annotated[Path, typer.Argument(metavar="SNAPSHOT", help="Folder of a sna
 @app.command()
 def show(path: Path_, as_json: AsJson = False) -> None:
     """Prints what a snapshot holds and where it came from."""
-    from tables import Snapshot
+    from multifacet.tables import Snapshot
 
     snapshot = Snapshot.load(path, verify=False)
     if as_json:
@@ -34,7 +34,7 @@ def show(path: Path_, as_json: AsJson = False) -> None:
 @app.command()
 def verify(path: Path_, as_json: AsJson = False) -> None:
     """Reads every file of a snapshot and compares its checksum; fails by the file's name."""
-    from tables import Snapshot
+    from multifacet.tables import Snapshot
 
     snapshot = Snapshot.load(path, verify=True)
     num_bytes = sum(entry["bytes"] for entry in snapshot.manifest["files"].values())
@@ -54,7 +54,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Tells how far each table has moved: rows by external id, cosines, lengths, and whether neighbours stayed."""
-    from tables import Snapshot, compare_snapshots
+    from multifacet.tables import Snapshot, compare_snapshots
 
     snapshots = Snapshot.load(old, verify=False), Snapshot.load(new, verify=False)
     drift = {name: table.to_dict() for name, table in compare_snapshots(*snapshots, align=align).items()}
@@ -101,7 +101,7 @@ def neighbors(
     as_json: AsJson = False,
 ) -> None:
     """Lists the nearest rows of an id, by comparing it with every row."""
-    from tables import IdMap, Snapshot, find_neighbors
+    from multifacet.tables import IdMap, Snapshot, find_neighbors
 
     snapshot = Snapshot.load(path, verify=False)
     for name in (node_type, among or node_type):
@@ -147,9 +147,8 @@ def predict(
 
     multifacet snapshot predict runs/contrastive "user 7"
     """
-    import contrastive
-    import kge
-    from tables import Snapshot
+    from multifacet import contrastive, kge
+    from multifacet.tables import Snapshot
 
     snapshot = Snapshot.load(path, verify=False)
     try:

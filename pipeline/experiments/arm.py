@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contrastive import ContrastiveConfig
-from contrastive.graph_facet import LightGcnConfig
-from kge import KgeConfig
+from multifacet.contrastive import ContrastiveConfig
+from multifacet.contrastive.graph_facet import LightGcnConfig
+from multifacet.kge import KgeConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

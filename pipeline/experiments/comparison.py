@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import ranking
-from pipeline.experiments.fitting import load_examples
-from pipeline.experiments.statistics import paired_effect
-from pipeline.workspace import Say
+from multifacet import ranking
+from multifacet.pipeline.experiments.fitting import load_examples
+from multifacet.pipeline.experiments.statistics import paired_effect
+from multifacet.pipeline.workspace import Say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ranking import Examples
+    from multifacet.ranking import Examples
 
 Mask = Callable[["Examples"], "NDArray[np.bool_]"]
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.experiments.arm import Arm
-from pipeline.experiments.source import Source
-from pipeline.stages import PRECISIONS
+from multifacet.pipeline.experiments.arm import Arm
+from multifacet.pipeline.experiments.source import Source
+from multifacet.pipeline.stages import PRECISIONS
 
 Expectation = Literal["higher", "lower", "no difference"]
 

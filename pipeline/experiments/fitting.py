@@ -12,23 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-import contrastive
-import kge
-import ranking
-from contrastive.graph_facet import LightGcnConfig, train_lightgcn
-from graphdb import GraphStore
-from pipeline import stages
-from pipeline.experiments.experiment import REFIT, mixed_name
-from pipeline.workspace import Say
-from ranking import Examples
-from tables import IdMap, Lifecycle, MixedTable, Snapshot, SnapshotTable, WarmStart, plan_precision, row_bytes
+from multifacet import contrastive, kge, ranking
+from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn
+from multifacet.graphdb import GraphStore
+from multifacet.pipeline import stages
+from multifacet.pipeline.experiments.experiment import REFIT, mixed_name
+from multifacet.pipeline.workspace import Say
+from multifacet.ranking import Examples
+from multifacet.tables import IdMap, Lifecycle, MixedTable, Snapshot, SnapshotTable, WarmStart, plan_precision, row_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.experiments.arm import Facet, Hashing
-    from pipeline.experiments.source import Source
+    from multifacet.pipeline.experiments.arm import Facet, Hashing
+    from multifacet.pipeline.experiments.source import Source
 
 #: Folder of a pretraining's own snapshot, before it gets the facet's name.
 TRAINED = "trained"

@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
-from pipeline.experiments.catalogue import CATALOGUE
-from pipeline.experiments.writing import section, summary_to_markdown
-from pipeline.output import show
+from multifacet.pipeline.experiments.catalogue import CATALOGUE
+from multifacet.pipeline.experiments.writing import section, summary_to_markdown
+from multifacet.pipeline.output import show
 
 
 def find_results(work_dir: Path) -> list[dict[str, Any]]:

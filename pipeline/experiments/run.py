@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-import ranking
-from pipeline import stages
-from pipeline.experiments.arm import Arm, Facet
-from pipeline.experiments.comparison import compare
-from pipeline.experiments.experiment import REFIT, Experiment, Settings
-from pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples, shuffle
-from pipeline.experiments.statistics import holm
-from pipeline.workspace import Stage, Task, Workspace, content_key
+from multifacet import ranking
+from multifacet.pipeline import stages
+from multifacet.pipeline.experiments.arm import Arm, Facet
+from multifacet.pipeline.experiments.comparison import compare
+from multifacet.pipeline.experiments.experiment import REFIT, Experiment, Settings
+from multifacet.pipeline.experiments.fitting import TRAINED, fit, pretrain, quantize, sample_examples, shuffle
+from multifacet.pipeline.experiments.statistics import holm
+from multifacet.pipeline.workspace import Stage, Task, Workspace, content_key
 
 logger = logging.getLogger(__name__)
 

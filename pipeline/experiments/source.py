@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graphdb import GraphStore, Recipe
-from graphdb.recipe import Splits
-from graphdb.world import World, WorldConfig
-from pipeline import stages
-from pipeline.workspace import Say, Stage, Task
-from ranking import FeatureConfig
+from multifacet.graphdb import GraphStore, Recipe
+from multifacet.graphdb.recipe import Splits
+from multifacet.graphdb.world import World, WorldConfig
+from multifacet.pipeline import stages
+from multifacet.pipeline.workspace import Say, Stage, Task
+from multifacet.ranking import FeatureConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
 #: A world about as large as The Complete Journey's promoted part, whose truth is known.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import plots
-from pipeline.experiments.prediction import PretrainingMetrics
-from pipeline.experiments.verdict import judge
+from multifacet.pipeline import plots
+from multifacet.pipeline.experiments.prediction import PretrainingMetrics
+from multifacet.pipeline.experiments.verdict import judge
 
 TASKS = {"ctr": "CTR", "cvr": "CVR"}
 _NO_VALUE = "-"

@@ -1,4 +1,4 @@
-"""Writes the Python code of the ``.proto`` files beside this one: ``python -m serving.protocol [OUTPUT_ROOT]``."""
+"""Writes the Python code of the ``.proto`` files beside this one: ``python -m multifacet.serving.protocol [OUTPUT_ROOT]``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-from serving.protocol import ids_pb2 as _ids_pb2
+from multifacet.serving.protocol import ids_pb2 as _ids_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocol import lookup_pb2 as serving_dot_protocol_dot_lookup__pb2
+from multifacet.serving.protocol import lookup_pb2 as serving_dot_protocol_dot_lookup__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import contrastive
-from contrastive import ContrastiveConfig, Positives
-from tables.pairs import PairIndex
+from multifacet import contrastive
+from multifacet.contrastive import ContrastiveConfig, Positives
+from multifacet.tables.pairs import PairIndex
 
 from .contract import Case, missing_functions
 

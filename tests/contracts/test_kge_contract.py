@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import kge
-from kge import EdgeList, KgeConfig, LinkPredictor, TripleSet, TripleSplit
-from kge.ranks import SeenEnds
-from tables import Lifecycle
+from multifacet import kge
+from multifacet.kge import EdgeList, KgeConfig, LinkPredictor, TripleSet, TripleSplit
+from multifacet.kge.ranks import SeenEnds
+from multifacet.tables import Lifecycle
 
 from .contract import Case, missing_functions
 

@@ -12,15 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-import contrastive
-import kge
-import ranking
-import tables
-from contrastive import ContrastiveConfig, Positives
-from kge import EdgeList, KgeConfig
-from kge.ranks import SeenEnds
-from ranking import LabelledColumns, RankingConfig
-from tables import IdMap, Snapshot, SnapshotTable
+from multifacet import contrastive, kge, ranking, tables
+from multifacet.contrastive import ContrastiveConfig, Positives
+from multifacet.kge import EdgeList, KgeConfig
+from multifacet.kge.ranks import SeenEnds
+from multifacet.ranking import LabelledColumns, RankingConfig
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
 
 from .mutations import Call, faults, public_callables
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-import ranking
-from ranking import LabelledColumns, RankingConfig
-from tables import IdMap
+from multifacet import ranking
+from multifacet.ranking import LabelledColumns, RankingConfig
+from multifacet.tables import IdMap
 
 from .contract import Case, missing_functions
 

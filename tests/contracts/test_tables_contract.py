@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-import tables
-from tables import IdMap, Snapshot, SnapshotTable, WarmStart
+from multifacet import tables
+from multifacet.tables import IdMap, Snapshot, SnapshotTable, WarmStart
 
 from .contract import Case, missing_functions
 

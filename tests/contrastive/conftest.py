@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
 
 NUM_GROUPS, USERS, PINS = 6, 12, 20
 START_US = 1_700_000_000_000_000

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contrastive.candidates import Candidates, CandidateSampler
-from contrastive.draws import PositiveDraws
-from contrastive.hard import HardNegatives
-from contrastive.positives import Positives
-from tables.pairs import PairIndex
+from multifacet.contrastive.candidates import Candidates, CandidateSampler
+from multifacet.contrastive.draws import PositiveDraws
+from multifacet.contrastive.hard import HardNegatives
+from multifacet.contrastive.positives import Positives
+from multifacet.tables.pairs import PairIndex
 
 NUM_ROWS = 300
 

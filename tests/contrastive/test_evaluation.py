@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive import evaluate
-from contrastive.evaluation import STRATA, popularity_strata
-from tables.pairs import PairIndex
+from multifacet.contrastive import evaluate
+from multifacet.contrastive.evaluation import STRATA, popularity_strata
+from multifacet.tables.pairs import PairIndex
 
 NUM_QUERIES, NUM_ITEMS = 23, 57
 
@@ -27,7 +27,7 @@ def vectors(num_rows: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("k", [1, 5, 20, 100])
 @pytest.mark.parametrize("with_seen", [True, False])
 def test_metrics_equal_sorted_lists(k: int, with_seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contrastive.evaluation._BLOCK_ELEMENTS", 4 * NUM_ITEMS)  # several blocks
+    monkeypatch.setattr("multifacet.contrastive.evaluation._BLOCK_ELEMENTS", 4 * NUM_ITEMS)  # several blocks
     queries, items = vectors(NUM_QUERIES, 0), vectors(NUM_ITEMS, 1)
     relevant, seen = pairs(90, 1), pairs(400, 2)  # some relevant ones are seen: those stay in
     popularity = np.random.default_rng(3).integers(1, 50, NUM_ITEMS)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from contrastive import ContrastiveValidation, Positives
-from contrastive.graph_facet import LightGcnConfig, _Propagation, train_lightgcn, train_lightgcn_pairs
-from graphdb import GraphView
-from tables.snapshot import Snapshot
+from multifacet.contrastive import ContrastiveValidation, Positives
+from multifacet.contrastive.graph_facet import LightGcnConfig, _Propagation, train_lightgcn, train_lightgcn_pairs
+from multifacet.graphdb import GraphView
+from multifacet.tables.snapshot import Snapshot
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),

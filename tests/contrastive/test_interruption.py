@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import contrastive
-from contrastive import ContrastiveConfig, ContrastiveValidation
-from graphdb import GraphView
-from tables.checkpoint import Checkpoint
-from tables.training import Lifecycle, StepProgress
+from multifacet import contrastive
+from multifacet.contrastive import ContrastiveConfig, ContrastiveValidation
+from multifacet.graphdb import GraphView
+from multifacet.tables.checkpoint import Checkpoint
+from multifacet.tables.training import Lifecycle, StepProgress
 
 # Everything that has a state of its own: momentum, queue, hard negatives, temperature, composed tower.
 CONFIG = ContrastiveConfig(

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from contrastive import ContrastiveConfig
-from contrastive.distinct import EdgeColumns
-from contrastive.positives import Positives
-from contrastive.towers import Tower
-from contrastive.trainer import Trainer
+from multifacet.contrastive import ContrastiveConfig
+from multifacet.contrastive.distinct import EdgeColumns
+from multifacet.contrastive.positives import Positives
+from multifacet.contrastive.towers import Tower
+from multifacet.contrastive.trainer import Trainer
 
 NUM_USERS, NUM_ITEMS, NUM_GROUPS = 20, 240, 4
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from contrastive.candidates import Slots
-from contrastive.losses import LossName, ScoreLoss
+from multifacet.contrastive.candidates import Slots
+from multifacet.contrastive.losses import LossName, ScoreLoss
 
 POSITIVES = [[0, 4], [3], [7, 7, 2]]  # places of each query's positives; one is drawn twice
 KNOWN = [[0, 4, 9], [3], [2, 7]]

@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
-from contrastive import ContrastiveConfig, ItemPredictor, Positives, read_pairs, train_pairs
-from pipeline.cli import app
-from tables import CheckpointError, Lifecycle, Snapshot, StepProgress, WarmStart
+from multifacet.contrastive import ContrastiveConfig, ItemPredictor, Positives, read_pairs, train_pairs
+from multifacet.pipeline.cli import app
+from multifacet.tables import CheckpointError, Lifecycle, Snapshot, StepProgress, WarmStart
 
 VALIDATION = 'validation={"num_latest": 2, "min_remaining": 2}'
 ROWS = [(f"user {u}", f"item {i}") for u in range(24) for i in range(20) if i % 2 == u % 2 and (u + i) % 5]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
-from contrastive.distinct import EdgeColumns, merge_edges
-from contrastive.positives import Positives, compose, hold_out_latest, read_positives
-from graphdb import GraphView
+from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation
+from multifacet.contrastive.distinct import EdgeColumns, merge_edges
+from multifacet.contrastive.positives import Positives, compose, hold_out_latest, read_positives
+from multifacet.graphdb import GraphView
 
 DAY_US = 86_400_000_000
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from contrastive import ContrastiveConfig, Positives, train_pairs
-from contrastive.candidates import Slots
-from contrastive.differentiable import sum_losses
-from contrastive.losses import LossName, ScoreLoss
-from contrastive.sharded import ShardedState, ShardedTrainer
-from contrastive.towers import Tower
-from contrastive.trainer import Trainer
+from multifacet.contrastive import ContrastiveConfig, Positives, train_pairs
+from multifacet.contrastive.candidates import Slots
+from multifacet.contrastive.differentiable import sum_losses
+from multifacet.contrastive.losses import LossName, ScoreLoss
+from multifacet.contrastive.sharded import ShardedState, ShardedTrainer
+from multifacet.contrastive.towers import Tower
+from multifacet.contrastive.trainer import Trainer
 
 NUM_USERS, NUM_PINS, NUM_ADVERTISERS = 60, 45, 6
 BASE: dict[str, Any] = {
@@ -128,7 +128,7 @@ def enter(program: Callable[[int, Path], None], rank: int, port: int, folder: st
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["contrastive.sharded"])
+    context.set_forkserver_preload(["multifacet.contrastive.sharded"])
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = int(bound.getsockname()[1])

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import contrastive
-from contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
-from contrastive.positives import read_positives
-from contrastive.towers import Tower
-from contrastive.trainer import Trainer
-from graphdb import GraphView
-from tables.lanes import Lanes
-from tables.snapshot import Snapshot
+from multifacet import contrastive
+from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
+from multifacet.contrastive.positives import read_positives
+from multifacet.contrastive.towers import Tower
+from multifacet.contrastive.trainer import Trainer
+from multifacet.graphdb import GraphView
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.snapshot import Snapshot
 
 ADVERTISER = ComposedTower(node_type="advertiser", through="made_by", share=0.5)
 SMALL = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contrastive import Positives, PositiveWalks
-from contrastive.walks import add_walks
+from multifacet.contrastive import Positives, PositiveWalks
+from multifacet.contrastive.walks import add_walks
 
 
 def test_walks_reach_the_items_of_queries_that_share_one() -> None:

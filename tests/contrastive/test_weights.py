@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.nn import LGConv
 
-from contrastive import ContrastiveConfig, Positives, train, train_pairs
-from contrastive.config import ComposedTower, PositivesConfig
-from contrastive.graph_facet import LightGcnConfig, _Propagation, train_lightgcn
-from contrastive.positives import compose, read_positives
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.contrastive import ContrastiveConfig, Positives, train, train_pairs
+from multifacet.contrastive.config import ComposedTower, PositivesConfig
+from multifacet.contrastive.graph_facet import LightGcnConfig, _Propagation, train_lightgcn
+from multifacet.contrastive.positives import compose, read_positives
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 
 pytestmark = [  # PyG's sparse matrices
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.storage import EdgeStorage
 
 DAY = dt.datetime(2026, 1, 1)
 

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphSchema, GraphStore, GraphView, MetapathWalker, NegativeSampler, NodeType, Relation
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphSchema, GraphStore, GraphView, MetapathWalker, NegativeSampler, NodeType, Relation
+from multifacet.graphdb.storage import EdgeStorage
 
 At = Callable[[float], dt.datetime]
 DAY = dt.datetime(2026, 1, 1)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from graphdb.schema import Duplicates
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.schema import Duplicates
+from multifacet.graphdb.storage import EdgeStorage
 
 Create = Callable[[GraphSchema], GraphStore]
 Event = tuple[int, int, int, int]

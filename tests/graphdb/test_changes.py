@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from graphdb.merging import column_pointers, is_clustered, merge, merged_positions, order_of
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.merging import column_pointers, is_clustered, merge, merged_positions, order_of
 
 At = Callable[[float], dt.datetime]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import duckdb
 
 from benchmarks.graph_crash import EDGES_PER_BATCH, MOMENTS, examine, kill_writers
-from graphdb.layout import edge_table
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb.layout import edge_table
+from multifacet.graphdb.storage import EdgeStorage
 
 #: `python -m benchmarks graph_crash` kills 100; so does this test with MULTIFACET_KILLS=100.
 NUM_KILLS = int(os.environ.get("MULTIFACET_KILLS", "12"))

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.storage import EdgeStorage
 
 At = Callable[[float], dt.datetime]
 STORAGES: tuple[EdgeStorage, EdgeStorage] = ("embedded", "parquet")
@@ -189,7 +189,9 @@ def test_a_failed_load_lists_no_file(
 ) -> None:
     store = create(BUYS)
     with monkeypatch.context() as patch:
-        patch.setattr("graphdb.edgelog.os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
+        patch.setattr(
+            "multifacet.graphdb.edgelog.os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device"))
+        )
         with pytest.raises(OSError, match="no space"):
             store.load_edges("buys", _batch([(1, 1, 0, 1)], at))
     assert store.counts() == {"nodes": {"user": 0, "pin": 0}, "edges": {"buys": 0}}

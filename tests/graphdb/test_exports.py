@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
 
 NUM_EDGES = 5000
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Query, Reading, Relation
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Query, Reading, Relation
 
 Create = Callable[[GraphSchema], GraphStore]
 

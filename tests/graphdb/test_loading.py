@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from graphdb import GraphError, GraphSchema, GraphStore, LoadReport, NodeType, Query, Relation
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, LoadReport, NodeType, Query, Relation
 
 At = Callable[[float], dt.datetime]
 

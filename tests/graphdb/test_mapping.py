@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation, mapping
-from graphdb.idindex import IdIndex
-from graphdb.schema import IdType
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation, mapping
+from multifacet.graphdb.idindex import IdIndex
+from multifacet.graphdb.schema import IdType
 
 
 @settings(max_examples=50, deadline=None)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, LoadReport, NodeType, Relation
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, LoadReport, NodeType, Relation
 
 At = Callable[[float], dt.datetime]
 Create = Callable[[GraphSchema], GraphStore]

@@ -22,9 +22,9 @@ from torch_geometric.nn import HGTConv
 from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.transforms import RandomLinkSplit, ToUndirected
 
-from graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
-from graphdb.properties import NO_TIME
-from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.graphdb.properties import NO_TIME
+from multifacet.graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
 
 needs_pyg_lib = pytest.mark.skipif(
     not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs this)"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
 
 Node = tuple[str, int]
 

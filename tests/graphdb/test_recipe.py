@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from graphdb import GraphError, GraphStore, LoadReport, Recipe
-from graphdb.recipe import RECIPES
+from multifacet.graphdb import GraphError, GraphStore, LoadReport, Recipe
+from multifacet.graphdb.recipe import RECIPES
 
 SAMPLE = RECIPES / "sample"
 

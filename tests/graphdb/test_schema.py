@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from graphdb import GraphError, GraphSchema, NodeType, Relation
+from multifacet.graphdb import GraphError, GraphSchema, NodeType, Relation
 
 
 def test_reads_toml(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphSchema, GraphStore, NodeType, Query, Relation
-from graphdb.loading import MissingNodes
-from graphdb.source import Source
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Query, Relation
+from multifacet.graphdb.loading import MissingNodes
+from multifacet.graphdb.source import Source
+from multifacet.graphdb.storage import EdgeStorage
 
 At = Callable[[float], dt.datetime]
 TABLE = pa.table(

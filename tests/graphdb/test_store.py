@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from graphdb import GraphError, GraphSchema, GraphStore
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore
 
 At = Callable[[float], dt.datetime]
 

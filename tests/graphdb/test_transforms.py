@@ -18,8 +18,8 @@ import torch_geometric.transforms as T
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NodeLoader
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.sampling import MultifacetSampler, SamplerConfig, Topology
 
 FOLLOWS, RATES, BACK = ("user", "follows", "user"), ("user", "rates", "pin"), ("pin", "rev_rates", "user")
 

@@ -25,8 +25,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Query, Relation
-from graphdb.source import Source
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Query, Relation
+from multifacet.graphdb.source import Source
 
 Create = Callable[[GraphSchema], GraphStore]
 UTC = dt.UTC

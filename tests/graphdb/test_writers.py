@@ -16,8 +16,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from graphdb import GraphError, GraphSchema, GraphStore, NegativeSampler, NodeType, Query, Relation
-from graphdb.storage import EdgeStorage
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NegativeSampler, NodeType, Query, Relation
+from multifacet.graphdb.storage import EdgeStorage
 
 DAY = dt.datetime(2026, 1, 1)
 SCHEMA = GraphSchema(
@@ -96,7 +96,7 @@ def test_a_writer_is_one_also_after_its_file_was_read(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
     with GraphStore.create(path, SCHEMA) as store:
         path.read_bytes()
-        code = f"from graphdb import GraphStore; GraphStore.open({str(path)!r})"
+        code = f"from multifacet.graphdb import GraphStore; GraphStore.open({str(path)!r})"
         other = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
         assert f"locked by process {os.getpid()}" in other.stderr
         assert _load(store, "a") == 1
@@ -122,7 +122,7 @@ def test_a_copy_is_read_while_another_process_writes(tmp_path: Path, edge_log: E
         rows = {"src": ["a"], "dst": [1], "time": [DAY], "note": ["x"]}
         store.load_edges("clicks", pa.table(rows))
         code = (
-            "import sys; from graphdb import GraphStore\n"
+            "import sys; from multifacet.graphdb import GraphStore\n"
             "GraphStore.backup(sys.argv[1], sys.argv[2])\n"
             "with GraphStore.open(sys.argv[2], read_only=True) as store: print(store.counts()['edges'])"
         )
@@ -154,7 +154,7 @@ def test_a_plain_copy_of_the_file_is_a_store(tmp_path: Path) -> None:
 
 def test_a_process_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
-    code = f"import os; from graphdb import GraphStore; s = GraphStore.open({str(path)!r}); os.kill(os.getpid(), 9)"
+    code = f"import os; from multifacet.graphdb import GraphStore; s = GraphStore.open({str(path)!r}); os.kill(os.getpid(), 9)"
     GraphStore.create(path, SCHEMA).close()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with GraphStore.open(path) as store:
@@ -233,7 +233,7 @@ def test_a_store_of_another_format_says_what_to_do(tmp_path: Path) -> None:
 
 _FULL_DISK = """
 import resource, signal, sys
-from graphdb import GraphError, GraphStore, Query
+from multifacet.graphdb import GraphError, GraphStore, Query
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = GraphStore.open(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
 
 NUM_GROUPS = 5
 USERS = PINS = 8  # per group

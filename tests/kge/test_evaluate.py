@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kge import EdgeList, KgeConfig, LinkPredictor, build_model, evaluate
-from kge.ranks import rank_edges
-from kge.relations import Inverse, RelationParameters
-from tables.pairs import PairIndex
+from multifacet.kge import EdgeList, KgeConfig, LinkPredictor, build_model, evaluate
+from multifacet.kge.ranks import rank_edges
+from multifacet.kge.relations import Inverse, RelationParameters
+from multifacet.tables.pairs import PairIndex
 
 NUM_USERS, NUM_PINS = 13, 17
 
@@ -48,8 +48,8 @@ def counted_rank(scores: list[float], answer: int, known: set[int]) -> float:
 def test_ranks_equal_those_counted_one_by_one(
     integers: bool, reciprocal: bool, answers_are_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kge.ranks._BLOCK_ELEMENTS", 3 * NUM_PINS)  # several blocks
-    monkeypatch.setattr("kge.ranks._EFFICIENT_ROWS", 1)
+    monkeypatch.setattr("multifacet.kge.ranks._BLOCK_ELEMENTS", 3 * NUM_PINS)  # several blocks
+    monkeypatch.setattr("multifacet.kge.ranks._EFFICIENT_ROWS", 1)
     tested, trained = edges(40, 7), edges(90, 8)
     heads, tails = trained.heads, trained.tails
     if answers_are_known:

@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 from pykeen.constants import TARGET_TO_INDEX
 from pykeen.evaluation import RankBasedEvaluator
 
-from kge import EdgeList, KgeConfig, LinkPredictor, TripleSet, build_model, evaluate, evaluate_constrained, evaluate_sampled
-from kge.config import Distance, ModelName
-from kge.evaluation import known_pairs
-from kge.ranks import SeenEnds, rank_edges
-from kge.relations import RelationParameters
+from multifacet.kge import (
+    EdgeList,
+    KgeConfig,
+    LinkPredictor,
+    TripleSet,
+    build_model,
+    evaluate,
+    evaluate_constrained,
+    evaluate_sampled,
+)
+from multifacet.kge.config import Distance, ModelName
+from multifacet.kge.evaluation import known_pairs
+from multifacet.kge.ranks import SeenEnds, rank_edges
+from multifacet.kge.relations import RelationParameters
 
 NUM_ENTITIES, NUM_RELATIONS = 23, 3
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
@@ -121,8 +130,8 @@ def test_ranks_equal_those_counted_one_by_one(
                 value.copy_(torch.randint(-1, 2, value.shape, generator=torch.Generator().manual_seed(seed)))
     seen = SeenEnds.of(trained)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kge.ranks._BLOCK_ELEMENTS", block)
-        patch.setattr("kge.ranks._EFFICIENT_ROWS", 1)
+        patch.setattr("multifacet.kge.ranks._BLOCK_ELEMENTS", block)
+        patch.setattr("multifacet.kge.ranks._EFFICIENT_ROWS", 1)
         ranks = rank_edges(predictor, tested.edges(), known_pairs(everything), constraint=seen if constrained else None)
 
     facts = set(zip(everything.heads.tolist(), everything.relations.tolist(), everything.tails.tolist(), strict=True))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kge import full_softmax
-from kge.full_softmax import Answers, full_softmax_loss
+from multifacet.kge import full_softmax
+from multifacet.kge.full_softmax import Answers, full_softmax_loss
 
 
 def naive(

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from graphdb import GraphView
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs, train
-from kge.config import ModelName, RelationInit
-from kge.full_config import FullSoftmaxConfig
-from kge.full_trainer import FullTrainer
-from kge.training import split_view
-from tables.checkpoint import CheckpointError
-from tables.training import Lifecycle, StepProgress
-from tables.warmstart import WarmStart
+from multifacet.graphdb import GraphView
+from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit, evaluate, known_pairs, train
+from multifacet.kge.config import ModelName, RelationInit
+from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.full_trainer import FullTrainer
+from multifacet.kge.training import split_view
+from multifacet.tables.checkpoint import CheckpointError
+from multifacet.tables.training import Lifecycle, StepProgress
+from multifacet.tables.warmstart import WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 NUM_USERS, NUM_PINS = 6, 5

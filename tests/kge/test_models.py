@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.nn import kge as pyg
 
-from kge import KgeConfig, build_model
-from kge.config import ModelName
-from kge.models import Model, RotatE, Side
+from multifacet.kge import KgeConfig, build_model
+from multifacet.kge.config import ModelName
+from multifacet.kge.models import Model, RotatE, Side
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 DIM = 8

@@ -18,13 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kge
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.buckets import EdgeBuckets, count_partitions, visit_pairs
-from kge.partitioned import PartitionedTrainer
-from kge.trainer import Trainer
-from tables.checkpoint import Checkpoint
-from tables.training import Lifecycle, StepProgress
+from multifacet import kge
+from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
+from multifacet.kge.buckets import EdgeBuckets, count_partitions, visit_pairs
+from multifacet.kge.partitioned import PartitionedTrainer
+from multifacet.kge.trainer import Trainer
+from multifacet.tables.checkpoint import Checkpoint
+from multifacet.tables.training import Lifecycle, StepProgress
 
 NUM_GROUPS, GROUP = 200, 21
 
@@ -166,7 +166,7 @@ def _train_until_killed(folder: str) -> None:
 
 def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kge.training"])
+    context.set_forkserver_preload(["multifacet.kge.training"])
     process = context.Process(target=_train_until_killed, args=(str(tmp_path),))
     process.start()
     wait_until(lambda: (tmp_path / "state").exists() or not process.is_alive())

@@ -7,7 +7,7 @@ import torch
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import kge as pyg
 
-from kge.pyg import from_pyg, to_pyg, triples_from_hetero_data
+from multifacet.kge.pyg import from_pyg, to_pyg, triples_from_hetero_data
 
 NUM_ENTITIES, NUM_RELATIONS = 11, 3
 

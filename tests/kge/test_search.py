@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphdb import GraphView
-from kge import FullSoftmaxConfig, KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.search import default_space, search
-from tables.checkpoint import CheckpointError
-from tables.training import Lifecycle, StepProgress
+from multifacet.graphdb import GraphView
+from multifacet.kge import FullSoftmaxConfig, KgeConfig, KgeValidation, TripleSet, TripleSplit
+from multifacet.kge.search import default_space, search
+from multifacet.tables.checkpoint import CheckpointError
+from multifacet.tables.training import Lifecycle, StepProgress
 
 
 @pytest.fixture(scope="module")

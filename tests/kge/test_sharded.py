@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import kge
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.sharded import ShardedTrainer
-from kge.trainer import Trainer
-from tables.training import Lifecycle, StepProgress
+from multifacet import kge
+from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
+from multifacet.kge.sharded import ShardedTrainer
+from multifacet.kge.trainer import Trainer
+from multifacet.tables.training import Lifecycle, StepProgress
 
 NUM_USERS, NUM_PINS, NUM_ADVERTISERS = 60, 45, 3
 BASE: dict[str, Any] = {
@@ -121,7 +121,7 @@ def enter(program: Callable[[int, Path], None], backend: str, rank: int, port: i
 
 def run_two(program: Callable[[int, Path], None], folder: Path, backend: str = "gloo") -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kge.sharded"])
+    context.set_forkserver_preload(["multifacet.kge.sharded"])
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = int(bound.getsockname()[1])

@@ -17,11 +17,11 @@ from torch.utils.data import TensorDataset
 from torch_geometric.data import HeteroData
 from typer.testing import CliRunner
 
-import kge
-from graphdb import GraphView
-from kge import KgeConfig, LinkPredictor, read_split, read_triples
-from pipeline.cli import app
-from tables import Snapshot
+from multifacet import kge
+from multifacet.graphdb import GraphView
+from multifacet.kge import KgeConfig, LinkPredictor, read_split, read_triples
+from multifacet.pipeline.cli import app
+from multifacet.tables import Snapshot
 
 NUM_USERS, NUM_PINS = 20, 8
 ROWS = [(f"user {u}", "buys", f"pin {p}") for u in range(NUM_USERS) for p in range(NUM_PINS) if p % 2 == u % 2] + [

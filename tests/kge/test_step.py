@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from graphdb import GraphView
-from kge import KgeConfig
-from kge.batch import Batch
-from kge.config import KgeValidation, ModelName
-from kge.gradients import drop
-from kge.relations import Inverse
-from kge.schedule import step_seed
-from kge.trainer import Trainer
-from kge.training import split_view
-from tables.lanes import Lanes
+from multifacet.graphdb import GraphView
+from multifacet.kge import KgeConfig
+from multifacet.kge.batch import Batch
+from multifacet.kge.config import KgeValidation, ModelName
+from multifacet.kge.gradients import drop
+from multifacet.kge.relations import Inverse
+from multifacet.kge.schedule import step_seed
+from multifacet.kge.trainer import Trainer
+from multifacet.kge.training import split_view
+from multifacet.tables.lanes import Lanes
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 DISTANCES = [(name, "squared") for name in MODELS] + [

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-import kge
-from graphdb import GraphView
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.batch import Batch
-from kge.config import ModelName
-from kge.trainer import Trainer
-from kge.training import split_view
-from tables.checkpoint import CheckpointError
-from tables.lanes import Lanes
-from tables.snapshot import Snapshot
-from tables.training import Lifecycle, StepProgress
-from tables.warmstart import WarmStart
+from multifacet import kge
+from multifacet.graphdb import GraphView
+from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
+from multifacet.kge.batch import Batch
+from multifacet.kge.config import ModelName
+from multifacet.kge.trainer import Trainer
+from multifacet.kge.training import split_view
+from multifacet.tables.checkpoint import CheckpointError
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.snapshot import Snapshot
+from multifacet.tables.training import Lifecycle, StepProgress
+from multifacet.tables.warmstart import WarmStart
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 SMALL = {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphdb import GraphView
-from kge import KgeValidation, TripleSet, TripleSplit
+from multifacet.graphdb import GraphView
+from multifacet.kge import KgeValidation, TripleSet, TripleSplit
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kge
-from graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
-from kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
-from kge.batches import BatchSource
-from kge.relations import Inverse, RelationParameters
-from kge.triples import EdgeList
-from tables import Lifecycle, WarmStart
+from multifacet import kge
+from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
+from multifacet.kge.batches import BatchSource
+from multifacet.kge.relations import Inverse, RelationParameters
+from multifacet.kge.triples import EdgeList
+from multifacet.tables import Lifecycle, WarmStart
 
 CONFIG = KgeConfig(dim=8, epochs=3, batch_size=32, chunk_size=16, num_uniform=8, num_degree=8, validation={"num_edges": 0})
 

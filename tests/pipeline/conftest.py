@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
+from multifacet.pipeline import cli
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.training import TrainingDisplay
-from tables import Checkpoint, Snapshot, SnapshotTable, StepProgress
+from multifacet.pipeline.training import TrainingDisplay
+from multifacet.tables import Checkpoint, Snapshot, SnapshotTable, StepProgress
 
 SCHEMA = """
 [nodes.user]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ranking import Examples
+from multifacet.ranking import Examples
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
 
 def run_demo(work_dir: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pipeline.cli", "demo", "--quick", "--work-dir", str(work_dir), "--json"]
+    command = [sys.executable, "-m", "multifacet.pipeline.cli", "demo", "--quick", "--work-dir", str(work_dir), "--json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     document: dict[str, Any] = json.loads(finished.stdout)

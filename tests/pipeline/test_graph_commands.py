@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from graphdb import GraphSchema, GraphStore
-from pipeline.commands.graph.asking import degree_ranges
-from tables import Snapshot, SnapshotTable
+from multifacet.graphdb import GraphSchema, GraphStore
+from multifacet.pipeline.commands.graph.asking import degree_ranges
+from multifacet.tables import Snapshot, SnapshotTable
 
 SCHEMA = """
 [nodes.user]
@@ -272,7 +272,7 @@ def test_degrees_of_a_reader_add_up(run: Run, shop: Path) -> None:
 
 def test_what_needs_no_tensors_does_not_wait_for_torch(shop: Path, repository: Path) -> None:
     code = (
-        "import sys; from pipeline import cli; sys.argv = ['multifacet', 'graph', 'top', sys.argv[1], 'user', '1', 'buys']\n"
+        "import sys; from multifacet.pipeline import cli; sys.argv = ['multifacet', 'graph', 'top', sys.argv[1], 'user', '1', 'buys']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "assert 'torch' not in sys.modules and 'numba' not in sys.modules, 'slow imports'"
     )

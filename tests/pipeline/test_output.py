@@ -9,8 +9,8 @@ import time
 import pyarrow as pa
 import pytest
 
-from pipeline import output
-from pipeline.output import emit_arrow
+from multifacet.pipeline import output
+from multifacet.pipeline.output import emit_arrow
 
 NUM_ROWS = 30_000
 FAR_US = 1_767_225_600_000_000_000

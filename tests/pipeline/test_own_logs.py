@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-import ranking
-from graphdb import GraphSchema, GraphStore, NodeType
-from pipeline.cli import app
-from serving import LocalDeployment, RankerClient
+from multifacet import ranking
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType
+from multifacet.pipeline.cli import app
+from multifacet.serving import LocalDeployment, RankerClient
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--column", "user=user", "--column", "pin=item", "--column", "time=shown_at", "--dense", "price"]

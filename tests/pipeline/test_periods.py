@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from graphdb import GraphSchema, GraphStore, NodeType, Recipe, Relation
-from pipeline.cli import app
-from pipeline.commands.experiment import _source
-from pipeline.periods import choose_splits, infer_splits, parse_span, read_periods
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Recipe, Relation
+from multifacet.pipeline.cli import app
+from multifacet.pipeline.commands.experiment import _source
+from multifacet.pipeline.periods import choose_splits, infer_splits, parse_span, read_periods
 
 MONTHS = {month: dt.datetime(2025, month, 1) for month in range(1, 13)}
 WEEKS = {week: dt.datetime(2025, 1, 1) + dt.timedelta(weeks=week - 1) for week in range(1, 54)}

@@ -12,11 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from tables import Snapshot
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.tables import Snapshot
 from tests.ranking.conftest import random_world
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "multifacet.pipeline.cli",
+)
 SETTINGS = ("dim=8", "epochs=2", "batch_size=64", "num_uniform=8", "num_degree=0", "seed=3")
 
 

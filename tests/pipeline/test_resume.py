@@ -15,10 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import contrastive
-import kge
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from tables import Checkpoint, CheckpointError, Lifecycle
+from multifacet import contrastive, kge
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.tables import Checkpoint, CheckpointError, Lifecycle
 
 CONFIGS: dict[str, kge.KgeConfig | contrastive.ContrastiveConfig] = {
     "kge": kge.KgeConfig(
@@ -83,7 +82,7 @@ def train_in_a_process(kind: str, store: str, folder: str, every_seconds: float 
 def start(*arguments: Any) -> BaseProcess:
     # The server imports once; each training is forked from it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kge.trainer", "contrastive.trainer", "graphdb"])
+    context.set_forkserver_preload(["multifacet.kge.trainer", "multifacet.contrastive.trainer", "graphdb"])
     process = context.Process(target=train_in_a_process, args=arguments)
     process.start()
     return process

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphdb import GraphStore
-from pipeline.training import TrainingDisplay
-from ranking import FeatureConfig, build_examples, load_model, quantized_scores
-from serving import LocalDeployment, RankerClient
-from tables import Checkpoint, IdMap, StepProgress
+from multifacet.graphdb import GraphStore
+from multifacet.pipeline.training import TrainingDisplay
+from multifacet.ranking import FeatureConfig, build_examples, load_model, quantized_scores
+from multifacet.serving import LocalDeployment, RankerClient
+from multifacet.tables import Checkpoint, IdMap, StepProgress
 from tests.ranking.conftest import random_world
 
 SPANS = ("--training", 3, 6, "--validation", 7, 8, "--labels-known-before", 9)

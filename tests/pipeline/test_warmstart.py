@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-import contrastive
-import kge
-from graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
-from tables import Lifecycle, RowwiseAdagrad, Snapshot, WarmStart
-from tables.warmstart import PulledAdagrad
+from multifacet import contrastive, kge
+from multifacet.graphdb import GraphSchema, GraphStore, GraphView, NodeType, Relation
+from multifacet.tables import Lifecycle, RowwiseAdagrad, Snapshot, WarmStart
+from multifacet.tables.warmstart import PulledAdagrad
 
 SCHEMA = GraphSchema(
     nodes=(NodeType(name="user"), NodeType(name="pin")),

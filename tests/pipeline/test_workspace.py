@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.workspace import Say, Stage, Task, Workspace, WorkspaceError
+from multifacet.pipeline.workspace import Say, Stage, Task, Workspace, WorkspaceError
 
 
 class Log:
@@ -107,8 +107,8 @@ def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
     root = tmp_path / "root"
     script.write_text(
         "import pathlib, sys, time\n"
-        "from pipeline.console import ConsoleWatcher\n"
-        "from pipeline.workspace import Task, Workspace\n"
+        "from multifacet.pipeline.console import ConsoleWatcher\n"
+        "from multifacet.pipeline.workspace import Task, Workspace\n"
         "def slow(folder, say):\n"
         "    (folder / 'half.txt').write_text('half')\n"
         "    print('writing', flush=True)\n"

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from ranking import Examples
-from tables import Snapshot, SnapshotTable
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.ranking import Examples
+from multifacet.tables import Snapshot, SnapshotTable
 
 START = dt.datetime(2026, 1, 5)
 WEEK = dt.timedelta(days=7)

@@ -21,7 +21,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_configs import DataType
 
-from ranking import (
+from multifacet.ranking import (
     Examples,
     RankingResult,
     RecentPins,
@@ -31,9 +31,9 @@ from ranking import (
     init_tables,
     train,
 )
-from ranking.config import Arm
-from ranking.shards import find_tables
-from tables import IdMap, Lifecycle, Snapshot, StepProgress
+from multifacet.ranking.config import Arm
+from multifacet.ranking.shards import find_tables
+from multifacet.tables import IdMap, Lifecycle, Snapshot, StepProgress
 
 SMALL: dict[str, Any] = {
     "dim": 8,

@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from ranking import (
+from multifacet.ranking import (
     Examples,
     calibration_buckets,
     compare,
@@ -19,7 +19,7 @@ from ranking import (
     expected_calibration_error,
     standard_segments,
 )
-from ranking.evaluation import roc_auc
+from multifacet.ranking.evaluation import roc_auc
 
 from .conftest import Planted
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from ranking import Examples, compare, evaluate
-from ranking.evaluation import bootstrap_roc_auc, log_loss, normalized_entropy, pr_auc, roc_auc
+from multifacet.ranking import Examples, compare, evaluate
+from multifacet.ranking.evaluation import bootstrap_roc_auc, log_loss, normalized_entropy, pr_auc, roc_auc
 
 from .conftest import Planted
 

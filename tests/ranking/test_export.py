@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ranking import RankingResult, arm_config, export_model, load_model, quantized_scores, train
-from tables import ArtifactError, Precision, decode, encode, row_bytes
+from multifacet.ranking import RankingResult, arm_config, export_model, load_model, quantized_scores, train
+from multifacet.tables import ArtifactError, Precision, decode, encode, row_bytes
 
 from .conftest import DIM, Planted
 

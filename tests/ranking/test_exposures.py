@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphdb import GraphStore
-from ranking import Examples, Weighting, build_examples
-from ranking.examples import concatenate
+from multifacet.graphdb import GraphStore
+from multifacet.ranking import Examples, Weighting, build_examples
+from multifacet.ranking.examples import concatenate
 
 from .conftest import World, period_start, random_world
 

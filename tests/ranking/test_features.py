@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphStore
-from ranking import FeatureConfig, build_examples
-from ranking.features import dense_feature_names, dense_features
+from multifacet.graphdb import GraphStore
+from multifacet.ranking import FeatureConfig, build_examples
+from multifacet.ranking.features import dense_feature_names, dense_features
 
 from .conftest import World, period_start
 

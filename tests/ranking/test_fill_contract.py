@@ -35,8 +35,8 @@ from torchrec.modules.mc_modules import (
     MCHManagedCollisionModule,
 )
 
-from ranking import TableSource, init_tables
-from tables import IdMap, Snapshot, SnapshotTable
+from multifacet.ranking import TableSource, init_tables
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
 
 DIM, NUM_IDS = 8, 50
 IDS = [3 * number + 1 for number in range(NUM_IDS)]

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 import ranking.optimizers
-from ranking import Examples, RankingResult, RecentPins, arm_config, export_model, load_model, quantized_scores, train
-from serving import publish
-from tables import Lifecycle, Precision, Snapshot, SnapshotTable, encode
-from tables.configuration import ConfigurationError
-from tables.rounded import step_rounded
+from multifacet.ranking import (
+    Examples,
+    RankingResult,
+    RecentPins,
+    arm_config,
+    export_model,
+    load_model,
+    quantized_scores,
+    train,
+)
+from multifacet.serving import publish
+from multifacet.tables import Lifecycle, Precision, Snapshot, SnapshotTable, encode
+from multifacet.tables.configuration import ConfigurationError
+from multifacet.tables.rounded import step_rounded
 
 from .conftest import DIM, Planted
 from .test_resume import stopping_after

@@ -14,9 +14,9 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.modules.embedding_configs import DataType
 
-from ranking import RankingModel, TableSource, TableSpec, UpperModel, init_tables
-from ranking.initialise import init_random
-from tables import IdMap, Snapshot, SnapshotTable
+from multifacet.ranking import RankingModel, TableSource, TableSpec, UpperModel, init_tables
+from multifacet.ranking.initialise import init_random
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
 
 DIM = 4
 WriteSnapshot = Callable[..., Snapshot]

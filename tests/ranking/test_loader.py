@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranking import ExampleLoader, Examples, LabelledColumns, arm_config, read_examples, train
-from ranking.loader import Batch
-from ranking.recent import RecentPins
-from tables import IdMap
+from multifacet.ranking import ExampleLoader, Examples, LabelledColumns, arm_config, read_examples, train
+from multifacet.ranking.loader import Batch
+from multifacet.ranking.recent import RecentPins
+from multifacet.tables import IdMap
 
 from .conftest import Planted
 from .test_training import SMALL

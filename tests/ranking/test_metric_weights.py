@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-import ranking
+from multifacet import ranking
 
 from .conftest import Planted
 

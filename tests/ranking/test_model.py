@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ranking import RankingModel, TableSpec, UpperModel
-from ranking.programs import export_pooling, export_upper
-from ranking.sequence import SequencePooling
+from multifacet.ranking import RankingModel, TableSpec, UpperModel
+from multifacet.ranking.programs import export_pooling, export_upper
+from multifacet.ranking.sequence import SequencePooling
 
 NUM_DENSE, DIM = 3, 4
 FEATURES = ("user", "pin", "advertiser")

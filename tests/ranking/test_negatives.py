@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranking.negatives import draw_negatives
+from multifacet.ranking.negatives import draw_negatives
 
 
 @given(

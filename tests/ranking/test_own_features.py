@@ -12,8 +12,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-import ranking
-from ranking import (
+from multifacet import ranking
+from multifacet.ranking import (
     Columns,
     ExampleLoader,
     Examples,
@@ -27,11 +27,11 @@ from ranking import (
     train,
     write_model,
 )
-from ranking.examples import concatenate
-from ranking.objective import training_loss
-from ranking.trainer import Trainer
-from serving import publish
-from tables import IdMap, Snapshot, SnapshotTable, encode
+from multifacet.ranking.examples import concatenate
+from multifacet.ranking.objective import training_loss
+from multifacet.ranking.trainer import Trainer
+from multifacet.serving import publish
+from multifacet.tables import IdMap, Snapshot, SnapshotTable, encode
 
 NUM_ROWS = 600
 COLUMNS = LabelledColumns(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphdb import GraphStore
-from ranking import (
+from multifacet.graphdb import GraphStore
+from multifacet.ranking import (
     Examples,
     FeatureConfig,
     RankingResult,
@@ -24,7 +24,7 @@ from ranking import (
     load_model,
     train,
 )
-from ranking.recent import RecentPins, recent_pins
+from multifacet.ranking.recent import RecentPins, recent_pins
 
 from .conftest import START, WEEK, Planted, World, period_start
 from .test_training import SMALL

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ranking import RankingResult, arm_config, train
-from tables import CheckpointError, Lifecycle, StepProgress
+from multifacet.ranking import RankingResult, arm_config, train
+from multifacet.tables import CheckpointError, Lifecycle, StepProgress
 
 from .conftest import Planted
 from .test_training import SMALL

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ranking import Columns, Examples, arm_config, load_model, make_model
-from ranking.batchnorm import GlobalBatchNorm
-from ranking.objective import training_loss
-from tables import Checkpoint, IdMap, Snapshot, SnapshotTable
-from tables.rounded import write_rounded
+from multifacet.ranking import Columns, Examples, arm_config, load_model, make_model
+from multifacet.ranking.batchnorm import GlobalBatchNorm
+from multifacet.ranking.objective import training_loss
+from multifacet.tables import Checkpoint, IdMap, Snapshot, SnapshotTable
+from multifacet.tables.rounded import write_rounded
 
 from .conftest import Planted
 from .sharded_rank import SMALL, TRAINED, fill_cases, train_case, with_recent
@@ -110,7 +110,7 @@ def test_two_ranks_train_the_model_that_one_process_trains(
     for name in ("train.parquet", "valid.parquet", "planted"):
         (tmp_path / name).symlink_to(folder / name)
     # Ranks' half-precision rows get steps of 11 digits; a last place that differs by chance is another one for all that follow.
-    with mock.patch("ranking.optimizers.step_rounded", step_of_11_digits):
+    with mock.patch("multifacet.ranking.optimizers.step_rounded", step_of_11_digits):
         whole, result = train_case(tmp_path, case)
     first, second = (part[case] for part in parts)
     assert first["history"] == second["history"]
@@ -169,7 +169,7 @@ def test_a_rank_without_examples_takes_part(case: str, planted: Planted) -> None
     model = make_model(config, maps, num_dense=3, num_recent=2).train()
     GlobalBatchNorm.convert(model)
     none = Columns.of(with_recent(planted.train).take(np.arange(2)), model, maps).take(slice(0))
-    with mock.patch("ranking.batchnorm.all_reduce", lambda part: part + 4.0):
+    with mock.patch("multifacet.ranking.batchnorm.all_reduce", lambda part: part + 4.0):
         logits = model(none.dense, none.rows, none.num_recent)
         loss = training_loss(
             logits, none.ctr, none.cvr, none.cvr_known, heads=config.heads, cvr_weight=0.5, num_examples=2.0, num_counted=1.0

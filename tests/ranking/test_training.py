@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ranking import Arm, Examples, RankingConfig, RankingResult, arm_config, evaluate, train
-from ranking.evaluation import log_loss
-from tables import IdMap
-from tables.configuration import ConfigurationError
+from multifacet.ranking import Arm, Examples, RankingConfig, RankingResult, arm_config, evaluate, train
+from multifacet.ranking.evaluation import log_loss
+from multifacet.tables import IdMap
+from multifacet.tables.configuration import ConfigurationError
 
 from .conftest import DIM, Planted
 

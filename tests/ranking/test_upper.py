@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from ranking import UpperModel
-from ranking.combination import AttendFacets, Combination, GateFacets, SumFacets, make_combination
-from ranking.crossing import CrossInteraction
-from ranking.heads import Heads, make_heads
-from ranking.masknet import MaskBlock
-from ranking.objective import product_losses, training_loss
-from ranking.programs import export_upper
-from ranking.slots import Slot, facing_pairs
-from ranking.tokens import DotInteraction
-from ranking.upper import Interaction
+from multifacet.ranking import UpperModel
+from multifacet.ranking.combination import AttendFacets, Combination, GateFacets, SumFacets, make_combination
+from multifacet.ranking.crossing import CrossInteraction
+from multifacet.ranking.heads import Heads, make_heads
+from multifacet.ranking.masknet import MaskBlock
+from multifacet.ranking.objective import product_losses, training_loss
+from multifacet.ranking.programs import export_upper
+from multifacet.ranking.slots import Slot, facing_pairs
+from multifacet.ranking.tokens import DotInteraction
+from multifacet.ranking.upper import Interaction
 
 DIM, NUM_DENSE = 4, 3
 FEATURES, FACETS = ("user", "pin", "advertiser"), ("contrastive", "kge")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serving import (
+from multifacet.serving import (
     AsyncLookupClient,
     LookupConfig,
     LookupServer,
@@ -29,8 +29,8 @@ from serving import (
     connect_lookup,
     publish,
 )
-from serving.lookups import LookupConnection
-from tables import ArtifactWriter, IdMap, decode, encode
+from multifacet.serving.lookups import LookupConnection
+from multifacet.tables import ArtifactWriter, IdMap, decode, encode
 
 DENSE = ("age_days", "price", "hour")
 DIM = 16

@@ -7,8 +7,8 @@ import socket
 import pytest
 from pydantic import ValidationError
 
-from serving import LookupConfig, RankerConfig
-from serving.address import Address
+from multifacet.serving import LookupConfig, RankerConfig
+from multifacet.serving.address import Address
 
 
 @pytest.mark.parametrize(

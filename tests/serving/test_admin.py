@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from serving import AdminClient, InvalidRequestError, LookupConfig, LookupServer, OverloadedError, UnauthenticatedError
+from multifacet.serving import (
+    AdminClient,
+    InvalidRequestError,
+    LookupConfig,
+    LookupServer,
+    OverloadedError,
+    UnauthenticatedError,
+)
 
 
 @pytest.fixture(scope="module")

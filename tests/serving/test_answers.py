@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving import BrokenAnswerError, VersionNotLoadedError
-from serving.answers import WHOLE, Asked, Shard, read_framed_lookup, read_lookup
-from serving.protocol import lookup_pb2
+from multifacet.serving import BrokenAnswerError, VersionNotLoadedError
+from multifacet.serving.answers import WHOLE, Asked, Shard, read_framed_lookup, read_lookup
+from multifacet.serving.protocol import lookup_pb2
 
 IDS = {"pin": [1, 2, 3], "user": [7]}
 

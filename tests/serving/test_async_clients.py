@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from serving import (
+from multifacet.serving import (
     AsyncLookupClient,
     AsyncRankerClient,
     DeadlineExceededError,

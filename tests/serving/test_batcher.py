@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from serving import BrokenAnswerError, RankerClient, RankerConfig, RankerServer
-from serving.batcher import Batcher
-from serving.scorer import Scorer
+from multifacet.serving import BrokenAnswerError, RankerClient, RankerConfig, RankerServer
+from multifacet.serving.batcher import Batcher
+from multifacet.serving.scorer import Scorer
 
 SIZES = (1, 7, 50, 3)
 

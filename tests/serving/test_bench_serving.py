@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
-from serving import LookupConfig, LookupServer, RankerConfig, RankerServer, Release
+from multifacet.pipeline import cli
+from multifacet.serving import LookupConfig, LookupServer, RankerConfig, RankerServer, Release
 
 
 @pytest.fixture

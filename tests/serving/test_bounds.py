@@ -13,12 +13,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from serving import FramedLookupClient, InvalidRequestError, LookupConfig, ServingError
-from serving.errors import brief
-from serving.framed_server import FramedServer
-from serving.metrics import ServerMetrics
-from serving.packing import check_features
-from serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
+from multifacet.serving import FramedLookupClient, InvalidRequestError, LookupConfig, ServingError
+from multifacet.serving.errors import brief
+from multifacet.serving.framed_server import FramedServer
+from multifacet.serving.metrics import ServerMetrics
+from multifacet.serving.packing import check_features
+from multifacet.serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
 
 NAMES = {
     "many": [f"{number:06d}" for number in range(40_000)],

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.answers import LookupAnswer, TableRows
-from serving.device_rows import PinnedRows, decode_rows
-from serving.request_ids import RequestIds
-from serving.scorer import Scorer
-from tables import decode, encode
+from multifacet.serving.answers import LookupAnswer, TableRows
+from multifacet.serving.device_rows import PinnedRows, decode_rows
+from multifacet.serving.request_ids import RequestIds
+from multifacet.serving.scorer import Scorer
+from multifacet.tables import decode, encode
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 PRECISIONS = ("fp32", "fp16", "int8", "int4")

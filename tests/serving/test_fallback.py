@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from serving import (
+from multifacet.serving import (
     DeadlineExceededError,
     LookupConfig,
     LookupServer,

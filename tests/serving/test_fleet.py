@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from serving import RankerConfig, ReplicaPolicy, connect_lookup
-from serving.fleet import Fleet
+from multifacet.serving import RankerConfig, ReplicaPolicy, connect_lookup
+from multifacet.serving.fleet import Fleet
 
 
 @pytest.mark.parametrize(

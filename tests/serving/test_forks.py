@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from serving import LookupServer, publish
+from multifacet.serving import LookupServer, publish
 
 # Workers of a pre-forking server. Threads keep the client busy, so that forks come
 # at any moment of a request: with locks held, requests half sent, answers half read.
 _PRELUDE = """
 import asyncio, os, sys, threading, time, warnings
 import numpy as np
-import serving
-from serving.policy import ReplicaPolicy
+from multifacet import serving
+from multifacet.serving.policy import ReplicaPolicy
 
 warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads forks
 address, version, hedge = sys.argv[1:]

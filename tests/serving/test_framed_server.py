@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import (
+from multifacet.serving import (
     DeadlineExceededError,
     FramedLookupClient,
     LookupConfig,
@@ -27,9 +27,9 @@ from serving import (
     UnavailableError,
     connect_lookup,
 )
-from serving.frames import HEADER_BYTES, BrokenFrameError, Header, Kind
-from serving.packing import pack_ids, pack_lookup, unpack_ids
-from serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.frames import HEADER_BYTES, BrokenFrameError, Header, Kind
+from multifacet.serving.packing import pack_ids, pack_lookup, unpack_ids
+from multifacet.serving.protocol import frames_pb2, lookup_pb2
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def _wait_for_connections(server, number):
 
 
 def test_a_client_that_stops_in_the_middle_is_closed_after_a_while(release, server, client, monkeypatch):
-    monkeypatch.setattr("serving.framed_server._SEND_BUFFER_BYTES", 4096)  # less than one answer has
+    monkeypatch.setattr("multifacet.serving.framed_server._SEND_BUFFER_BYTES", 4096)  # less than one answer has
     client.describe()
     _wait_for_connections(server, 1)  # those of earlier tests are gone
     before = 1

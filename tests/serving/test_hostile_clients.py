@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from benchmarks.harness.hostile import Attacker, Victim, open_idle
-from serving import LookupConfig, LookupServer, connect_lookup
+from multifacet.serving import LookupConfig, LookupServer, connect_lookup
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the test's certificate")
 

@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from serving import InvalidRequestError, OverloadedError, RankerClient, RankerConfig, RankerServer
-from serving.protocol import ids_pb2, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving import InvalidRequestError, OverloadedError, RankerClient, RankerConfig, RankerServer
+from multifacet.serving.protocol import ids_pb2, ranker_pb2, ranker_pb2_grpc
 
 
 @pytest.fixture(scope="module")

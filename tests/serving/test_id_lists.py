@@ -13,10 +13,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import ranking
-from ranking import LabelledColumns, RankingConfig, RankingResult, make_id_maps, make_model, read_examples
-from ranking.export import ExportedModel
-from serving import (
+from multifacet import ranking
+from multifacet.ranking import LabelledColumns, RankingConfig, RankingResult, make_id_maps, make_model, read_examples
+from multifacet.ranking.export import ExportedModel
+from multifacet.serving import (
     AsyncRankerClient,
     InvalidRequestError,
     LookupConfig,
@@ -27,11 +27,11 @@ from serving import (
     Release,
     publish,
 )
-from serving.manifest import ReleaseManifest
-from serving.packing import pack_id_lists, pack_rank
-from serving.protocol import ranker_pb2, ranker_pb2_grpc
-from serving.workload import rank_request
-from tables import IdMap
+from multifacet.serving.manifest import ReleaseManifest
+from multifacet.serving.packing import pack_id_lists, pack_rank
+from multifacet.serving.protocol import ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.workload import rank_request
+from multifacet.tables import IdMap
 
 NUM, LENGTH = 40, 5
 WORDS = [f"tag {number}" for number in range(30)]

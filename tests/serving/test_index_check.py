@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from serving import LookupConfig, LookupServer, Release
-from serving.half import LookupHalf
-from serving.index_check import check_index
-from tables import ArtifactError, IdMap
-from tables.manifest import canonical_bytes
+from multifacet.serving import LookupConfig, LookupServer, Release
+from multifacet.serving.half import LookupHalf
+from multifacet.serving.index_check import check_index
+from multifacet.tables import ArtifactError, IdMap
+from multifacet.tables.manifest import canonical_bytes
 
 
 def _forge(release, path, id_map, change):

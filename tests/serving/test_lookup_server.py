@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import (
+from multifacet.serving import (
     DeadlineExceededError,
     InvalidRequestError,
     LookupClient,
@@ -24,7 +24,7 @@ from serving import (
     VersionNotLoadedError,
     connect_lookup,
 )
-from tables import encode
+from multifacet.tables import encode
 
 
 @pytest.fixture(scope="module", params=["grpc", "framed-unix", "framed-tcp", "grpc-async", "framed-async"])

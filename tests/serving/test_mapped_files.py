@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import LookupServer, Release, ServingError, VersionNotLoadedError, publish
-from tables import ArtifactError
+from multifacet.serving import LookupServer, Release, ServingError, VersionNotLoadedError, publish
+from multifacet.tables import ArtifactError
 
 PINS = 7 * np.arange(300) - 500
 ROWS = "lookup/pin_kge.rows"

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import OverloadedError
-from serving.histogram import LatencyHistogram
-from serving.openloop import run_open_loop
-from serving.workload import SkewedIds, lookup_request
-from tables import IdMap
+from multifacet.serving.errors import OverloadedError
+from multifacet.serving.histogram import LatencyHistogram
+from multifacet.serving.openloop import run_open_loop
+from multifacet.serving.workload import SkewedIds, lookup_request
+from multifacet.tables import IdMap
 
 
 @given(st.lists(st.integers(0, 2**36), min_size=1, max_size=300), st.floats(0, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import (
+from multifacet.serving import (
     LocalDeployment,
     LookupConfig,
     RankerClient,
@@ -162,7 +162,7 @@ def test_a_wrong_configuration_ends_with_status_2():
 
 _PARENT = """
 import pathlib, sys, time
-from serving import LookupConfig, ServerProcess
+from multifacet.serving import LookupConfig, ServerProcess
 
 process = ServerProcess("lookup", LookupConfig(releases=(sys.argv[1],)), pathlib.Path(sys.argv[2]))
 process.wait_until_ready()

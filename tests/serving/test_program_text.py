@@ -9,9 +9,9 @@ import zipfile
 import pytest
 import torch
 
-from serving.program_text import is_arithmetic
-from serving.upper import load_program
-from tables import ArtifactError
+from multifacet.serving.program_text import is_arithmetic
+from multifacet.serving.upper import load_program
+from multifacet.tables import ArtifactError
 
 
 class _Net(torch.nn.Module):

@@ -12,10 +12,10 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-from serving.protocol import admin_pb2, frames_pb2, ids_pb2, lookup_pb2, ranker_pb2
+from multifacet.serving.protocol import admin_pb2, frames_pb2, ids_pb2, lookup_pb2, ranker_pb2
 
 PROTOCOL = Path(ids_pb2.__file__).parent
-REGENERATE = "run: python -m serving.protocol"
+REGENERATE = "run: python -m multifacet.serving.protocol"
 
 
 @pytest.mark.parametrize("module", [admin_pb2, frames_pb2, ids_pb2, lookup_pb2, ranker_pb2])
@@ -38,7 +38,9 @@ def test_generated_files_are_those_that_the_documented_command_writes(tmp_path):
     if version("grpcio-tools") != written_by:
         pytest.skip(f"grpcio-tools {version('grpcio-tools')} is here, the files were written by {written_by}")
     (tmp_path / "serving/protocol").mkdir(parents=True)
-    subprocess.run([sys.executable, "-m", "serving.protocol", str(tmp_path)], check=True, cwd=PROTOCOL.parents[1], timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "multifacet.serving.protocol", str(tmp_path)], check=True, cwd=PROTOCOL.parents[1], timeout=60
+    )
     written = {path.name: path.read_text() for path in (tmp_path / "serving/protocol").iterdir()}
     committed = {path.name: path.read_text() for path in PROTOCOL.glob("*_pb2*")}
     assert written == committed, REGENERATE

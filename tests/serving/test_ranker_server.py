@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import (
+from multifacet.serving import (
     InvalidRequestError,
     LookupConfig,
     LookupServer,
@@ -20,7 +20,7 @@ from serving import (
     UnavailableError,
     VersionNotLoadedError,
 )
-from serving.protocol import lookup_pb2_grpc
+from multifacet.serving.protocol import lookup_pb2_grpc
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 50, 333])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import serving
-from serving import Release, publish
-from serving.publisher import publish as publish_function
-from serving.upper import check_archive, load_program
-from tables import Artifact, ArtifactError, ArtifactWriter, decode, encode, row_bytes
+from multifacet import serving
+from multifacet.serving import Release, publish
+from multifacet.serving.publisher import publish as publish_function
+from multifacet.serving.upper import check_archive, load_program
+from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, decode, encode, row_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
@@ -34,7 +34,7 @@ def test_files_of_rows_are_the_encoded_rows_back_to_back(model, tmp_path, precis
 
 
 def test_rows_written_in_chunks_are_those_written_at_once(model, release, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.publisher._CHUNK_BYTES", 7 * 4 * 16)  # seven rows, which divides no table
+    monkeypatch.setattr("multifacet.serving.publisher._CHUNK_BYTES", 7 * 4 * 16)  # seven rows, which divides no table
     assert publish(model.path, tmp_path / "release").version == release.version
 
 

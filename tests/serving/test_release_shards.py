@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import LookupConfig, LookupServer, Release, connect_lookup, publish
-from serving.gather import SendBuffer
-from serving.half import LookupHalf
-from serving.hashed_shard import HashedShard
-from serving.shards import shard_of
-from serving.split import split_of
-from tables import ArtifactError, IdMap, encode
+from multifacet.serving import LookupConfig, LookupServer, Release, connect_lookup, publish
+from multifacet.serving.gather import SendBuffer
+from multifacet.serving.half import LookupHalf
+from multifacet.serving.hashed_shard import HashedShard
+from multifacet.serving.shards import shard_of
+from multifacet.serving.split import split_of
+from multifacet.tables import ArtifactError, IdMap, encode
 
 SHARDS = 3
 INT64 = st.integers(-(2**63), 2**63 - 1)

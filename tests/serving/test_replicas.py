@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving import (
+from multifacet.serving import (
     DeadlineExceededError,
     InvalidRequestError,
     LookupConfig,
@@ -26,10 +26,10 @@ from serving import (
     VersionNotLoadedError,
     connect_lookup,
 )
-from serving.budget import RetryBudget
-from serving.framed_client import FramedLookupClient
-from serving.latency_window import LatencyWindow
-from serving.replicas import Replicas
+from multifacet.serving.budget import RetryBudget
+from multifacet.serving.framed_client import FramedLookupClient
+from multifacet.serving.latency_window import LatencyWindow
+from multifacet.serving.replicas import Replicas
 
 USERS = {"user": [1000, 1003], "pin": np.array([-500, 7])}
 NOWHERE = ("framed:127.0.0.1:9", "127.0.0.1:9")

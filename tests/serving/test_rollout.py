@@ -13,12 +13,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from serving import InvalidRequestError, Limits, OverloadedError, RolledBackError, Rollout, RolloutError, VersionNotLoadedError
-from serving.deployed import Deployed, inside
-from serving.journal import FORWARD
-from serving.protocol import admin_pb2
-from serving.shadow import Shadow
-from serving.versions import LoadedVersions
+from multifacet.serving import (
+    InvalidRequestError,
+    Limits,
+    OverloadedError,
+    RolledBackError,
+    Rollout,
+    RolloutError,
+    VersionNotLoadedError,
+)
+from multifacet.serving.deployed import Deployed, inside
+from multifacet.serving.journal import FORWARD
+from multifacet.serving.protocol import admin_pb2
+from multifacet.serving.shadow import Shadow
+from multifacet.serving.versions import LoadedVersions
 
 LIMITS = Limits(shadow_share=1, min_compared=10, shadow_timeout_s=1, watch_s=0)
 

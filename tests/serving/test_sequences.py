@@ -16,11 +16,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ranking import Examples, RankingResult, arm_config, export_model, load_model
-from ranking.assembly import make_model
-from ranking.export import ExportedModel
-from ranking.recent import RecentPins
-from serving import (
+from multifacet.ranking import Examples, RankingResult, arm_config, export_model, load_model
+from multifacet.ranking.assembly import make_model
+from multifacet.ranking.export import ExportedModel
+from multifacet.ranking.recent import RecentPins
+from multifacet.serving import (
     AsyncRankerClient,
     InvalidRequestError,
     LookupConfig,
@@ -31,12 +31,12 @@ from serving import (
     Release,
     publish,
 )
-from serving.manifest import ReleaseManifest
-from serving.packing import pack_rank
-from serving.protocol import ids_pb2, ranker_pb2_grpc
-from serving.upper import check_archive
-from serving.workload import rank_request
-from tables import Artifact, ArtifactError, ArtifactWriter, IdMap
+from multifacet.serving.manifest import ReleaseManifest
+from multifacet.serving.packing import pack_rank
+from multifacet.serving.protocol import ids_pb2, ranker_pb2_grpc
+from multifacet.serving.upper import check_archive
+from multifacet.serving.workload import rank_request
+from multifacet.tables import Artifact, ArtifactError, ArtifactWriter, IdMap
 
 LENGTH, DIM, NUM = 6, 8, 20
 DENSE = ("first", "second")

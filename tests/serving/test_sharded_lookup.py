@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import (
+from multifacet.serving import (
     BrokenAnswerError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -26,8 +26,8 @@ from serving import (
     connect_lookup,
     publish,
 )
-from serving.shards import shard_of
-from serving.workload import lookup_request
+from multifacet.serving.shards import shard_of
+from multifacet.serving.workload import lookup_request
 
 SHARDS = 3
 INT64 = st.integers(-(2**63), 2**63 - 1)

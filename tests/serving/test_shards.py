@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.shards import MAX_SHARDS, partition, shard_of, shard_of_keys
-from tables import IdMap
-from tables.idcolumn import IdColumn
+from multifacet.serving.shards import MAX_SHARDS, partition, shard_of, shard_of_keys
+from multifacet.tables import IdMap
+from multifacet.tables.idcolumn import IdColumn
 
 MASK = (1 << 64) - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)

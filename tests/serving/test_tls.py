@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from serving import LookupClient, LookupConfig, LookupServer, UnavailableError
+from multifacet.serving import LookupClient, LookupConfig, LookupServer, UnavailableError
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the test's certificates")
 

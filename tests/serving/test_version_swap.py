@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.witness import IDS, write_witness
-from serving import (
+from multifacet.serving import (
     LookupClient,
     LookupConfig,
     LookupServer,

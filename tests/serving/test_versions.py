@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving import VersionNotLoadedError
-from serving.versions import LoadedVersions
+from multifacet.serving import VersionNotLoadedError
+from multifacet.serving.versions import LoadedVersions
 
 VERSIONS = st.sampled_from(["a", "b", "c", "d"])
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.diagnosis import Finding, diagnose
-from pipeline.environment import Environment, Probe
+from multifacet.pipeline.diagnosis import Finding, diagnose
+from multifacet.pipeline.environment import Environment, Probe
 
 TORCH_CPU = Probe(loads=True, facts={"cuda": "", "num_gpus": "0"})
 TORCH_CUDA = Probe(loads=True, facts={"cuda": "13.0", "num_gpus": "0"})

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.doctor import doctor_command
-from pipeline.environment import Environment, Probe, probe_modules, unmet_requirements
+from multifacet.pipeline.doctor import doctor_command
+from multifacet.pipeline.environment import Environment, Probe, probe_modules, unmet_requirements
 
 BROKEN_MODULES = {
     "breaks_importerror": "raise ImportError('libtorch_cuda.so: cannot open shared object file')",
@@ -98,7 +98,7 @@ def test_the_command_describes_this_installation_and_finds_nothing_wrong(capsys:
 def test_a_fault_is_printed_with_its_fix_on_a_line_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.doctor.inspect_environment", lambda: BROKEN)
+    monkeypatch.setattr("multifacet.pipeline.doctor.inspect_environment", lambda: BROKEN)
     assert doctor_command() == 1
     lines = capsys.readouterr().out.splitlines()
     assert "'/opt/a place with a long name for its fix to be wrapped/bin/python' -m pip install duckdb==2.0.0" in lines

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline import diagnosis
+from multifacet.pipeline import diagnosis
 
 # Asked for by a package, and left out on purpose (see pyproject.toml, [tool.uv]).
 LEFT_OUT = {"fbgemm-gpu", "pandas"}

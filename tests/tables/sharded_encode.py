@@ -16,8 +16,8 @@ from torch.distributed.tensor import distribute_tensor
 from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed import DistributedModelParallel
 
-from tables import encode, gather_rows
-from tables.codec import Precision
+from multifacet.tables import encode, gather_rows
+from multifacet.tables.codec import Precision
 
 NUM_ROWS, DIM = 1001, 16
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tables import filetree
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
-from tables.manifest import canonical_bytes
+from multifacet.tables import filetree
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+from multifacet.tables.manifest import canonical_bytes
 
 
 def write(path: Path, contents: dict[str, bytes] | None = None, *, replace: bool = False, **fields: object) -> Artifact:
@@ -303,7 +303,7 @@ class TestReplacing:
 
 KILLED_WRITER = """
 import os, sys
-from tables.artifact import ArtifactWriter
+from multifacet.tables.artifact import ArtifactWriter
 with ArtifactWriter(sys.argv[1], kind="note") as writer:
     with open(writer.directory / "a", "wb") as stream:
         stream.write(b"x" * 1_000_000)
@@ -314,7 +314,7 @@ with ArtifactWriter(sys.argv[1], kind="note") as writer:
 
 FULL_DISK_WRITER = """
 import resource, sys
-from tables.artifact import ArtifactWriter
+from multifacet.tables.artifact import ArtifactWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 with ArtifactWriter(sys.argv[1], kind="note") as writer:
     for number in range(200):

@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from tables import Artifact, ArtifactError, Checkpoint, CheckpointError, Lifecycle, Position, SavedState, Snapshot, TrainingRun
-from tables.lanes import Lanes
-from tables.snapshot import SnapshotTable
+from multifacet.tables import (
+    Artifact,
+    ArtifactError,
+    Checkpoint,
+    CheckpointError,
+    Lifecycle,
+    Position,
+    SavedState,
+    Snapshot,
+    TrainingRun,
+)
+from multifacet.tables.lanes import Lanes
+from multifacet.tables.snapshot import SnapshotTable
 
 IDENTITY = {"config": {"lr": 0.1, "layers": [1, 2]}, "window": "abc"}
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tables.answers import AnswerIndex
-from tables.chunks import ChunkCandidates, ChunkSampler
-from tables.occurrences import Occurrences, sum_rows, update_rows
-from tables.rowloss import RowLoss, differentiate_rows
-from tables.rowwise import RowwiseAdagrad, accumulate_rows
-from tables.similarity import Similarity, differentiate, score
+from multifacet.tables.answers import AnswerIndex
+from multifacet.tables.chunks import ChunkCandidates, ChunkSampler
+from multifacet.tables.occurrences import Occurrences, sum_rows, update_rows
+from multifacet.tables.rowloss import RowLoss, differentiate_rows
+from multifacet.tables.rowwise import RowwiseAdagrad, accumulate_rows
+from multifacet.tables.similarity import Similarity, differentiate, score
 
 
 def reference(loss: RowLoss, logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tables import Snapshot, SnapshotTable, compare_snapshots
+from multifacet.tables import Snapshot, SnapshotTable, compare_snapshots
 
 
 def rotation(dim: int, seed: int = 0) -> Tensor:

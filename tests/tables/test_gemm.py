@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tables.gemm import gemm
+from multifacet.tables.gemm import gemm
 
 sizes = st.integers(1, 40)
 

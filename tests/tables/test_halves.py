@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tables.halves import bits, store_stochastically
-from tables.occurrences import Occurrences, update_rows
+from multifacet.tables.halves import bits, store_stochastically
+from multifacet.tables.occurrences import Occurrences, update_rows
 
 HALVES = [torch.float16, torch.bfloat16]
 

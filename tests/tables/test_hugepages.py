@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tables.hugepages import empty_on_huge_pages
+from multifacet.tables.hugepages import empty_on_huge_pages
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

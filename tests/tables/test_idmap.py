@@ -13,9 +13,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables.hashing import seed_stream
-from tables.idcolumn import IdColumn
-from tables.idmap import IdMap
+from multifacet.tables.hashing import seed_stream
+from multifacet.tables.idcolumn import IdColumn
+from multifacet.tables.idmap import IdMap
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(max_size=80)
@@ -290,7 +290,7 @@ class TestSaving:
         for name, id_map in maps.items():
             id_map.save(tmp_path, name)
         script = (
-            "import json, sys; from tables import IdMap;"
+            "import json, sys; from multifacet.tables import IdMap;"
             "print(json.dumps({name: IdMap.load(sys.argv[1], name).rows(['z', 'q', 'x']).tolist() for name in sys.argv[2:]}))"
         )
         output = subprocess.run(

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from tables.lanes import Lanes
+from multifacet.tables.lanes import Lanes
 
 
 @pytest.fixture(params=[1, 2, 4])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from safetensors.numpy import save
 
-from tables.mapped_tensors import map_tensors
+from multifacet.tables.mapped_tensors import map_tensors
 
 ARRAYS = st.dictionaries(
     st.text(min_size=1, max_size=5),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tables import ArtifactError, MixedTable, Precision, decode, encode, plan_precision, row_bytes
-from tables.mixed import PRECISIONS
+from multifacet.tables import ArtifactError, MixedTable, Precision, decode, encode, plan_precision, row_bytes
+from multifacet.tables.mixed import PRECISIONS
 
 DIM = 8
 INT4, INT8, FP16, FP32 = range(4)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables.negatives import AliasSampler, UniformSampler, degree_weights
+from multifacet.tables.negatives import AliasSampler, UniformSampler, degree_weights
 
 
 def test_uniform_draws_reach_odd_rows_beyond_those_that_a_float32_can_name() -> None:

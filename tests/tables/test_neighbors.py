@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables import find_neighbors, neighbors
+from multifacet.tables import find_neighbors, neighbors
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])

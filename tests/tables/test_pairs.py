@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables.pairs import PairIndex
+from multifacet.tables.pairs import PairIndex
 
 
 @settings(deadline=None, max_examples=60)

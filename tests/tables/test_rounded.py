@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tables import RowwiseAdagrad
-from tables.rounded import step_rounded, write_rounded
+from multifacet.tables import RowwiseAdagrad
+from multifacet.tables.rounded import step_rounded, write_rounded
 
 HALVES = [torch.float16, torch.bfloat16]
 

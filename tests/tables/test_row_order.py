@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tables import IdMap, idindex, row_order
-from tables.idcolumn import IdColumn
-from tables.row_order import sort_by_row
+from multifacet.tables import IdMap, idindex, row_order
+from multifacet.tables.idcolumn import IdColumn
+from multifacet.tables.row_order import sort_by_row
 
 
 @given(

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import IdMap
-from tables.placement import RowPlacement
-from tables.rowcopy import copy_rows
+from multifacet.tables import IdMap
+from multifacet.tables.placement import RowPlacement
+from multifacet.tables.rowcopy import copy_rows
 
 DIM = 5
 

@@ -12,7 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables.rowwise import RowwiseAdagrad, accumulate_rows
+from multifacet.tables.rowwise import RowwiseAdagrad, accumulate_rows
 
 
 def int32(values: object) -> torch.Tensor:

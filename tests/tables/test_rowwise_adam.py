@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tables.rowwise_adam import RowwiseAdam
+from multifacet.tables.rowwise_adam import RowwiseAdam
 
 
 def test_steps_follow_the_formula_and_leave_other_rows_alone() -> None:

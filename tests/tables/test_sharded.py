@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tables import RowwiseAdagrad, Snapshot, accumulate_rows
-from tables.sharded import ShardedTables
+from multifacet.tables import RowwiseAdagrad, Snapshot, accumulate_rows
+from multifacet.tables.sharded import ShardedTables
 
 NUM_ROWS = {"user": 37, "pin": 53, "advertiser": 3}
 DIM, LR, NUM_STEPS, SEED = 8, 0.3, 20, 5
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 def test_two_processes_learn_what_one_does_with_both_batches(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tables.sharded"])
+    context.set_forkserver_preload(["multifacet.tables.sharded"])
     processes = [
         context.Process(target=learn, args=(rank, 2, port, str(tmp_path))) for port in [free_port()] for rank in (0, 1)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tables import gather_rows
+from multifacet.tables import gather_rows
 
 RANK = Path(__file__).with_name("sharded_encode.py")
 NUM_RANKS = 2

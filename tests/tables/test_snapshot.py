@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tables.artifact import Artifact, ArtifactError, ArtifactWriter
-from tables.manifest import canonical_bytes
-from tables.snapshot import Snapshot, SnapshotTable
+from multifacet.tables.artifact import Artifact, ArtifactError, ArtifactWriter
+from multifacet.tables.manifest import canonical_bytes
+from multifacet.tables.snapshot import Snapshot, SnapshotTable
 
 
 def table(ids: object = (7, 9, 8), dim: int = 4, **changes: object) -> SnapshotTable:

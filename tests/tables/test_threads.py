@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from tables.threads import run_ranges
+from multifacet.tables.threads import run_ranges
 
 
 @pytest.fixture(autouse=True)

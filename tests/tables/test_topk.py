@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tables.topk import top_k
+from multifacet.tables.topk import top_k
 
 
 @given(st.integers(1, 5), st.integers(1, 300), st.data())

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-import contrastive
-import kge
-from contrastive.graph_facet import LightGcnConfig, train_lightgcn
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
-from tables import ArtifactError, Lifecycle, Snapshot, SnapshotTable, WarmStart, compare_snapshots
+from multifacet import contrastive, kge
+from multifacet.contrastive.graph_facet import LightGcnConfig, train_lightgcn
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.tables import ArtifactError, Lifecycle, Snapshot, SnapshotTable, WarmStart, compare_snapshots
 
 pytestmark = [  # PyG's sparse matrices
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),

@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.commands.graph import asking, building, changing, exporting, walking
+from multifacet.pipeline.commands.graph import asking, building, changing, exporting, walking
 
 app = typer.Typer(no_args_is_help=True, help="Create, load, ask, change and export a graph store.")
 for _commands in (building, asking, walking, changing, exporting):

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_queries, open_window
-from pipeline.options import AsOf, Since
-from pipeline.output import AsJson, emit_arrow, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_queries, open_window
+from multifacet.pipeline.options import AsOf, Since
+from multifacet.pipeline.output import AsJson, emit_arrow, emit_json, emit_rows, show_bytes, stdout
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def stats(store: Store, as_json: AsJson = False) -> None:
     """Shows counts, time ranges and size."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store, read_only=True) as graph:
         document = graph.stats()
@@ -55,7 +55,7 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Runs one SELECT over the views nodes_* and edges_* and the plain tables; a window cuts the edges_*."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     window: dict[str, Any] = {
         "since": since, "as_of": as_of, "relations": relation, "surface": surface, "min_degree": min_degree,
@@ -91,7 +91,7 @@ def rejected(
     as_json: AsJson = False,
 ) -> None:
     """Shows the rows that loads have rejected: by reason, and the latest with their file and row."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store, read_only=True) as graph:
         where, params = ("WHERE target = $target", {"target": target}) if target else ("", {})

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.commands.graph.options import Store
-from pipeline.console import stderr
-from pipeline.options import Settings, parse_settings
-from pipeline.output import AsJson, emit_json, emit_rows, stdout
-from pipeline.progress import progress_bars
+from multifacet.pipeline.commands.graph.options import Store
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import Settings, parse_settings
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.progress import progress_bars
 
 if TYPE_CHECKING:
-    from graphdb import LoadReport
+    from multifacet.graphdb import LoadReport
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Creates a store, empty from a schema, or whole from a recipe."""
-    from graphdb import GraphSchema, GraphStore, Recipe
+    from multifacet.graphdb import GraphSchema, GraphStore, Recipe
 
     if (schema is None) == (recipe is None):
         msg = "give either --schema or --recipe"
@@ -105,7 +105,7 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Loads nodes or edges; the same files a second time add nothing. Ends with 1 where no row could be loaded."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     if (nodes is None) == (relation is None):
         msg = "give either --nodes or --relation"
@@ -159,7 +159,7 @@ def synth(
     as_json: AsJson = False,
 ) -> None:
     """Makes a synthetic world, whose truth is known, and loads it into a store."""
-    from graphdb.world import World, WorldConfig
+    from multifacet.graphdb.world import World, WorldConfig
 
     with progress_bars() as progress:
         world = World.generate(WorldConfig(**parse_settings(settings)), folder, progress=progress)

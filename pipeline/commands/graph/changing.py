@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.graph.options import Id, Properties, Relations, Store, Type, parse_properties
-from pipeline.console import stderr
-from pipeline.options import parse_time
-from pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.commands.graph.options import Id, Properties, Relations, Store, Type, parse_properties
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import parse_time
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def add_node_type(
     as_json: AsJson = False,
 ) -> None:
     """Adds a node type to the schema of a store."""
-    from graphdb import GraphStore, NodeType
+    from multifacet.graphdb import GraphStore, NodeType
 
     node = NodeType(name=name, id_type=id_type, properties=parse_properties(properties))
     with GraphStore.open(store) as graph:
@@ -53,7 +53,7 @@ def add_relation(
     as_json: AsJson = False,
 ) -> None:
     """Adds a relation between known node types to the schema of a store."""
-    from graphdb import GraphStore, Relation
+    from multifacet.graphdb import GraphStore, Relation
 
     relation = Relation(
         src=src,
@@ -79,7 +79,7 @@ def add_property(
     as_json: AsJson = False,
 ) -> None:
     """Adds a property, null so far, to a node type or a relation."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store) as graph:
         graph.add_property(owner, name, kind.upper())
@@ -98,7 +98,7 @@ def drop_before(
     as_json: AsJson = False,
 ) -> None:
     """Drops the edges of timed relations from before a time, for good; the view `removals` keeps the account."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store, read_only=dry_run) as graph:
         if dry_run:
@@ -122,7 +122,7 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Deletes a node with its edges and what was rejected or held of it; bytes of its id stay in the file until `compact`."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store) as graph, stderr.status("deleting"):
         identifier = graph.schema.node(type).external_id(id)
@@ -141,7 +141,7 @@ def _snapshots_with(root: Path, node_type: str, identifier: int | str) -> Iterat
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from tables import Snapshot
+    from multifacet.tables import Snapshot
 
     for manifest in sorted(root.rglob("manifest.json")):
         try:
@@ -156,7 +156,7 @@ def _snapshots_with(root: Path, node_type: str, identifier: int | str) -> Iterat
 
 def compact(store: Store, as_json: AsJson = False) -> None:
     """Merges recent loads into the clustered tables."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store) as graph, stderr.status("compacting"):
         merged = graph.compact()
@@ -169,7 +169,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copies a store, also while another process writes to it: what was committed last, for readers meanwhile."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with stderr.status("copying"):
         GraphStore.backup(store, to)

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_window
-from pipeline.console import stderr
-from pipeline.options import AsOf, Since
-from pipeline.output import AsJson, emit_json, emit_rows, stdout
+from multifacet.pipeline.commands.graph.options import MinDegree, Relations, Store, SurfaceOption, open_window
+from multifacet.pipeline.console import stderr
+from multifacet.pipeline.options import AsOf, Since
+from multifacet.pipeline.output import AsJson, emit_json, emit_rows, stdout
 
 if TYPE_CHECKING:
-    from graphdb import GraphView
+    from multifacet.graphdb import GraphView
 
 Layout = Literal["edges", "csc", "safetensors"]
 
@@ -46,7 +46,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes a window of the graph to files, ids as dense idx, with its fingerprint."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store, read_only=True) as graph, stderr.status("exporting"):
         view = open_window(graph, since=since, as_of=as_of, relations=relation, surface=surface, min_degree=min_degree)
@@ -74,7 +74,7 @@ def _write(view: GraphView, folder: Path, layout: Layout) -> list[Path]:
 
 
 def _tables(view: GraphView) -> Iterator[tuple[str, pa.Table]]:
-    from graphdb.files import edge_table, node_table
+    from multifacet.graphdb.files import edge_table, node_table
 
     for name in view.num_nodes:
         yield f"nodes_{name}", node_table(view, name)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from graphdb import GraphStore, GraphView
-    from graphdb.queries import Queries
+    from multifacet.graphdb import GraphStore, GraphView
+    from multifacet.graphdb.queries import Queries
 
 Store = Annotated[Path, typer.Argument(help="Path of the store, a DuckDB file.")]
 Type = Annotated[str, typer.Argument(help="Node type.")]
@@ -51,7 +51,7 @@ def open_window(
 @contextlib.contextmanager
 def open_queries(store: Path, **window: Any) -> Iterator[Queries]:
     """The ready-made questions to a store, or to a window of it where the options ask for one."""
-    from graphdb import GraphStore
+    from multifacet.graphdb import GraphStore
 
     with GraphStore.open(store, read_only=True) as graph:
         # The whole store answers faster than a window, and without torch, which takes seconds to import.

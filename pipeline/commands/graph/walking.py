@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.graph.options import Id, OneRelation, Relations, Store, SurfaceOption, Type, open_queries
-from pipeline.options import AsOf, Since
-from pipeline.output import AsJson, emit_arrow, emit_rows
+from multifacet.pipeline.commands.graph.options import Id, OneRelation, Relations, Store, SurfaceOption, Type, open_queries
+from multifacet.pipeline.options import AsOf, Since
+from multifacet.pipeline.output import AsJson, emit_arrow, emit_rows
 
 Limit = Annotated[int, typer.Option(min=1, help="Most rows to show.")]
 

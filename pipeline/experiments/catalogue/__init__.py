@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.experiments.catalogue.ablation import (
+from multifacet.pipeline.experiments.catalogue.ablation import (
     ablation,
     ablation_without_pair_counts,
     existing,
@@ -14,10 +14,10 @@ from pipeline.experiments.catalogue.ablation import (
     sharing,
     surfaces,
 )
-from pipeline.experiments.catalogue.age import refresh, staleness
-from pipeline.experiments.catalogue.epochs import epochs
-from pipeline.experiments.catalogue.size import collisions, precision_by_frequency, quantization
-from pipeline.experiments.experiment import Experiment, Settings
+from multifacet.pipeline.experiments.catalogue.age import refresh, staleness
+from multifacet.pipeline.experiments.catalogue.epochs import epochs
+from multifacet.pipeline.experiments.catalogue.size import collisions, precision_by_frequency, quantization
+from multifacet.pipeline.experiments.experiment import Experiment, Settings
 
 #: Name -> how it is made. The order is the page's.
 CATALOGUE: dict[str, Callable[[Settings], Experiment]] = {

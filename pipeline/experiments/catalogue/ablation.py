@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.experiments.arm import FROZEN_TRIALS, TABLE_TRIALS, THAWED_TRIALS, Arm, Facet
-from pipeline.experiments.catalogue.parts import (
+from multifacet.pipeline.experiments.arm import FROZEN_TRIALS, TABLE_TRIALS, THAWED_TRIALS, Arm, Facet
+from multifacet.pipeline.experiments.catalogue.parts import (
     FACETS,
     both_facets,
     contrastive_facet,
@@ -11,7 +11,7 @@ from pipeline.experiments.catalogue.parts import (
     lightgcn_facet,
     without_tables,
 )
-from pipeline.experiments.experiment import Comparison, Experiment, Settings
+from multifacet.pipeline.experiments.experiment import Comparison, Experiment, Settings
 
 _PAIR_COUNTS = ("log_user_pin_",)
 #: Kind of source -> its relations that do not join a user and a pin.

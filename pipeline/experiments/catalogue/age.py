@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.experiments.arm import TABLE_TRIALS, Arm, Facet
-from pipeline.experiments.catalogue.parts import (
+from multifacet.pipeline.experiments.arm import TABLE_TRIALS, Arm, Facet
+from multifacet.pipeline.experiments.catalogue.parts import (
     FACETS,
     MONTH_PERIODS,
     both_facets,
@@ -11,7 +11,7 @@ from pipeline.experiments.catalogue.parts import (
     kge_facet,
     without_tables,
 )
-from pipeline.experiments.experiment import Comparison, Experiment, Settings
+from multifacet.pipeline.experiments.experiment import Comparison, Experiment, Settings
 
 
 def staleness(settings: Settings) -> Experiment:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.experiments.arm import TABLE_TRIALS, Arm
-from pipeline.experiments.catalogue.parts import FACETS, both_facets
-from pipeline.experiments.experiment import Comparison, Experiment, Settings
+from multifacet.pipeline.experiments.arm import TABLE_TRIALS, Arm
+from multifacet.pipeline.experiments.catalogue.parts import FACETS, both_facets
+from multifacet.pipeline.experiments.experiment import Comparison, Experiment, Settings
 
 _SEVERAL = 5
 _WORDS = "five"

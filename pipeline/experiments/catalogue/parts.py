@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contrastive import ComposedTower, ContrastiveConfig
-from contrastive.graph_facet import LightGcnConfig
-from kge import KgeConfig
-from pipeline.experiments.arm import TABLE_TRIALS, UPPER_TRIALS, Arm, Facet
-from pipeline.experiments.experiment import Settings
+from multifacet.contrastive import ComposedTower, ContrastiveConfig
+from multifacet.contrastive.graph_facet import LightGcnConfig
+from multifacet.kge import KgeConfig
+from multifacet.pipeline.experiments.arm import TABLE_TRIALS, UPPER_TRIALS, Arm, Facet
+from multifacet.pipeline.experiments.experiment import Settings
 
 #: Periods of a month.
 MONTH_PERIODS = 4

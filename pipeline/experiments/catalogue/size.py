@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.experiments.arm import Hashing
-from pipeline.experiments.catalogue.parts import both_facets, without_tables
-from pipeline.experiments.experiment import REFIT, Comparison, Experiment, Settings, mixed_name
+from multifacet.pipeline.experiments.arm import Hashing
+from multifacet.pipeline.experiments.catalogue.parts import both_facets, without_tables
+from multifacet.pipeline.experiments.experiment import REFIT, Comparison, Experiment, Settings, mixed_name
 
 
 def quantization(settings: Settings) -> Experiment:

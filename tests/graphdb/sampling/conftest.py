@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch_geometric.typing
 
-from graphdb.sampling import Adjacency, Topology
+from multifacet.graphdb.sampling import Adjacency, Topology
 
 needs_pyg_lib = pytest.mark.skipif(
     not torch_geometric.typing.WITH_PYG_LIB, reason="pyg-lib is not installed (make test-pyg-lib runs these)"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.data import Data, HeteroData
 
-from graphdb import GraphError
-from graphdb.sampling import Adjacency, Topology
+from multifacet.graphdb import GraphError
+from multifacet.graphdb.sampling import Adjacency, Topology
 
 CLICKS = ("user", "clicks", "pin")
 

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from torch_geometric.data import Data
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
-from graphdb.sampling import Adjacency, MultifacetSampler, SamplerConfig, Topology
+from multifacet.graphdb.sampling import Adjacency, MultifacetSampler, SamplerConfig, Topology
 
 
 def seeds_of(node_type: str | None, nodes: list[int], times: list[int] | None = None) -> NodeSamplerInput:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from graphdb import GraphError
-from graphdb.sampling import Adjacency, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
-from graphdb.sampling.topology import ALWAYS
+from multifacet.graphdb import GraphError
+from multifacet.graphdb.sampling import Adjacency, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb.sampling.topology import ALWAYS
 
 LIKES = ("user", "likes", "pin")
 

@@ -11,7 +11,7 @@ from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.nn import SAGEConv, to_hetero
 from torch_geometric.transforms import ToUndirected
 
-from graphdb.sampling import MultifacetSampler, SamplerConfig, Topology
+from multifacet.graphdb.sampling import MultifacetSampler, SamplerConfig, Topology
 
 CLICKS = ("user", "clicks", "pin")
 REVERSED = ("pin", "rev_clicks", "user")

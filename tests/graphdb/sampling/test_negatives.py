@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
-from graphdb.sampling import NegativeSampler
+from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb.sampling import NegativeSampler
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.75, 1.0, 2.0])

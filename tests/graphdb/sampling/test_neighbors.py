@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from graphdb.sampling import Adjacency
-from graphdb.sampling.neighbors import draw_neighbors
+from multifacet.graphdb.sampling import Adjacency
+from multifacet.graphdb.sampling.neighbors import draw_neighbors
 
 Star = Callable[..., Adjacency]
 DRAWS = 40_000

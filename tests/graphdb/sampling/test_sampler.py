@@ -14,8 +14,8 @@ from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput, NegativeSampling, NodeSamplerInput
 from torch_geometric.transforms import ToUndirected
 
-from graphdb import GraphError, GraphStore
-from graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
+from multifacet.graphdb import GraphError, GraphStore
+from multifacet.graphdb.sampling import MetapathWalker, MultifacetSampler, NegativeSampler, SamplerConfig, Topology
 
 CONFIGS = {
     "uniform": SamplerConfig(num_neighbors=[9, 9, 9]),
@@ -46,7 +46,7 @@ def test_the_number_of_threads_changes_nothing(
     random_topology: Topology, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, backend: str, name: str
 ):
     # Small graphs are cut into ranges too, so that the threads meet.
-    monkeypatch.setattr("graphdb.sampling.neighbors._MIN_EDGES_PER_THREAD", 4)
+    monkeypatch.setattr("multifacet.graphdb.sampling.neighbors._MIN_EDGES_PER_THREAD", 4)
     outputs = []
     for num_threads in (1, 2, 5):
         threads(num_threads)
@@ -80,7 +80,7 @@ def test_an_interrupted_call_leaves_no_trace(random_topology: Topology, monkeypa
     sampler = MultifacetSampler(random_topology, CONFIGS["uniform"])
     sampler.sample_from_nodes(users(5, CONFIGS["uniform"]))
     with monkeypatch.context() as patch:
-        patch.setattr("graphdb.sampling.subgraph._joined", lambda _: 1 / 0)
+        patch.setattr("multifacet.graphdb.sampling.subgraph._joined", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sampler.sample_from_nodes(users(5, CONFIGS["uniform"]))
     fresh = MultifacetSampler(random_topology, CONFIGS["uniform"])

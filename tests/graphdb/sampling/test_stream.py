@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from graphdb.counter import derive_key, draw_below, draw_unit, key_at
-from graphdb.sampling.stream import Stream
+from multifacet.graphdb.counter import derive_key, draw_below, draw_unit, key_at
+from multifacet.graphdb.sampling.stream import Stream
 
 
 @pytest.mark.parametrize("bound", [3, 3 << 30])

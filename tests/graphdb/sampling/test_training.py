@@ -18,7 +18,7 @@ from torch_geometric.nn import HeteroConv, SAGEConv
 from torch_geometric.sampler import NegativeSampling
 from torch_geometric.transforms import ToUndirected
 
-from graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 
 CLICKS = ("user", "clicks", "pin")
 NUM_USERS, NUM_PINS, NUM_CLUBS = 80, 60, 4

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from graphdb import GraphError
-from graphdb.sampling import Adjacency, MetapathWalker, Topology
+from multifacet.graphdb import GraphError
+from multifacet.graphdb.sampling import Adjacency, MetapathWalker, Topology
 
 
 def two_way(

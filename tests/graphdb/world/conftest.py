@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from graphdb.world import World, WorldConfig
-from graphdb.world.config import InteractionName
+from multifacet.graphdb.world import World, WorldConfig
+from multifacet.graphdb.world.config import InteractionName
 
 #: All that a world has, within three months and an odd week.
 SMALL = WorldConfig(

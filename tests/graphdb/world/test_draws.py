@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from graphdb.counter import alias_at, below_at, derive_key, fill_normal, fill_units
-from graphdb.threads import Workers
-from graphdb.world.alias import build_alias
+from multifacet.graphdb.counter import alias_at, below_at, derive_key, fill_normal, fill_units
+from multifacet.graphdb.threads import Workers
+from multifacet.graphdb.world.alias import build_alias
 
 
 @numba.njit

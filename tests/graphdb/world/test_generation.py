@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from graphdb import GraphError
-from graphdb.world import World, WorldConfig
+from multifacet.graphdb import GraphError
+from multifacet.graphdb.world import World, WorldConfig
 
 from .conftest import SMALL
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from graphdb.world import Response, World, WorldConfig
-from graphdb.world.config import InteractionName
-from graphdb.world.population import Population
+from multifacet.graphdb.world import Response, World, WorldConfig
+from multifacet.graphdb.world.config import InteractionName
+from multifacet.graphdb.world.population import Population
 
 Read = Callable[[World, InteractionName], pa.Table]
 

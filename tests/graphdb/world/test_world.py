@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
-from graphdb import GraphError, GraphStore
-from graphdb.world import World, WorldConfig
-from ranking import FeatureConfig, build_examples
+from multifacet.graphdb import GraphError, GraphStore
+from multifacet.graphdb.world import World, WorldConfig
+from multifacet.ranking import FeatureConfig, build_examples
 
 
 @pytest.fixture(scope="module")

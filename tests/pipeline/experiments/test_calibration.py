@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.experiments import Settings, run_experiment
-from pipeline.experiments.arm import Arm
-from pipeline.experiments.catalogue.parts import contrastive_facet, without_tables
-from pipeline.experiments.experiment import Comparison, Experiment
-from pipeline.experiments.source import WORLD, Source
-from pipeline.experiments.writing import to_markdown, verdicts
-from pipeline.workspace import Stage, Workspace
+from multifacet.pipeline.experiments import Settings, run_experiment
+from multifacet.pipeline.experiments.arm import Arm
+from multifacet.pipeline.experiments.catalogue.parts import contrastive_facet, without_tables
+from multifacet.pipeline.experiments.experiment import Comparison, Experiment
+from multifacet.pipeline.experiments.source import WORLD, Source
+from multifacet.pipeline.experiments.writing import to_markdown, verdicts
+from multifacet.pipeline.workspace import Stage, Workspace
 
 
 class Silence:

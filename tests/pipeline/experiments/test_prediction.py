@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.experiments.prediction import PretrainingMetrics
+from multifacet.pipeline.experiments.prediction import PretrainingMetrics
 
 
 def document(num_arms: int = 4, facets_each: int = 1) -> dict[str, Any]:

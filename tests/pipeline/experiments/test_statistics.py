@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.experiments.statistics import holm, paired_effect
-from pipeline.experiments.verdict import judge
+from multifacet.pipeline.experiments.statistics import holm, paired_effect
+from multifacet.pipeline.experiments.verdict import judge
 
 
 def simulate(rng: np.random.Generator, *, true: float, users_error: float, seed_deviation: float, num_seeds: int):
