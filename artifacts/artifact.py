@@ -22,6 +22,7 @@ from multifacet.artifacts.manifest import (
     read_manifest,
 )
 from multifacet.artifacts.temporaries import lock, remove_stale_temporaries, remove_tree, temporary_sibling
+from multifacet.inputs import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -207,6 +208,7 @@ class Artifact:
             ArtifactError: There is no artefact, its manifest is not canonical, of an unknown ``schema_version`` or
                 of another kind, or a file is missing, extra, truncated or changed (named in the message).
         """
+        PATH("path", path)
         for _ in range(_OPEN_ATTEMPTS):
             root = Path(path).resolve()
             identity = _identity(root)

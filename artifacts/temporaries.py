@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from multifacet.inputs import PATH, kind, takes
+
 logger = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>[1-9][0-9]{0,9})-[0-9a-f]+", re.DOTALL)
@@ -21,6 +23,7 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(6)}")
 
 
+@takes(parent=PATH, name=kind(str))
 def remove_stale_temporaries(parent: str | os.PathLike[str], *, name: str | None = None) -> list[Path]:
     """Removes what killed `ArtifactWriter`s left in a directory.
 

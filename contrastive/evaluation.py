@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, kind, takes, whole
 from multifacet.kernels.topk import top_k
 from multifacet.training import PairIndex
 
@@ -25,6 +25,7 @@ STRATA: Final = ("head", "torso", "tail")
 _BLOCK_ELEMENTS = 1 << 22
 
 
+@takes(seen=kind(PairIndex), k=whole(), popularity=kind(np.ndarray))
 def evaluate(
     queries: Tensor,
     items: Tensor,

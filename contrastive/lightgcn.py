@@ -21,9 +21,10 @@ from multifacet.contrastive.evaluation import evaluate
 from multifacet.contrastive.objective.comparison import Comparison
 from multifacet.contrastive.objective.losses import ScoreLoss
 from multifacet.contrastive.positives.pairs import Pairs
-from multifacet.contrastive.positives.positives import hold_out_latest, read_positives
+from multifacet.contrastive.positives.positives import Positives, hold_out_latest, read_positives
 from multifacet.contrastive.result import ContrastiveResult
 from multifacet.contrastive.trainer.towers import Tower
+from multifacet.inputs import expect_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +44,9 @@ class LightGcnConfig(PositivesConfig):
 
     dim: int = Field(default=64, ge=1, description="width of a vector")
     num_layers: int = Field(default=3, ge=0, description="propagations; a vector is the mean over the layers and its own row")
+    weighted_graph: bool = Field(
+        default=True, description="whether propagation counts an edge as often as its weight says; false: each pair once"
+    )
     temperature: float = Field(default=0.1, gt=0, description="what cosines are divided by")
     epochs: int = Field(default=20, ge=1, description="epochs of as many draws as there are distinct positives")
     batch_size: int = Field(default=32_768, ge=2, description="positives a step; the whole graph is propagated at each")
@@ -94,7 +98,7 @@ def train_lightgcn_pairs(
     softmax with logQ, known positives masked, against the batch's candidates, is what the tables of this room are trained by.
 
     Args:
-        positives: the graph, and what is learned; drawn by weight.
+        positives: the graph, and what is learned; drawn, and propagated along, as often as their weights say.
         config: the model and how it is trained.
         held_out: pairs to rank after each `validation.every` epochs; None for none.
         progress: called with the history's row after each epoch.
@@ -105,13 +109,19 @@ def train_lightgcn_pairs(
     Raises:
         ValueError: if the loss stops being a number.
     """
+    expect_type("positives", positives, Positives, Pairs, hint="contrastive.read_pairs makes them of plain pairs")
+    expect_type("config", config, LightGcnConfig)
     if isinstance(positives, Pairs):
         positives = positives.positives
+    if not len(positives):
+        raise ValueError(
+            f"there are no positives to learn from, of {positives.num_queries} queries and {positives.num_items} items"
+        )
     generator = np.random.default_rng(config.seed)
     num_queries, num_items = positives.num_queries, positives.num_items
     seeded = torch.Generator().manual_seed(config.seed)
     rows = torch.nn.Parameter(torch.randn(num_queries + num_items, config.dim, generator=seeded) * config.init_scale)
-    propagation = _Propagation(positives, config.num_layers)
+    propagation = _Propagation(positives, config.num_layers, weighted=config.weighted_graph)
     optimizer = torch.optim.Adam([rows], lr=config.lr)
     num_steps = math.ceil(len(positives) / config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps * config.epochs)
@@ -175,14 +185,16 @@ class _Propagation:
     Args:
         positives: pairs of query and item; the graph's nodes are the queries, then the items.
         num_layers: how many layers.
+        weighted: whether an edge counts as often as its weight says, or once.
     """
 
-    def __init__(self, positives: Positives, num_layers: int) -> None:
+    def __init__(self, positives: Positives, num_layers: int, *, weighted: bool = True) -> None:
         num_nodes = positives.num_queries + positives.num_items
         query = torch.from_numpy(positives.queries.astype(np.int64))
         item = torch.from_numpy(positives.items.astype(np.int64)) + positives.num_queries
         edges = torch.stack([torch.cat([query, item]), torch.cat([item, query])])
-        index, weight = gcn_norm(edges, None, num_nodes, add_self_loops=False)
+        repetitions = torch.from_numpy(positives.weights).repeat(2) if weighted else None
+        index, weight = gcn_norm(edges, repetitions, num_nodes, add_self_loops=False)
         self._adjacency: Tensor = to_torch_csr_tensor(index, weight, size=(num_nodes, num_nodes))
         self._convolution = LGConv(normalize=False)
         self._num_layers = num_layers

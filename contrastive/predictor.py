@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
+from multifacet.inputs import whole
 from multifacet.tables import Snapshot
 from multifacet.tables.ids import find_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     import pyarrow as pa
@@ -104,6 +105,9 @@ class ItemPredictor:
             TypeError: if an id is of another type.
             ValueError: if k is below 1, or the query has not been trained.
         """
+        whole()("k", k)
+        if isinstance(known, str | bytes) or not isinstance(known, Iterable):
+            raise TypeError(f"known is a {type(known).__name__}; expected ids of items")
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1")
         row = find_row(self.query_ids, query, "query")

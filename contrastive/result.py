@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from multifacet.contrastive.positives.pairs import Pairs
 from multifacet.tables import Snapshot, SnapshotTable
 
 if TYPE_CHECKING:
@@ -45,12 +47,12 @@ class ContrastiveResult:
     warm_start: WarmStart | None = None
     facet: str = "contrastive"
 
-    def write_snapshot(self, path: str | Path, source: GraphView | Mapping[str, Any]) -> Snapshot:
+    def write_snapshot(self, path: str | Path, source: GraphView | Pairs | Mapping[str, Any]) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:
             path: directory to write; it must not exist.
-            source: what was trained on: the view, or, of plain pairs, the external ids by node type (`Pairs.ids`).
+            source: what was trained on: the view, the pairs, or the external ids by node type.
 
         Returns:
             The snapshot, of this result's facet.
@@ -58,7 +60,7 @@ class ContrastiveResult:
         Raises:
             ValueError: if the source's node counts are not those of the tables.
         """
-        parents, window, node_ids = _origin(source)
+        parents, window, node_ids = _origin(source, self.config)
         ids = {node_type: node_ids(node_type) for node_type in self.vectors}
         for node_type, vectors in self.vectors.items():
             num_ids = None if ids[node_type] is None else len(ids[node_type])
@@ -90,10 +92,14 @@ class ContrastiveResult:
         )
 
 
-def _origin(source: GraphView | Mapping[str, Any]) -> tuple[list[str], dict[str, Any], Callable[[str], Any]]:
+def _origin(
+    source: GraphView | Pairs | Mapping[str, Any], config: PositivesConfig
+) -> tuple[list[str], dict[str, Any], Callable[[str], Any]]:
     """Give a snapshot's parents, its window, and what knows the ids of a node type."""
     if isinstance(source, Mapping):
         return [], {}, source.get
+    if isinstance(source, Pairs):
+        return [source.fingerprint()], {}, partial(source.node_ids, config)
     window = {
         "since": source.since.isoformat() if source.since else None,
         "as_of": source.as_of.isoformat() if source.as_of else None,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from multifacet.contrastive.config import ContrastiveConfig
 from multifacet.contrastive.positives.pairs import Pairs
@@ -57,6 +61,7 @@ def train(
     expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
     expect_type("config", config, ContrastiveConfig)
     lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
@@ -82,6 +87,7 @@ def train_pairs(
     *,
     held_out: Positives | None = None,
     progress: Callable[[Mapping[str, float]], None] | None = None,
+    lifecycle: Lifecycle | None = None,
 ) -> ContrastiveResult:
     """Learn tables of queries and of items from plain pairs, without a graph; in a group of several processes, as `train`.
 
@@ -90,15 +96,19 @@ def train_pairs(
         config: the loss and how it is trained; what it says of relations, validation's choice and composed towers is of graphs.
         held_out: pairs to rank after each epoch, among all items that their query has not in `positives`; None for none.
         progress: called with the history's row after each epoch.
+        lifecycle: checkpoints, resuming, a warm start (of pairs that know their ids) and progress by step.
 
     Returns:
         Tables, history and metrics.
 
     Raises:
-        ValueError: if the configuration asks for what only a graph has, or the loss stops being a number.
+        ValueError: if the configuration asks for what only a graph has, a warm start does not fit, or the loss stops being a
+            number.
+        CheckpointError: if the checkpoint to resume from is of another run.
     """
     expect_type("positives", positives, Positives, Pairs, hint="contrastive.read_pairs makes them of plain pairs")
     expect_type("config", config, ContrastiveConfig)
+    source = positives
     if isinstance(positives, Pairs):
         positives = positives.positives
     if not len(positives):
@@ -107,11 +117,34 @@ def train_pairs(
         )
     if config.composed or config.relation_weights or config.half_life_days:
         raise ValueError("composed, relation_weights and half_life_days need a graph: train a view, or leave them out")
-    generator = np.random.default_rng(config.seed)
-    trainer = _build_trainer([_item_tower(positives, config)], config, generator, positives.index(), Lifecycle())
-    if held_out is None:
+    if held_out is not None:
+        expect_type("held_out", held_out, Positives)
+    else:
         held_out = positives.keep(np.zeros(len(positives), dtype=np.bool_))
-    return _run(trainer, begin_run(num_epochs=config.epochs), positives, held_out, progress)
+    lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
+    run = begin_run(
+        lifecycle,
+        config=config.model_dump(mode="json"),
+        window=_fingerprint(source, held_out) if lifecycle.checkpoint else "",
+        num_epochs=config.epochs,
+    )
+    generator = np.random.default_rng(config.seed)
+    trainer = _build_trainer([_item_tower(positives, config)], config, generator, positives.index(), lifecycle)
+    if lifecycle.warm_start is not None:
+        if not isinstance(source, Pairs):
+            raise ValueError("a warm start matches external ids, and rows have none: give the pairs that read_pairs makes")
+        trainer.warm_start(lifecycle.warm_start, partial(source.node_ids, config))
+    run.resume(trainer.state)
+    return _run(trainer, run, positives, held_out, progress)
+
+
+def _fingerprint(source: Positives | Pairs, held_out: Positives) -> str:
+    """Give the sha256 (hex) of all that a training on pairs reads."""
+    nothing = pa.array([], pa.int64())
+    parts = [Pairs(positives=held_out, query_ids=nothing, item_ids=nothing)]
+    parts.append(source if isinstance(source, Pairs) else replace(parts[0], positives=source))
+    return hashlib.sha256("".join(part.fingerprint() for part in parts).encode()).hexdigest()
 
 
 def _build_trainer(

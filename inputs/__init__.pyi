@@ -1,4 +1,13 @@
+from .arguments import FLAG as FLAG
+from .arguments import PATH as PATH
 from .arguments import expect_attributes as expect_attributes
 from .arguments import expect_type as expect_type
+from .arguments import kind as kind
+from .arguments import mapping_to as mapping_to
+from .arguments import number as number
+from .arguments import one_of as one_of
+from .arguments import takes as takes
+from .arguments import whole as whole
+from .arguments import whole_numbers as whole_numbers
 from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError

@@ -6,12 +6,13 @@ import itertools
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, whole
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.training import train_triples
 from multifacet.kge.trials import Search, Trial
@@ -19,7 +20,7 @@ from multifacet.kge.triples.triples import TripleSplit
 from multifacet.training import Checkpoint, CheckpointError, Lifecycle, SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -89,6 +90,12 @@ def search(
     """
     expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
     expect_type("base", base, KgeConfig)
+    whole()("num_trials", num_trials)
+    whole()("reduction", reduction)
+    if space is not None:
+        expect_type("space", space, Mapping)
+        for name, values in space.items():
+            expect_type(f"space[{name!r}]", values, list, tuple, hint="the values to try")
     space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
     if num_trials < 1 or reduction < 2:

@@ -82,6 +82,7 @@ def train(
     expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
     expect_type("config", config, KgeConfig)
     lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
     if lifecycle.warm_start and config.validation.num_edges and config.validation.choose == "random":
         logger.warning(
             "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
@@ -124,6 +125,7 @@ def train_triples(
     expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
     expect_type("config", config, KgeConfig)
     lifecycle = lifecycle or Lifecycle()
+    expect_type("lifecycle", lifecycle, Lifecycle)
 
     def node_ids(node_type: str) -> Any:
         if node_type not in split.train.ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from multifacet import ranking
+    from multifacet.graphdb import Splits
 
 __all__ = ["LabelledRows", "StorePeriods", "read_query", "split_paths"]
-
-# The Complete Journey's weeks.
-_TRAINING: Final = (37, 46)
-_VALIDATION: Final = (47, 48)
-_TEST: Final = (49, 53)
 
 
 def split_paths(paths: list[Path], examples: Path | None, last: str) -> tuple[Path | None, Path]:
@@ -169,24 +165,38 @@ class StorePeriods:
         from multifacet.pipeline.processes import count_processes  # noqa: PLC0415 - likewise
         from multifacet.pipeline.runs.stages import period_start  # noqa: PLC0415 - likewise
 
-        if training is None and labels_known_before is None:
-            labels_known_before = _TEST[0]
+        if (training is None) != (validation is None):
+            msg = "--training and --validation go together; without both, the periods that exist are divided"
+            raise typer.BadParameter(msg)
+        if training is None or validation is None:
+            splits = self._infer()
+            training, validation = splits.training, splits.validation
+            labels_known_before = splits.test[0] if labels_known_before is None else labels_known_before
         drawn: list[Any] = [None, None]
         if draws:
             from multifacet.graphdb import GraphStore  # noqa: PLC0415 - likewise
 
             with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
                 known = period_start(graph, labels_known_before) if labels_known_before is not None else None
-                spans = ((training or _TRAINING, known), (validation or _VALIDATION, None))
+                spans = ((training, known), (validation, None))
                 drawn = [self._draw(graph, span, self.seed + number, before) for number, (span, before) in enumerate(spans)]
         return [ranking.share_examples(part, folder) for part in drawn] if count_processes() > 1 else drawn
 
     def read_one(self, periods: tuple[int, int] | None) -> ranking.Examples:
-        """Draws the examples of some periods, by default The Complete Journey's test."""
+        """Draws the examples of some periods, by default the test's."""
         from multifacet.graphdb import GraphStore  # noqa: PLC0415 - it takes time to import
 
+        periods = periods or self._infer().test
         with GraphStore.open(self.store, read_only=True) as graph, stderr.status("drawing examples"):
-            return self._draw(graph, periods or _TEST, self.seed, None)
+            return self._draw(graph, periods, self.seed, None)
+
+    def _infer(self) -> Splits:
+        from multifacet.pipeline.periods import infer_splits, read_periods  # noqa: PLC0415 - it takes time to import
+
+        splits = infer_splits(read_periods(self.store))
+        told = ", ".join(f"{name} {first}..{last}" for name, (first, last) in splits)
+        stderr.print(f"periods of {self.store}: {told}", highlight=False, soft_wrap=True)
+        return splits
 
     def _draw(self, graph: Any, span: tuple[int, int], seed: int, known: Any) -> ranking.Examples:
         from multifacet import ranking  # noqa: PLC0415 - it takes time to import

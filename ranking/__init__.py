@@ -9,7 +9,16 @@ from multifacet.ranking.evaluation.calibration import (
     expected_calibration_error,
 )
 from multifacet.ranking.evaluation.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from multifacet.ranking.evaluation.metrics import bootstrap_roc_auc, compare, evaluate, group_roc_auc, roc_auc
+from multifacet.ranking.evaluation.metrics import (
+    bootstrap_roc_auc,
+    compare,
+    evaluate,
+    group_roc_auc,
+    log_loss,
+    normalized_entropy,
+    pr_auc,
+    roc_auc,
+)
 from multifacet.ranking.evaluation.segments import evaluate_segments, standard_segments
 from multifacet.ranking.examples.examples import Examples
 from multifacet.ranking.examples.exposures import build_examples
@@ -69,8 +78,11 @@ __all__ = [
     "group_roc_auc",
     "init_tables",
     "load_model",
+    "log_loss",
     "make_id_maps",
     "make_model",
+    "normalized_entropy",
+    "pr_auc",
     "quantized_scores",
     "read_examples",
     "read_times",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from multifacet.inputs import expect_attributes
+from multifacet.inputs import expect_attributes, kind, mapping_to, one_of, takes, whole
 from multifacet.ranking.initialize.sources import TableSource
 from multifacet.ranking.model.layout import TableSpec
 from multifacet.ranking.model.model import RankingModel
@@ -18,7 +19,7 @@ from multifacet.tables import IdMap
 from multifacet.tables.ids import to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from multifacet.ranking.config import RankingConfig
     from multifacet.ranking.examples.examples import Examples
@@ -42,6 +43,7 @@ def known_ids(snapshots: Sequence[Snapshot], examples: Examples, config: Ranking
     return pa.chunked_array(parts).unique()
 
 
+@takes(snapshots=kind(list, tuple))
 def make_id_maps(snapshots: Sequence[Snapshot], examples: Examples, config: RankingConfig) -> dict[str, IdMap]:
     """Make an id map for each feature: hashed where `hash_rows` says so, else exact, of the `known_ids`.
 
@@ -87,6 +89,12 @@ def count_collisions(
     }
 
 
+@takes(
+    id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+    num_dense=whole(0),
+    num_recent=whole(0),
+    table_device=one_of("cpu", "meta", "cuda"),
+)
 def make_model(
     config: RankingConfig,
     id_maps: Mapping[str, IdMap],

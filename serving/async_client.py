@@ -226,7 +226,7 @@ class AsyncRankerClient:
 
     async def rank(
         self,
-        request_ids: Mapping[str, int | str],
+        request_ids: Mapping[str, int | str | npt.ArrayLike],
         candidate_ids: Mapping[str, npt.ArrayLike],
         *,
         dense: npt.ArrayLike,

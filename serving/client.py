@@ -156,7 +156,7 @@ class RankerClient(_Client):
 
     def rank(
         self,
-        request_ids: Mapping[str, int | str],
+        request_ids: Mapping[str, int | str | npt.ArrayLike],
         candidate_ids: Mapping[str, npt.ArrayLike],
         *,
         dense: npt.ArrayLike,
@@ -168,8 +168,11 @@ class RankerClient(_Client):
         """Score the candidates of one request.
 
         Args:
-            request_ids: One external id a feature, the same for every candidate: the user.
-            candidate_ids: External ids [num_candidates] a feature: pin, advertiser.
+            request_ids: One external id a feature, the same for every candidate: the user. A list of ids of a feature that
+                has several: {"user": 7, "interests": ["bikes", "tea"]}.
+            candidate_ids: External ids [num_candidates] a feature: pin, advertiser. A list of ids a candidate of a feature
+                that has several: {"pin": [1, 2], "tags": [["red", "new"], []]}; of a longer list than the model reads
+                the first ids count, as in training.
             dense: float32 [num_candidates, num_dense], raw, in the order that `describe` gives.
             sequences: External ids [n] of the user's sequences by name ({"recent_pins": [...]}), the latest first, if the model
                 reads one; [] is an empty history. A version that reads none passes them by.

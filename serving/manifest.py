@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from multifacet.serving.parts import shard_folder
 
@@ -33,6 +33,10 @@ class ReleaseTable(BaseModel):
     reads: Literal["id", "sequence", "both"] = Field(
         default="id",
         description="What its rows are of: the feature's id, the ids of the sequence, or both, of a table that they share.",
+    )
+    list_length: NonNegativeInt = Field(
+        default=0,
+        description="Ids that the feature has at most (the first of a longer list); their rows' mean is the slot. 0: one id.",
     )
     shard_rows: tuple[PositiveInt, ...] = Field(
         default=(),
@@ -98,6 +102,13 @@ class ReleaseManifest(BaseModel):
         odd = [table.name for table in self.tables if table.dim != self.dim]
         if odd:
             raise ValueError(f"tables {odd} have another dim than {self.dim}")
+        lengths = {(table.feature, table.list_length) for table in self.tables}
+        if len(lengths) > len(self.id_types):
+            raise ValueError(f"features have tables of several list lengths: {sorted(lengths)}")
+        asking = self.sequence.candidate_feature if self.sequence is not None else None
+        odd = [table.name for table in self.tables if table.list_length and (table.reads != "id" or table.feature == asking)]
+        if odd:
+            raise ValueError(f"tables {odd} are of lists of ids, and a sequence or its candidate has one id a place")
         odd = [table.name for table in self.tables if table.shard_rows and len(table.shard_rows) != self.num_shards]
         if odd or (self.num_shards > 1) != any(table.shard_rows for table in self.tables):
             raise ValueError(f"num_shards is {self.num_shards}, but other numbers of shards have rows of tables {odd or 'all'}")
@@ -152,5 +163,10 @@ class ReleaseManifest(BaseModel):
 
     @property
     def id_features(self) -> dict[str, Literal["int64", "string"]]:
-        """The type of the ids of each feature that a request has one id of, or one a candidate."""
+        """The type of the ids of each feature that a request has one id of, or one a candidate; or a list of them."""
         return {table.feature: self.id_types[table.feature] for table in self.slot_tables}
+
+    @property
+    def list_lengths(self) -> dict[str, int]:
+        """Ids that each feature of several ids has at most."""
+        return {table.feature: table.list_length for table in self.slot_tables if table.list_length}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,12 @@ def as_ids(feature: str, ids: npt.ArrayLike) -> IdArray:
     # numpy's own strings drop trailing zeros: strings stay Python's.
     array = np.array(ids, dtype=np.object_) if isinstance(ids, list | tuple) else np.asarray(ids)
     if array.dtype == np.object_ and array.size and not isinstance(array.flat[0], str):
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"ids of feature {feature!r} are some lists and some not: expected integers, strings, or a list for each"
+            ) from error
     if array.ndim != 1:
         raise InvalidRequestError(f"ids of feature {feature!r} have shape {array.shape}: expected [n]")
     if array.size == 0:
@@ -101,7 +106,7 @@ def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str 
 
 
 def pack_rank(
-    request_ids: Mapping[str, int | str],
+    request_ids: Mapping[str, int | str | npt.ArrayLike],
     candidate_ids: Mapping[str, npt.ArrayLike],
     dense: npt.ArrayLike,
     *,
@@ -117,15 +122,62 @@ def pack_rank(
     features = np.asarray(dense, dtype="<f4")
     if features.ndim != 2:
         raise InvalidRequestError(f"dense has shape {features.shape}: expected [num_candidates, num_dense]")
-    return ranker_pb2.RankRequest(
+    request = ranker_pb2.RankRequest(
         version=version,
         request_id=request_id,
         num_candidates=len(features),
-        request_features=[pack_ids(feature, [value]) for feature, value in request_ids.items()],
-        candidate_features=[pack_ids(feature, values) for feature, values in candidate_ids.items()],
         dense=features.tobytes(),
         sequences=[pack_ids(feature, values) for feature, values in (sequences or {}).items()],
     )
+    for feature, value in request_ids.items():
+        if _is_list(value):
+            request.request_lists.append(pack_id_lists(feature, [value]))
+        else:
+            one: Any = [value]
+            request.request_features.append(pack_ids(feature, one))
+    for feature, values in candidate_ids.items():
+        if _is_list(values) and _is_list(next(iter(values), None)):
+            request.candidate_lists.append(pack_id_lists(feature, values))
+        else:
+            request.candidate_features.append(pack_ids(feature, values))
+    return request
+
+
+def pack_id_lists(feature: str, lists: Iterable[Any]) -> ranker_pb2.FeatureIdLists:
+    """Lists of ids of one feature as a message.
+
+    Args:
+        feature: Name of the id feature.
+        lists: Lists of integers or of strings.
+
+    Raises:
+        InvalidRequestError: One is no list, is null, or holds something else than ids, or their types differ; says which.
+
+    Example:
+        >>> message = pack_id_lists("tag", [["red", "new"], [], ["red"]])
+        >>> list(message.ids.string_ids.values), list(message.lengths)
+        (['red', 'new', 'red'], [2, 0, 1])
+    """
+    arrays = []
+    for place, ids in enumerate(lists):
+        if not _is_list(ids):
+            raise InvalidRequestError(
+                f"feature {feature!r} has lists of ids, but number {place} is {ids!r}: expected a list; [] if there are none"
+            )
+        arrays.append(as_ids(feature, ids.as_py() if hasattr(ids, "as_py") else ids))
+    kinds = {array.dtype for array in arrays if array.size}
+    if len(kinds) > 1:
+        raise InvalidRequestError(f"lists of feature {feature!r} hold integers and strings: expected one type")
+    filled = [array for array in arrays if array.size]
+    flat: npt.ArrayLike = np.concatenate(filled) if filled else np.empty(0, _INT64)
+    return ranker_pb2.FeatureIdLists(ids=pack_ids(feature, flat), lengths=[array.size for array in arrays])
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is several ids, such as a list, an array or an Arrow list; a string and a number are one id."""
+    if isinstance(value, str | bytes | int) or value is None:
+        return False
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
 def _varint(number: int) -> bytes:

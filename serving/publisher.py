@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from safetensors import safe_open
 
 from multifacet.artifacts import Artifact, ArtifactError
@@ -43,6 +43,7 @@ class ModelTable(BaseModel):
     dim: PositiveInt = Field(description="Dimension.")
     vectors: str = Field(description="safetensors file with the key `weights`, float32 or float16 [rows, dim].")
     id_map: Name = Field(description="Name of the id map under `id_maps/`.")
+    list_length: NonNegativeInt = Field(default=0, description="Ids that the feature has at most; 0: one id.")
 
 
 class ModelSlot(BaseModel):
@@ -156,12 +157,6 @@ def publish(
                 f"{artifact.path}: the model reads a sequence, and an older version exported it without what serving needs: "
                 "train it again"
             )
-        lists = [table["name"] for table in artifact.manifest.get("tables", ()) if table.get("list_length")]
-        if lists:
-            raise ArtifactError(
-                f"{artifact.path}: the tables {lists} are of features with several ids, and a request has one id of a feature: "
-                "train without these features"
-            )
         model = ModelManifest.model_validate(artifact.manifest)
     except ValidationError as error:
         raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
@@ -195,6 +190,7 @@ def publish(
                 facet=table.facet,
                 id_map=table.id_map,
                 reads=model.reads(table),
+                list_length=table.list_length,
             )
         writer.add_upper(program)
         if pooling is not None:

@@ -191,8 +191,11 @@ class RankerServer:
                     f"{entry.version}: list all of its shards, with a | between their addresses"
                 )
         for version, scorer in self._loaded.items():
-            sequence = scorer.manifest.sequence
-            most_ids = self.config.max_candidates * len(scorer.manifest.id_features) + (sequence.length if sequence else 0)
+            manifest = scorer.manifest
+            # Lists are not counted: how full they are, and how often their ids repeat, is seen in requests alone. One that
+            # has too many distinct ids is refused by the lookup server.
+            num_single = len(manifest.id_features) - len(manifest.list_lengths)
+            most_ids = self.config.max_candidates * num_single + (manifest.sequence.length if manifest.sequence else 0)
             if most_ids > description.max_ids_per_request:
                 raise ValueError(
                     f"max_candidates {self.config.max_candidates} needs lookups of up to {most_ids} ids for version "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -25,26 +26,34 @@ class GivenIds(NamedTuple):
         features: By feature, one id or one a candidate.
         sequence: The ids that the model reads of the user's sequence, the latest first; empty if it reads none.
         sequence_feature: The feature that they are looked up as; empty if the model reads none.
+        lengths: Of features of several ids, how many ids each list has that the model reads, [1] or [num_candidates]; their ids
+            are back to back in `features`.
     """
 
     features: Mapping[str, IdArray]
     sequence: IdArray
     sequence_feature: str = ""
+    lengths: Mapping[str, npt.NDArray[np.intp]] = MappingProxyType({})
 
 
 class RequestIds(NamedTuple):
     """A request's ids, each once.
 
     Attributes:
+        num_candidates: The number of candidates.
         distinct: By feature, its ids, each once: an id has one row, whatever the number of candidates that have it, and whether
             it is a candidate's or the sequence's where both read one table.
-        positions: By feature, where each candidate's id is among them, [num_candidates].
+        positions: By feature, where each candidate's id is among them, [num_candidates]; of a feature of several ids, where
+            the ids of its lists are, back to back.
         sequence: Where each id of the sequence is among those of its feature, the latest first, [n].
+        lengths: As in `GivenIds`.
     """
 
+    num_candidates: int
     distinct: Mapping[str, IdArray]
     positions: Mapping[str, npt.NDArray[np.intp]]
     sequence: npt.NDArray[np.intp] = _NOTHING
+    lengths: Mapping[str, npt.NDArray[np.intp]] = MappingProxyType({})
 
 
 def read_ids(
@@ -57,7 +66,7 @@ def read_ids(
         manifest: The model's.
         where: The model, for messages.
         max_candidates: Most candidates.
-        max_sequence_ids: Most ids of a sequence, whether the model reads it or not.
+        max_sequence_ids: Most ids of a sequence, whether the model reads it or not, and of each list.
 
     Raises:
         InvalidRequestError: Features are missing, unknown or repeated, or ids are of another type or number.
@@ -66,14 +75,32 @@ def read_ids(
         raise InvalidRequestError(
             f"{request.num_candidates} candidates in one request: at most {max_candidates} are accepted; split it"
         )
-    messages = [*request.request_features, *request.candidate_features]
-    id_types = manifest.id_features
-    check_features([message.feature for message in messages], list(id_types), where, every=True)
-    lengths = [1] * len(request.request_features) + [request.num_candidates] * len(request.candidate_features)
-    features = {
-        message.feature: _read_feature(message, id_types[message.feature], length, where)
-        for message, length in zip(messages, lengths, strict=True)
-    }
+    given = [
+        *((message, None, 1) for message in request.request_features),
+        *((message, None, request.num_candidates) for message in request.candidate_features),
+        *((lists.ids, lists.lengths, 1) for lists in request.request_lists),
+        *((lists.ids, lists.lengths, request.num_candidates) for lists in request.candidate_lists),
+    ]
+    id_types, list_lengths = manifest.id_features, manifest.list_lengths
+    check_features([message.feature for message, _, _ in given], list(id_types), where, every=True)
+    features: dict[str, IdArray] = {}
+    lengths: dict[str, npt.NDArray[np.intp]] = {}
+    for message, list_sizes, number in given:
+        name = message.feature
+        if name not in list_lengths:
+            if list_sizes is not None:
+                raise InvalidRequestError(f"feature {name!r} came with lists of ids: {where} has one id of it")
+            features[name] = _read_feature(message, id_types[name], number, where)
+            continue
+        if list_sizes is None and number:
+            raise InvalidRequestError(
+                f"feature {name!r} came with one id: {where} has lists of up to {list_lengths[name]} ids of it; "
+                "send a list, of one id too, and [] if there are none"
+            )
+        sizes = np.array(list_sizes or (), np.intp)
+        features[name], lengths[name] = _read_lists(
+            message, sizes, id_types[name], list_lengths[name], number, max_sequence_ids, where
+        )
     for message in request.sequences:
         if (num_ids := count_ids(message)) > max_sequence_ids:
             raise InvalidRequestError(
@@ -81,13 +108,13 @@ def read_ids(
             )
     sequence = manifest.sequence
     if sequence is None:
-        return GivenIds(features, np.empty(0, np.int64))
+        return GivenIds(features, np.empty(0, np.int64), lengths=lengths)
     names = [message.feature for message in request.sequences]
     check_features(names, [sequence.feature], where, every=True, what="sequences (send [] for a user without a history)")
     ids = unpack_ids(request.sequences[0])
     feature = manifest.history_tables[0].feature
     check_id_type(sequence.feature, ids, manifest.id_types[feature], where)
-    return GivenIds(features, ids[: sequence.length], feature)
+    return GivenIds(features, ids[: sequence.length], feature, lengths)
 
 
 def distinct_ids(given: GivenIds, num_candidates: int) -> RequestIds:
@@ -113,14 +140,17 @@ def distinct_ids(given: GivenIds, num_candidates: int) -> RequestIds:
     elif has_sequence:
         wanted[given.sequence_feature] = given.sequence
     for feature, ids in wanted.items():
+        if not len(ids):  # empty lists alone
+            positions[feature] = _NOTHING
+            continue
         values, inverse = np.unique(ids, return_inverse=True)
         distinct[feature] = cast("IdArray", values)
         places = inverse.astype(np.intp, copy=False)
         if has_sequence and feature == given.sequence_feature:
             places, sequence = np.split(places, [len(places) - len(given.sequence)])
         if feature in given.features:
-            positions[feature] = np.broadcast_to(places, num_candidates)
-    return RequestIds(distinct, positions, sequence)
+            positions[feature] = places if feature in given.lengths else np.broadcast_to(places, num_candidates)
+    return RequestIds(num_candidates, distinct, positions, sequence, given.lengths)
 
 
 def _read_feature(message: ids_pb2.FeatureIds, id_type: str, length: int, where: str) -> IdArray:
@@ -132,3 +162,32 @@ def _read_feature(message: ids_pb2.FeatureIds, id_type: str, length: int, where:
         )
     check_id_type(message.feature, ids, id_type, where)
     return ids
+
+
+def _read_lists(
+    message: ids_pb2.FeatureIds,
+    sizes: npt.NDArray[np.intp],
+    id_type: str,
+    list_length: int,
+    num_lists: int,
+    max_ids: int,
+    where: str,
+) -> tuple[IdArray, npt.NDArray[np.intp]]:
+    """The ids of lists that a model reads, back to back, and how many each list has of them."""
+    ids = unpack_ids(message)
+    if len(sizes) != num_lists or int(sizes.sum()) != len(ids):
+        raise InvalidRequestError(
+            f"feature {message.feature!r} has {len(ids)} ids in {len(sizes)} lists of {int(sizes.sum())} together: expected "
+            f"{num_lists} lists, one of a request feature and num_candidates of a candidate feature"
+        )
+    if len(sizes) and (longest := int(sizes.max())) > max_ids:
+        raise InvalidRequestError(
+            f"a list of feature {message.feature!r} has {longest} ids: at most {max_ids} are accepted; the first "
+            f"{list_length} are read"
+        )
+    check_id_type(message.feature, ids, id_type, where)
+    read = np.minimum(sizes, list_length)
+    if len(ids) > read.sum():
+        places = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        ids = ids[places < list_length]
+    return ids, read

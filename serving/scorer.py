@@ -58,7 +58,10 @@ class Scorer:
         self.manifest = manifest = release.manifest
         self.dense_features = manifest.dense_features
         self.dim = manifest.dim
-        self._slot_tables, self._history_tables = manifest.slot_tables, manifest.history_tables
+        self._history_tables = manifest.history_tables
+        self._single_tables = [table for table in manifest.slot_tables if not table.list_length]
+        self._list_tables = [table for table in manifest.slot_tables if table.list_length]
+        self._slot_order = self._order_slots()
         # Tables of one precision are decoded together: one operator call instead of one a table.
         self._precisions = sorted({table.precision for table in manifest.tables})
         self._upper = UpperModel(
@@ -77,10 +80,7 @@ class Scorer:
                 dim=self.dim,
                 device=device,
             )
-            self._asking = [self._slot_tables.index(table) for table in manifest.asking_tables]
-            # Where each slot of the upper model is among the tables' slots with the pooled ones behind them.
-            own = [place for place in range(manifest.num_slots) if place not in manifest.sequence.slots]
-            self._slot_order = torch.tensor(np.argsort([*own, *manifest.sequence.slots]), device=self.device)
+            self._asking = [self._single_tables.index(table) for table in manifest.asking_tables]
         self.batcher = (
             Batcher(self, max_candidates=batch_max_candidates, wait_us=batch_wait_us) if batch_max_candidates else None
         )
@@ -95,7 +95,9 @@ class Scorer:
         return ranker_pb2.RankerVersion(
             version=self.version,
             id_features=[
-                ranker_pb2.FeatureDescription(feature=feature, id_type=id_type)
+                ranker_pb2.FeatureDescription(
+                    feature=feature, id_type=id_type, list_length=manifest.list_lengths.get(feature, 0)
+                )
                 for feature, id_type in manifest.id_features.items()
             ],
             dense_features=self.dense_features,
@@ -155,6 +157,24 @@ class Scorer:
                 f"the lookup server holds shard {answer.shard_index} of {answer.num_shards} only: not scored. List all of its "
                 "shards, with a | between their addresses"
             )
+        vectors, offsets = self._decode_answer(answer, ids)
+        parts = [self._means(vectors, ids, table, offsets.get(table.name, 0)) for table in self._list_tables]
+        if self._single_tables:
+            places = [ids.positions[table.feature] + offsets[table.name] for table in self._single_tables]
+            parts.insert(0, self._choose(vectors, places))
+        if self._pooling is None:
+            return self._in_order(parts, ids.num_candidates), 0
+        rows = parts[0]
+        started_ns = time.perf_counter_ns()
+        history = vectors.new_zeros(0, len(self._history_tables), self.dim)
+        if len(ids.sequence):
+            history = self._choose(vectors, [ids.sequence + offsets[table.name] for table in self._history_tables])
+        pooled = self._pooling.pool(history, rows[:, self._asking])
+        slots = self._in_order([*parts, pooled], ids.num_candidates)
+        return slots, (time.perf_counter_ns() - started_ns) // 1000
+
+    def _decode_answer(self, answer: LookupAnswer, ids: RequestIds) -> tuple[torch.Tensor, dict[str, int]]:
+        """The rows of an answer [n, dim], and where each table's begin among them."""
         offsets: dict[str, int] = {}
         decoded = []
         num_decoded = 0
@@ -167,17 +187,9 @@ class Scorer:
                     num_decoded += len(blocks[-1])
             if blocks:
                 decoded.append(self._decode(blocks, precision))
-        vectors = torch.cat(decoded) if len(decoded) > 1 else decoded[0]
-        rows = self._choose(vectors, [ids.positions[table.feature] + offsets[table.name] for table in self._slot_tables])
-        if self._pooling is None:
-            return rows, 0
-        started_ns = time.perf_counter_ns()
-        history = vectors.new_zeros(0, len(self._history_tables), self.dim)
-        if len(ids.sequence):
-            history = self._choose(vectors, [ids.sequence + offsets[table.name] for table in self._history_tables])
-        pooled = self._pooling.pool(history, rows[:, self._asking])
-        slots = torch.cat([rows, pooled], dim=1).index_select(1, self._slot_order)
-        return slots, (time.perf_counter_ns() - started_ns) // 1000
+        if not decoded:  # of a request whose lists are all empty
+            return torch.zeros(0, self.dim, device=self.device), offsets
+        return torch.cat(decoded) if len(decoded) > 1 else decoded[0], offsets
 
     def no_embeddings(self, num_candidates: int) -> torch.Tensor:
         """The upper model's input where no row is there: zeros [num_candidates, num_slots, dim]."""
@@ -224,6 +236,33 @@ class Scorer:
         chosen = np.stack(places, axis=1)
         flat = torch.from_numpy(chosen.ravel()).to(self.device, non_blocking=True)
         return vectors.index_select(0, flat).view(*chosen.shape, self.dim)
+
+    def _means(self, vectors: torch.Tensor, ids: RequestIds, table: ReleaseTable, offset: int) -> torch.Tensor:
+        """The means of lists' rows [n, 1, dim], n the candidates or 1; zeros for an empty list."""
+        places = torch.from_numpy(ids.positions[table.feature] + offset).to(self.device, non_blocking=True)
+        ends = np.cumsum(ids.lengths[table.feature])
+        offsets = torch.from_numpy(np.concatenate([[0], ends])).to(self.device, non_blocking=True)
+        if not len(places):
+            return vectors.new_zeros(len(ends), 1, self.dim)
+        means = torch.nn.functional.embedding_bag(places, vectors, offsets, mode="mean", include_last_offset=True)
+        return means[:, None]
+
+    def _order_slots(self) -> torch.Tensor | None:
+        """Where each slot of the upper model is among rows of single ids, means of lists and pooled ones; None: in order."""
+        sequence = self.manifest.sequence
+        pooled = sequence.slots if sequence is not None else ()
+        own = [place for place in range(self.manifest.num_slots) if place not in pooled]
+        slots = dict(zip(self.manifest.slot_tables, own, strict=True))
+        places = [slots[table] for table in (*self._single_tables, *self._list_tables)]
+        order = np.argsort([*places, *pooled])
+        return None if (order == np.arange(len(order))).all() else torch.tensor(order, device=self.device)
+
+    def _in_order(self, parts: Sequence[torch.Tensor], num_candidates: int) -> torch.Tensor:
+        """Slots in the order of the upper model; a request's one list is every candidate's."""
+        if len(parts) == 1 and self._slot_order is None and len(parts[0]) == num_candidates:
+            return parts[0]
+        slots = torch.cat([part.expand(num_candidates, -1, -1) for part in parts], dim=1)
+        return slots if self._slot_order is None else slots.index_select(1, self._slot_order)
 
     def _decode(self, blocks: Sequence[npt.NDArray[np.uint8]], precision: Precision) -> torch.Tensor:
         """Rows of several tables, back to back; on a device the bytes go there, and become numbers there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,17 +111,25 @@ def rank_request(
 ) -> Callable[[], Request]:
     """Draws ranking requests: one id of the first feature (the user), candidates of the others, normal dense features.
 
-    Where the model reads a sequence, one of full length.
+    Where the model reads a sequence, one of full length; where it has lists of ids of a feature, half full ones on average.
     """
     generator = np.random.default_rng(seed)
     manifest = release.manifest
     sources = _sources(release, exponent)
-    (user, *others) = manifest.id_features
+    lists = manifest.list_lengths
+    user = next(feature for feature in manifest.id_features if feature not in lists)
+    others = [feature for feature in manifest.id_features if feature != user]
     num_dense = len(manifest.dense_features)
 
     def draw() -> Request:
         request_ids = {user: sources[user].draw(generator, 1).tolist()[0]}
-        candidates = {feature: sources[feature].draw(generator, num_candidates) for feature in others}
+        candidates: dict[str, Any] = {}
+        for feature in others:
+            if feature not in lists:
+                candidates[feature] = sources[feature].draw(generator, num_candidates)
+                continue
+            sizes = generator.integers(0, lists[feature] + 1, num_candidates)
+            candidates[feature] = np.split(sources[feature].draw(generator, int(sizes.sum())), np.cumsum(sizes)[:-1])
         dense = generator.standard_normal((num_candidates, num_dense), np.float32)
         sequences = {}
         if manifest.sequence is not None:

@@ -109,6 +109,7 @@ class ReleaseWriter:
         facet: str | None,
         id_map: str,
         reads: Literal["id", "sequence", "both"] = "id",
+        list_length: int = 0,
     ) -> None:
         """Write a table; those that read an id have their slots in the upper model's input in the order of the tables.
 
@@ -120,6 +121,7 @@ class ReleaseWriter:
             facet: Pretraining that the table started from, if any.
             id_map: Name of the id map that finds the row of an id.
             reads: Whether its rows are of the feature's id, of the ids of the sequence, or of both.
+            list_length: Ids that the feature has at most, whose rows' mean is the slot; 0 for a feature of one id.
 
         Raises:
             ArtifactError: The rows are not as many or as long as they must be.
@@ -136,6 +138,7 @@ class ReleaseWriter:
             row_bytes=row_bytes(self._dim, self._precision),
             id_map=id_map,
             reads=reads,
+            list_length=list_length,
             shard_rows=() if split is None else split.shard_rows,
         )
         with ExitStack() as opened:

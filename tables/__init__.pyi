@@ -14,6 +14,7 @@ from .ids.id_map import IdMap as IdMap
 from .neighbors import find_neighbors as find_neighbors
 from .optim.adagrad import RowwiseAdagrad as RowwiseAdagrad
 from .optim.adagrad import accumulate_rows as accumulate_rows
+from .sharded_rows import gather_rows as gather_rows
 from .snapshot import OptimizerRows as OptimizerRows
 from .snapshot import Snapshot as Snapshot
 from .snapshot import SnapshotTable as SnapshotTable

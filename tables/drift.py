@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from multifacet.inputs import expect_attributes
+from multifacet.inputs import FLAG, expect_attributes, takes, whole
 from multifacet.tables.ids.id_map import IdMap
 from multifacet.tables.neighbors import find_neighbors
 
@@ -79,6 +79,7 @@ def match_ids(old_ids: Any, new_ids: Any) -> NDArray[np.int64]:
     return rows
 
 
+@takes(align=FLAG, neighbors=FLAG, seed=whole(0))
 def compare_snapshots(
     old: Snapshot, new: Snapshot, *, align: bool = True, neighbors: bool = True, seed: int = 0
 ) -> dict[str, TableDrift]:

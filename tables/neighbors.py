@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, one_of, whole
 
 __all__ = ["Backend", "Similarity", "find_neighbors"]
 
@@ -47,6 +47,9 @@ def find_neighbors(
         >>> rows.tolist()
         [[0]]
     """
+    one_of("cosine", "dot")("similarity", similarity)
+    one_of("torch", "faiss")("backend", backend)
+    whole()("k", k)
     expect_type("queries", queries, Tensor)
     expect_type("vectors", vectors, Tensor)
     if k < 1:

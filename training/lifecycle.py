@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from multifacet.inputs import FLAG, expect_type, number
 from multifacet.training.checkpoint import Checkpoint, CheckpointError, SavedState, list_differences
 from multifacet.training.warm_start import WarmStart
 
@@ -162,6 +163,10 @@ class Lifecycle:
     stop: threading.Event | None = None
 
     def __post_init__(self) -> None:
+        FLAG("resume", self.resume)
+        number()("every_seconds", self.every_seconds)
+        if self.checkpoint is not None:
+            expect_type("checkpoint", self.checkpoint, Path)
         if self.resume and self.checkpoint is None:
             raise ValueError("resume=True goes on from a checkpoint: name its folder with `checkpoint`")
         if self.every_seconds < 0:

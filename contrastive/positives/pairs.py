@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from multifacet.contrastive.config import PositivesConfig
     from multifacet.training import PairIndex
 
 __all__ = ["Pairs", "read_pairs"]
@@ -44,6 +47,20 @@ class Pairs:
     def ids(self, query_type: str, item_type: str) -> Mapping[str, pa.Array]:
         """Give the ids by node type, as a snapshot takes them."""
         return {query_type: self.query_ids, item_type: self.item_ids}
+
+    def node_ids(self, config: PositivesConfig, node_type: str) -> pa.Array | None:
+        """Give the ids of one node type of a configuration; None if it is neither the queries' nor the items'."""
+        return self.ids(config.query_type, config.item_type).get(node_type)
+
+    def fingerprint(self) -> str:
+        """Give the sha256 (hex) of pairs, weights and ids."""
+        positives = self.positives
+        digest = hashlib.sha256(json.dumps([len(positives), positives.num_queries, positives.num_items]).encode())
+        for column in (positives.queries, positives.items, positives.weights):
+            digest.update(np.ascontiguousarray(column).data)
+        for ids in (self.query_ids, self.item_ids):
+            digest.update(json.dumps(ids.to_pylist()).encode())
+        return digest.hexdigest()
 
     def known(self) -> PairIndex:
         """Index the items of each query."""
@@ -72,7 +89,7 @@ def read_pairs(source: Any, *, columns: Sequence[str] = _COLUMNS, weight: str | 
         >>> pairs.positives.weights.tolist(), pairs.query_ids.to_pylist()
         ([2.0, 1.0], ['ann', 'bob'])
     """
-    if len(columns) != 2 or isinstance(columns, str):
+    if not isinstance(columns, list | tuple) or len(columns) != 2:
         raise ValueError(f"columns are {columns!r}; expected the names of the columns of queries and items")
     table = _read(source, columns)
     wanted = [*columns, *([weight] if weight is not None else [])]

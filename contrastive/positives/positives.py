@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from multifacet.contrastive.positives.merging import EdgeColumns, merge_edges
+from multifacet.inputs import whole
 from multifacet.training import PairIndex, check_rows
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ class Positives:
             ValueError: if the columns' lengths differ, a row lies outside its table, or a weight is no such number.
             TypeError: if rows are no integers.
         """
+        whole(0)("num_queries", num_queries)
+        whole(0)("num_items", num_items)
         queries, items = np.asarray(queries), np.asarray(items)
         for name, column in (("queries", queries), ("items", items)):
-            if len(column) and column.dtype.kind not in "iu":
-                raise TypeError(f"{name} are {column.dtype}; expected integer rows of a table (for ids, see `pairs_from`)")
+            if not column.ndim or (len(column) and column.dtype.kind not in "iu"):
+                raise TypeError(f"{name} are {column.dtype}; expected integer rows of a table (for ids, see `read_pairs`)")
         check_rows(queries, items, num_left=num_queries, num_right=num_items)
         columns = EdgeColumns(
             queries=queries.astype(np.int32),

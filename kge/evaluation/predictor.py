@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from multifacet.inputs import whole
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.models.relations import RelationParameters, relation_names
 from multifacet.kge.models.scoring import Model, build_model
@@ -131,6 +132,7 @@ class LinkPredictor:
         for node_type in (given_type, asked_type):
             if node_type not in self.ids:
                 raise ValueError(f"this predictor has no ids of {node_type!r}: open it by LinkPredictor.from_snapshot")
+        whole()("k", k)
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1")
         row = find_row(self.ids[given_type], given, given_type)

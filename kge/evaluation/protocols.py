@@ -8,17 +8,19 @@ sampledN_*       among N entities drawn for each edge: cheap at any scale, and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from multifacet.inputs import kind, mapping_to, takes, whole, whole_numbers
 from multifacet.kge.evaluation.ranks import EdgeRanks, SeenEnds, rank_edges
 from multifacet.kge.evaluation.sampled_ranks import rank_edges_among_sample
 from multifacet.kge.triples.triples import TripleSet
 from multifacet.training import PairIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ __all__ = ["evaluate", "evaluate_constrained", "evaluate_sampled", "known_pairs"
 _HITS: Final = (1, 3, 10)
 
 
+@takes(edges=mapping_to("EdgeList", "heads", "tails"), known=mapping_to("PairIndex", "transposed"), hits=whole_numbers(1))
 def evaluate(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -52,6 +55,12 @@ def evaluate(
     return _summarise("filtered", predictor, rank_edges(predictor, edges, known), hits)
 
 
+@takes(
+    edges=mapping_to("EdgeList", "heads", "tails"),
+    known=mapping_to("PairIndex", "transposed"),
+    hits=whole_numbers(1),
+    seen=mapping_to("SeenEnds", "heads", "tails"),
+)
 def evaluate_constrained(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],
@@ -78,6 +87,13 @@ def evaluate_constrained(
     return _summarise("constrained", predictor, rank_edges(predictor, edges, known, constraint=seen), hits)
 
 
+@takes(
+    edges=mapping_to("EdgeList", "heads", "tails"),
+    known=mapping_to("PairIndex", "transposed"),
+    hits=whole_numbers(1),
+    num_sampled=whole(),
+    generator=kind(np.random.Generator),
+)
 def evaluate_sampled(
     predictor: LinkPredictor,
     edges: Mapping[str, EdgeList],

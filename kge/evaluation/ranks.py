@@ -297,6 +297,8 @@ def _rank_block(
         out = of_relation.tails if part.side == "tail" else of_relation.heads
         seen = None
         if constraint is not None:
+            if part.relation not in constraint:
+                raise KeyError(f"seen has no ends of {part.relation!r}; give SeenEnds.of(the training triples)")
             ends = constraint[part.relation]
             seen = ends.tails if part.side == "tail" else ends.heads
         bad = _count(

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from multifacet.inputs import expect_attributes
+from multifacet.inputs import expect_attributes, one_of, takes, whole
 from multifacet.kernels.similarity import Similarity
 from multifacet.kge.models.projections import Projection, ProjectionKind
 from multifacet.kge.models.translations import Translation
@@ -61,6 +61,7 @@ class Model(ABC):
     has_complex_entities: ClassVar[bool] = False
     translation: ClassVar[Translation]
 
+    @takes(dim=whole(1), distance=one_of("squared", "l2", "l1"), relation_init=one_of("identity", "signs"))
     def __init__(self, dim: int, distance: Distance = "squared", relation_init: RelationInit = "identity") -> None:
         self.dim = dim
         self.distance = distance
@@ -196,6 +197,7 @@ class TransRA(TransE):
         distance: which distance scores are minus of.
     """
 
+    @takes(rank=whole(1))
     def __init__(self, dim: int, rank: int, distance: Distance = "squared") -> None:
         super().__init__(dim, distance)
         self.rank = rank

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from multifacet.inputs import expect_type
 from multifacet.kge.triples.distinct import are_among, first_positions
 from multifacet.kge.triples.hetero_data import triples_from_hetero_data
 from multifacet.kge.triples.text import TextTriples
@@ -94,8 +95,13 @@ def read_split(
     """
     if duplicates not in get_args(Duplicates):
         raise ValueError(f"duplicates is {duplicates!r}; expected one of {', '.join(get_args(Duplicates))}")
-    if len(columns) != 3 or isinstance(columns, str):
+    if not isinstance(columns, list | tuple) or len(columns) != 3:
         raise ValueError(f"columns are {columns!r}; expected the names of the columns of head, relation and tail")
+    if types is not None:
+        expect_type("types", types, Mapping)
+        for name, pair in types.items():
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(end, str) for end in pair):
+                raise TypeError(f"types[{name!r}] is {pair!r}; expected (type of heads, type of tails)")
     if hasattr(train, "edge_types"):
         if valid is not None or test is not None or types is not None:
             raise ValueError(

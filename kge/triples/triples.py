@@ -6,17 +6,19 @@ import hashlib
 import itertools
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from multifacet.inputs import expect_type, whole
 from multifacet.kge.triples.distinct import are_among, are_joined, first_positions, first_times, sorted_order
 from multifacet.kge.triples.text import TextTriples
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -44,6 +46,10 @@ class EdgeList:
 
     heads: NDArray[np.int32]
     tails: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        expect_type("heads", self.heads, np.ndarray)
+        expect_type("tails", self.tails, np.ndarray)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -98,6 +104,7 @@ class TripleSet:
     def _check_columns(self) -> None:
         columns = {"heads": self.heads, "relations": self.relations, "tails": self.tails}
         for name, column in columns.items():
+            expect_type(name, column, np.ndarray)
             if column.dtype != np.int32 or column.shape != self.heads.shape or column.ndim != 1:
                 raise ValueError(
                     f"{name} must be an int32 column as long as heads ({len(self.heads)}), got {column.dtype} {column.shape}"
@@ -106,6 +113,13 @@ class TripleSet:
             raise ValueError(f"times must be a column as long as heads ({len(self.heads)}), got {self.times.shape}")
 
     def _check_vocabulary(self) -> None:
+        expect_type("relation_names", self.relation_names, tuple, list)
+        expect_type("ends", self.ends, Mapping)
+        expect_type("num_nodes", self.num_nodes, Mapping)
+        for name, pair in self.ends.items():
+            expect_type(f"ends[{name!r}]", pair, tuple, list)
+        for node_type, number in self.num_nodes.items():
+            whole(0)(f"num_nodes[{node_type!r}]", number)
         if len(set(self.relation_names)) != len(self.relation_names) or set(self.ends) != set(self.relation_names):
             raise ValueError(
                 f"relation_names must be distinct and those of ends, got {self.relation_names} and {set(self.ends)}"

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from multifacet.artifacts import write_file
-from multifacet.pipeline.terminal.console import ConsoleWatcher
+from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, stdout
 
 WORK_DIR = Path("runs/experiments")
+SPAN = "FIRST..LAST"
 
 
 def experiment(
@@ -25,12 +26,23 @@ def experiment(
         ),
     ] = "completejourney",
     store: Annotated[Path | None, typer.Option(help="A store of your own with the ranking tables, instead.")] = None,
-    splits: Annotated[
+    pretrain: Annotated[
+        str | None, typer.Option(metavar=SPAN, help="With --store: periods to pretrain on; default: all before --finetune.")
+    ] = None,
+    finetune: Annotated[
         str | None,
         typer.Option(
-            metavar="PERIODS",
-            help='With --store: first and last period of pretraining, fine-tuning, validation, test: "1 36 37 46 47 48 49 53".',
+            metavar=SPAN,
+            help="With --store: periods to fine-tune on, such as 37..46, or times such as 2025-01-01..2025-03-01. Without it "
+            "the periods that exist are divided as The Complete Journey's are: 36, 10, 2 and 5 of 53.",
         ),
+    ] = None,
+    validate: Annotated[
+        str | None, typer.Option(metavar=SPAN, help="With --store: periods on which settings are chosen, such as 47..48.")
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar=SPAN, help="With --store: periods scored once; default: all behind --validate."),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the raw files, if not the installed package's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of pretraining, negatives and fits.")] = 5,
@@ -57,8 +69,9 @@ def experiment(
     if name not in CATALOGUE:
         msg = f"no experiment {name!r}; there are {', '.join(CATALOGUE)}"
         raise typer.BadParameter(msg)
+    spans = {"pretrain": pretrain, "finetune": finetune, "validate": validate, "test": test}
     settings = Settings(
-        source=_source(source, store, splits, folder, quick=quick),
+        source=_source(source, store, folder, spans, quick=quick),
         num_seeds=min(seeds, 2) if quick else seeds,
         num_trials=1 if quick else trials,
         **({"num_resamples": 100, "max_epochs": 2, "pretraining_share": 0.25} if quick else {}),
@@ -93,17 +106,20 @@ def experiment(
     stdout.print(f"results: {results}\npage: [bold]{page}[/bold]", soft_wrap=True, highlight=False)
 
 
-def _source(kind: str, store: Path | None, splits: str | None, folder: Path | None, *, quick: bool) -> Any:
-    from multifacet.graphdb import Splits
+def _source(kind: str, store: Path | None, folder: Path | None, spans: dict[str, str | None], *, quick: bool) -> Any:
     from multifacet.pipeline.experiments.source import Source, make_world
+    from multifacet.pipeline.periods import choose_splits, read_periods
 
     if store is None:
+        given = [f"--{name}" for name, span in spans.items() if span is not None]
+        if given:
+            msg = f"{', '.join(given)}: periods of a store of your own; name it with --store"
+            raise typer.BadParameter(msg)
         if kind == "completejourney":
             return Source.journey(folder, is_sample=quick)
         return make_world(kind, is_small=quick)
-    numbers = (splits or "").split()
-    if len(numbers) != 8 or not all(number.isdigit() for number in numbers):
-        msg = 'a --store needs --splits of eight periods, such as "1 36 37 46 47 48 49 53"'
-        raise typer.BadParameter(msg)
-    spans = [(int(numbers[place]), int(numbers[place + 1])) for place in range(0, 8, 2)]
-    return Source.of_store(store, Splits(pretraining=spans[0], training=spans[1], validation=spans[2], test=spans[3]))
+    splits = choose_splits(read_periods(store), **spans)
+    if not any(spans.values()):
+        told = ", ".join(f"{name} {first}..{last}" for name, (first, last) in splits)
+        stderr.print(f"periods of {store}: {told}", highlight=False, soft_wrap=True)
+    return Source.of_store(store, splits)

@@ -206,12 +206,12 @@ def pretrain_contrastive(
     from multifacet import contrastive
 
     store, output = _split_paths(paths, pairs, "--pairs")
-    _refuse_mixed(pairs, "--pairs", {"--as-of": as_of, "--since": since, "--relation": relation, "--warm-start": warm_start})
+    _refuse_mixed(pairs, "--pairs", {"--as-of": as_of, "--since": since, "--relation": relation})
     _refuse_without(pairs, "--pairs", {"--columns": columns, "--weight": weight})
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     if pairs is not None:
-        _pretrain_pairs(pairs, config, columns, weight, output, as_json=as_json)
+        _pretrain_pairs(pairs, config, columns, weight, output, life, as_json=as_json)
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
     _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
@@ -258,15 +258,15 @@ def _parse_types(options: list[str] | None) -> dict[str, tuple[str, str]] | None
 
 
 def _pretrain_plain(
-    train: Callable[..., kge.KgeResult],
-    source: kge.TripleSplit,
+    train: Callable[..., Any],
+    source: kge.TripleSplit | contrastive.Pairs,
     output: Path,
     life: dict[str, Any],
     *,
     unit: str,
     as_json: bool,
 ) -> None:
-    """Trains on triples of plain data and writes the snapshot."""
+    """Trains on plain triples or pairs and writes the snapshot."""
     from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
     from multifacet.training import Lifecycle
 
@@ -281,28 +281,45 @@ def _pretrain_plain(
 
 
 def _pretrain_pairs(
-    path: Path, config: contrastive.ContrastiveConfig, columns: str | None, weight: str | None, output: Path, *, as_json: bool
+    path: Path,
+    config: contrastive.ContrastiveConfig,
+    columns: str | None,
+    weight: str | None,
+    output: Path,
+    life: dict[str, Any],
+    *,
+    as_json: bool,
 ) -> None:
     import numpy as np
 
     from multifacet import contrastive
     from multifacet.contrastive.positives import hold_out_latest
-    from multifacet.pipeline.terminal.training import TrainingDisplay
 
     read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)
     # Pairs have no times, so that a query's held-out items are a random choice.
     positives, held_out = hold_out_latest(read.positives, config.validation, np.random.default_rng(config.seed))
-    with TrainingDisplay("pairs") as display:
-        result = contrastive.train_pairs(positives, config, held_out=held_out, progress=display.on_epoch)
-    snapshot = result.write_snapshot(output, read.ids(config.query_type, config.item_type))
-    _tell(snapshot, output, as_json=as_json)
+    pairs = replace(read, positives=positives)
+    _pretrain_plain(
+        lambda **options: contrastive.train_pairs(pairs, config, held_out=held_out, **options),
+        read,
+        output,
+        life,
+        unit="pairs",
+        as_json=as_json,
+    )
 
 
-def _tell(snapshot: Snapshot, output: Path, *, as_json: bool) -> None:
+def _tell(snapshot: Snapshot, output: Path, found: kge.Search | None = None, *, as_json: bool) -> None:
     if as_json:
         emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
-    else:
-        stdout.print(snapshot)
+        return
+    stdout.print(snapshot)
+    if found is not None:
+        stdout.print(f"chosen of {len(found.trials)} trials: {dict(found.trials[-1].values)}", highlight=False, soft_wrap=True)
+    if "drift" in snapshot.metrics:
+        from multifacet.pipeline.commands.snapshot import emit_drift
+
+        emit_drift(snapshot.metrics["drift"])
 
 
 class _Chooser:
@@ -413,13 +430,4 @@ def _pretrain(
     # The snapshot stands for good: there is nothing left to go on with.
     for folder in (life["checkpoint"], trials_folder):
         shutil.rmtree(folder, ignore_errors=True)
-    if as_json:
-        emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
-        return
-    stdout.print(snapshot)
-    if found is not None:
-        stdout.print(f"chosen of {len(found.trials)} trials: {dict(found.trials[-1].values)}", highlight=False, soft_wrap=True)
-    if "drift" in snapshot.metrics:
-        from multifacet.pipeline.commands.snapshot import emit_drift
-
-        emit_drift(snapshot.metrics["drift"])
+    _tell(snapshot, output, found, as_json=as_json)

@@ -98,16 +98,17 @@ def train(
     ] = "pretrained",
     training: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="FIRST LAST", help="Periods to learn from; default: The Complete Journey's, 37 46."),
+        typer.Option(metavar="FIRST LAST", help="Periods to learn from, such as 37 46; default: 10 of 53, before validation."),
     ] = None,
     validation: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="FIRST LAST", help="Periods to validate on; default: The Complete Journey's, 47 48."),
+        typer.Option(metavar="FIRST LAST", help="Periods to validate on, such as 47 48; default: 2 of 53, before the test."),
     ] = None,
     labels_known_before: Annotated[
         int | None,
         typer.Option(
-            help="Leave out training conversions that are known only after this period begins; with the default periods 49."
+            help="Leave out training conversions that are known only after this period begins; with the default periods the "
+            "test's first."
         ),
     ] = None,
     weighting: WeightingOption = "demand",
@@ -258,7 +259,7 @@ def evaluate(
     ] = None,
     periods: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="FIRST LAST", help="Periods of a store to score; default: The Complete Journey's, 49 53."),
+        typer.Option(metavar="FIRST LAST", help="Periods of a store to score, such as 49 53; default: the last 5 of 53."),
     ] = None,
     weighting: WeightingOption = "demand",
     precision: Annotated[

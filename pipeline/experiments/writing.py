@@ -19,9 +19,10 @@ def command(document: Mapping[str, Any]) -> str:
     source = settings["source"]
     parts = [f"multifacet experiment {name}"]
     if source["kind"] == "store":
-        spans = (source["splits"][part] for part in ("pretraining", "training", "validation", "test"))
-        periods = " ".join(str(number) for span in spans for number in span)
-        parts.append(f"--store {source['name']}.duckdb --splits {periods}")
+        options = {"pretrain": "pretraining", "finetune": "training", "validate": "validation", "test": "test"}
+        spans = {option: source["splits"][part] for option, part in options.items()}
+        parts.append(f"--store {source['name']}.duckdb")
+        parts += [f"--{option} {first}..{last}" for option, (first, last) in spans.items()]
     elif source["name"].endswith(("-sample", "-small")):
         name = source["name"].removesuffix("-sample").removesuffix("-small")
         return " ".join([*parts, f"--source {name}" if name != "completejourney" else "", "--quick"]).replace("  ", " ")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,7 @@ def calibration_buckets(
         raise ValueError(f"labels hold {truth[(truth != 0) & (truth != 1)][0]:g}; expected 0 and 1 only")
     if not ((shares >= 0) & np.isfinite(shares)).all() or not shares.sum() > 0:
         raise ValueError("weights must be finite and not negative, and not all zero")
+    whole()("num_buckets", num_buckets)
     if num_buckets < 1:
         raise ValueError(f"num_buckets is {num_buckets}; expected at least 1")
     edges = np.unique(np.quantile(values, np.linspace(0, 1, num_buckets + 1)[1:-1]))
@@ -111,6 +112,8 @@ def expected_calibration_error(buckets: Sequence[CalibrationBucket]) -> float:
     expect_type("buckets", buckets, list, tuple, hint="calibration_buckets gives them")
     if not buckets:
         raise ValueError("there are no buckets: give those of calibration_buckets")
+    for bucket in buckets:
+        expect_type("a part of buckets", bucket, CalibrationBucket)
     total = sum(bucket.weight for bucket in buckets)
     return sum(bucket.weight * abs(bucket.predicted - bucket.observed) for bucket in buckets) / total
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multifacet.inputs import expect_type, number
 from multifacet.ranking.evaluation.metrics import roc_auc
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def delong_covariance(labels: NDArray[Any], scores: Sequence[NDArray[Any]]) -> N
     Raises:
         ValueError: As `roc_auc`, or there are fewer than two positives or negatives.
     """
+    expect_type("scores", scores, list, tuple, np.ndarray, hint="an array for each model")
     if not len(scores):
         raise ValueError("there are no models' scores: give those of one or more")
     for values in scores:
@@ -119,8 +121,7 @@ def delong_test(labels: NDArray[Any], scores: NDArray[Any], baseline: NDArray[An
 
 
 def _quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected between 0 and 1")
+    number(above=0, below=1)("confidence", confidence)
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 

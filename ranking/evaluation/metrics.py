@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, kind, number, takes, whole
 from multifacet.kernels.threads import run_ranges
 from multifacet.ranking.evaluation.calibration import as_numbers, correct_for_sampling
 from multifacet.ranking.examples.examples import Examples
@@ -17,36 +17,40 @@ if TYPE_CHECKING:
 
 
 _LOG_CLIP = 1e-7
+_NO_WEIGHTS = np.zeros(0, np.int64)
 
 
-def roc_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
     """Compute the area under the ROC curve; tied scores count half.
 
     Args:
         labels: 0 or 1, [n].
         scores: [n].
+        weights: What each row counts for, [n]; None: 1. A whole number counts as so many rows.
 
     Returns:
         Area in [0, 1].
 
     Raises:
-        ValueError: If only one class is present, a label is neither 0 nor 1, or a score is not finite.
+        ValueError: If only one class is present, a label is neither 0 nor 1, a score is not finite, or a weight is negative
+            or not finite, or a class has only weights of zero.
 
     Example:
         >>> roc_auc(np.array([0, 1, 1]), np.array([0.1, 0.1, 0.9]))
         0.75
     """
     order, tie_ends = _presort(labels, scores)
-    drawn_once = np.ones(1, dtype=np.int64)
-    return float(_weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, drawn_once))
+    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
+    return float(_weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, np.ones(1, np.int64), shares))
 
 
-def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
+def pr_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
     """Compute the area under the precision-recall curve as average precision (no interpolation).
 
     Args:
         labels: 0 or 1, [n].
         scores: [n].
+        weights: What each row counts for, [n]; None: 1. A whole number counts as so many rows.
 
     Returns:
         Sum over thresholds of precision times the gain of recall.
@@ -55,30 +59,48 @@ def pr_auc(labels: NDArray[Any], scores: NDArray[Any]) -> float:
         ValueError: As `roc_auc`.
     """
     order, tie_ends = _presort(labels, scores)
+    shares = _row_weights(labels, weights, order)[::-1]
     ends = len(labels) - np.concatenate([[0], tie_ends[:-1]])  # rows at or above each distinct score
-    positives = np.cumsum(labels[order][::-1] > 0)[ends - 1][::-1]
-    precision = positives / ends[::-1]
+    positives = np.cumsum(shares * (labels[order][::-1] > 0))[ends - 1][::-1]
+    above = np.cumsum(shares)[ends - 1][::-1]
+    precision = positives / np.where(above > 0, above, 1)
     gains = np.diff(positives, prepend=0) / positives[-1]
     return float((precision * gains).sum())
 
 
 def log_loss(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
-    """Compute the mean binary cross entropy in nats, weighted if so asked; probabilities are clipped to [1e-7, 1 - 1e-7]."""
+    """Compute the mean binary cross entropy in nats, weighted if so asked; probabilities are clipped to [1e-7, 1 - 1e-7].
+
+    Raises:
+        ValueError: If a label is neither 0 nor 1, a probability is none, the columns differ in length or are empty, or a weight
+            is negative or not finite, or all are zero.
+    """
+    _check_columns(labels, probabilities, "probabilities")
+    if not len(labels) or not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels hold the values {np.unique(labels).tolist()[:5]}; expected 0 and 1 and nothing else")
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{int((~np.isfinite(probabilities)).sum())} of {len(labels)} probabilities are not finite")
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("probabilities are not all within [0, 1]; pass probabilities, not logits")
+    weights = None if weights is None else _checked_weights(labels, weights)
     clipped = np.clip(probabilities.astype(np.float64), _LOG_CLIP, 1 - _LOG_CLIP)
     losses = -np.where(labels > 0, np.log(clipped), np.log1p(-clipped))
     return float(losses.mean() if weights is None else np.average(losses, weights=weights))
 
 
-def group_roc_auc(labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[Any]) -> float:
+def group_roc_auc(
+    labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[Any], weights: NDArray[Any] | None = None
+) -> float:
     """Compute the mean over groups, such as users, of the ROC-AUC within each (GAUC; Zhou et al. 2018, arXiv 1706.06978).
 
-    It tells how well a user's own candidates are ordered, which is all that a ranker does. A group counts as often as it has
+    It tells how well a user's own candidates are ordered, which is all that a ranker does. A group counts for as much as its
     rows; one without both labels tells nothing and is left out.
 
     Args:
         labels: 0 or 1, [n].
         scores: [n].
         groups: Group of each row, [n].
+        weights: What each row counts for, [n]; None: 1. A whole number counts as so many rows.
 
     Returns:
         Area in [0, 1]; NaN if no group has both labels.
@@ -95,17 +117,24 @@ def group_roc_auc(labels: NDArray[Any], scores: NDArray[Any], groups: NDArray[An
         raise ValueError(f"labels are {list(np.shape(labels))} and groups {list(np.shape(groups))}; expected one axis alike")
     _, group = np.unique(groups, return_inverse=True)
     order = np.lexsort((scores, group))
-    ordered = scores[order]
-    area, num_rows = _group_areas(labels[order] > 0, ordered, group[order])
-    return float(area / num_rows) if num_rows else float("nan")
+    area, share = _group_areas(labels[order] > 0, scores[order], group[order], _row_weights(labels, weights, order))
+    return float(area / share) if share else float("nan")
 
 
-def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any]) -> float:
-    """Compute log loss over the entropy of always predicting the labels' mean (He et al. 2014); below 1 is better."""
-    mean = labels.astype(np.float64).mean()
-    return log_loss(labels, probabilities) / log_loss(labels, np.full(len(labels), mean))
+def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
+    """Compute log loss over the entropy of always predicting the labels' mean (He et al. 2014); below 1 is better.
+
+    Raises:
+        ValueError: As `log_loss`, or if the labels are all alike.
+    """
+    loss = log_loss(labels, probabilities, weights)
+    mean = np.average(labels.astype(np.float64), weights=weights)
+    if not 0 < mean < 1:
+        raise ValueError(f"the labels that count are all {mean:.0f}, and their entropy is 0: normalized entropy needs both")
+    return loss / log_loss(labels, np.full(len(labels), mean), weights)
 
 
+@takes(num_resamples=whole(1), seed=whole(0), population=kind(np.ndarray))
 def bootstrap_roc_auc(
     labels: NDArray[Any],
     scores: NDArray[Any],
@@ -114,6 +143,7 @@ def bootstrap_roc_auc(
     num_resamples: int = 200,
     seed: int = 0,
     population: NDArray[Any] | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Compute ROC-AUC on resamples of users: a user's rows are drawn together, with replacement.
 
@@ -128,6 +158,7 @@ def bootstrap_roc_auc(
         seed: Seed of the draws.
         population: Distinct users that are drawn from, ascending; those of the rows by default. Named when several sets
             of rows, not all with rows of every user, must get the same resamples.
+        weights: What each row counts for, [n]; None: 1. A whole number counts as so many rows.
 
     Returns:
         float64 [R]; NaN for a resample without positives or without negatives.
@@ -149,16 +180,18 @@ def bootstrap_roc_auc(
         distinct = population
     draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
     positive, row_user_idx = labels[order] > 0, user_idx[order]
+    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
     areas = np.empty(num_resamples, dtype=np.float64)
 
     def resample(start: int, stop: int) -> None:
-        for number in range(start, stop):
-            areas[number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[number])
+        for resample_number in range(start, stop):
+            areas[resample_number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[resample_number], shares)
 
     run_ranges(resample, num_resamples, min_size=8)
     return areas
 
 
+@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
 def evaluate(
     scores: NDArray[np.float32],
     examples: Examples,
@@ -167,7 +200,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Measure scores against labels.
+    """Measure scores against labels; where examples have weights, each counts for its weight in all but the numbers of them.
 
     Args:
         scores: Probabilities of (ctr, cvr), [n, 2].
@@ -194,7 +227,13 @@ def evaluate(
         raise ValueError("scores are not all within [0, 1]; pass probabilities, not logits")
     metrics = {
         "ctr": _task_metrics(
-            scores[:, 0], examples.ctr_label, examples.user_id, num_resamples=num_resamples, confidence=confidence, seed=seed
+            scores[:, 0],
+            examples.ctr_label,
+            examples.user_id,
+            examples.weight,
+            num_resamples=num_resamples,
+            confidence=confidence,
+            seed=seed,
         )
     }
     metrics["ctr"]["calibration_corrected"] = _calibration_corrected(scores[:, 0], examples)
@@ -204,6 +243,7 @@ def evaluate(
             scores[known, 1],
             examples.cvr_label[known],
             examples.user_id[known],
+            None if examples.weight is None else examples.weight[known],
             num_resamples=num_resamples,
             confidence=confidence,
             seed=seed,
@@ -211,6 +251,7 @@ def evaluate(
     return metrics
 
 
+@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
 def compare(
     scores: NDArray[np.float32],
     baseline: NDArray[np.float32],
@@ -220,7 +261,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Measure the difference in ROC-AUC between two models on the same resamples of users.
+    """Measure the difference in ROC-AUC between two models on the same resamples of users, by the examples' weights if any.
 
     Args:
         scores: Probabilities of (ctr, cvr), [n, 2].
@@ -247,8 +288,12 @@ def compare(
             continue
         users = examples.user_id[known]
         pair = [values[known, task] for values in (scores, baseline)]
-        areas = [roc_auc(labels[known], values) for values in pair]
-        resampled = [bootstrap_roc_auc(labels[known], values, users, num_resamples=num_resamples, seed=seed) for values in pair]
+        weights = None if examples.weight is None else examples.weight[known]
+        areas = [roc_auc(labels[known], values, weights) for values in pair]
+        resampled = [
+            bootstrap_roc_auc(labels[known], values, users, num_resamples=num_resamples, seed=seed, weights=weights)
+            for values in pair
+        ]
         resampled_difference = resampled[0] - resampled[1]
         low, high = _interval(resampled_difference, confidence)
         differences[column] = {
@@ -264,26 +309,28 @@ def _task_metrics(
     scores: NDArray[np.float32],
     labels: NDArray[np.float32],
     users: NDArray[np.int64],
+    weights: NDArray[np.float32] | None,
     *,
     num_resamples: int,
     confidence: float,
     seed: int,
 ) -> dict[str, float]:
-    resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed)
+    resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed, weights=weights)
     low, high = _interval(resampled, confidence)
-    within = group_roc_auc(labels, scores, users)
+    within = group_roc_auc(labels, scores, users, weights)
+    predicted, observed = (np.average(values.astype(np.float64), weights=weights) for values in (scores, labels))
     grouped = {} if np.isnan(within) else {"group_roc_auc": within}
     return {
         "num_examples": len(labels),
         "num_positives": int(labels.sum()),
-        "roc_auc": roc_auc(labels, scores),
+        "roc_auc": roc_auc(labels, scores, weights),
         "roc_auc_low": low,
         "roc_auc_high": high,
         **grouped,
-        "pr_auc": pr_auc(labels, scores),
-        "log_loss": log_loss(labels, scores),
-        "normalized_entropy": normalized_entropy(labels, scores),
-        "calibration": float(scores.astype(np.float64).sum() / labels.astype(np.float64).sum()),
+        "pr_auc": pr_auc(labels, scores, weights),
+        "log_loss": log_loss(labels, scores, weights),
+        "normalized_entropy": normalized_entropy(labels, scores, weights),
+        "calibration": float(predicted / observed),
     }
 
 
@@ -294,6 +341,8 @@ def _calibration_corrected(scores: NDArray[np.float32], examples: Examples) -> f
     """
     corrected = correct_for_sampling(scores, examples.negative_rate)
     weight = 1 / examples.sampling_rate.astype(np.float64)
+    if examples.weight is not None:
+        weight *= examples.weight
     return float((weight * corrected).sum() / (weight * examples.ctr_label).sum())
 
 
@@ -312,11 +361,7 @@ def _p_value(differences: NDArray[np.float64]) -> float:
 
 def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows by ascending score, and the end of each run of tied scores."""
-    for name, values in (("labels", labels), ("scores", scores)):
-        as_numbers(name, values)
-        expect_type(name, values, np.ndarray)
-    if labels.shape != scores.shape or labels.ndim != 1:
-        raise ValueError(f"labels are {list(labels.shape)} and scores {list(scores.shape)}; expected one axis alike")
+    _check_columns(labels, scores, "scores")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
     found = np.unique(labels).tolist()
@@ -327,24 +372,59 @@ def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int
     return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
 
 
+def _check_columns(labels: NDArray[Any], values: NDArray[Any], name: str) -> None:
+    for what, column in (("labels", labels), (name, values)):
+        as_numbers(what, column)
+        expect_type(what, column, np.ndarray)
+    if labels.shape != values.shape or labels.ndim != 1:
+        raise ValueError(f"labels are {list(labels.shape)} and {name} {list(values.shape)}; expected one axis alike")
+
+
+def _checked_weights(labels: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float64]:
+    shares = as_numbers("weights", weights).astype(np.float64)
+    if shares.shape != labels.shape:
+        raise ValueError(f"labels are {list(labels.shape)} and weights {list(shares.shape)}; expected one axis alike")
+    if not (np.isfinite(shares) & (shares >= 0)).all() or not shares.any():
+        raise ValueError("weights must be finite and not negative, and not all zero")
+    return shares
+
+
+def _row_weights(
+    labels: NDArray[Any], weights: NDArray[Any] | None, order: NDArray[np.int64]
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Return what sorted rows count for: integers where they have no weights, which add up exactly."""
+    if weights is None:
+        return np.ones(len(labels), np.int64)
+    shares = _checked_weights(labels, weights)
+    for label in (0, 1):
+        if not shares[labels == label].any():
+            raise ValueError(f"the rows of label {label} all have weight zero; ROC-AUC needs both labels")
+    return shares[order]
+
+
 @numba.njit(nogil=True, cache=True)
 def _weighted_roc_auc(
     positive: NDArray[np.bool_],
     user_idx: NDArray[np.int64],
     tie_ends: NDArray[np.int64],
     draws: NDArray[np.int64],
+    weights: NDArray[Any],
 ) -> float:
-    """Compute ROC-AUC with each row counted as often as its user was drawn; rows are sorted by score."""
-    # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers.
-    ordered_pairs = 0
-    negatives_below = 0
-    num_positives = 0
+    """Compute ROC-AUC with each row counted as often as its user was drawn times its weight; rows are sorted by score."""
+    # Twice the number of (positive, negative) pairs in order, so that a tie counts 1: all in integers, without weights.
+    nothing = weights.dtype.type(0)
+    weighted = len(weights) > 0
+    ordered_pairs = nothing
+    negatives_below = nothing
+    num_positives = nothing
     start = 0
     for end in tie_ends:
-        tied_positives = 0
-        tied_negatives = 0
+        tied_positives = nothing
+        tied_negatives = nothing
         for row in range(start, end):
-            count = draws[user_idx[row]]
+            count = draws[user_idx[row]] + nothing
+            if weighted:
+                count *= weights[row]
             if positive[row]:
                 tied_positives += count
             else:
@@ -358,24 +438,27 @@ def _weighted_roc_auc(
 
 
 @numba.njit(nogil=True, cache=True)
-def _group_areas(positive: Any, scores: Any, group: Any) -> Any:
-    """Sum the groups' areas times their rows, and those rows; rows are sorted by group and score."""
-    total, num_rows, start = 0.0, 0, 0
+def _group_areas(positive: Any, scores: Any, group: Any, weights: Any) -> Any:
+    """Sum the groups' areas times their rows' weights, and those weights; rows are sorted by group and score."""
+    nothing = weights[0] - weights[0]
+    total, share, start = 0.0, nothing, 0
     while start < len(group):
-        pairs = negatives = positives = 0
+        pairs = negatives = positives = nothing
         place = start
         while place < len(group) and group[place] == group[start]:
-            tied_positives = tied_negatives = 0
+            tied_positives = tied_negatives = nothing
             first = place
             while place < len(group) and group[place] == group[start] and scores[place] == scores[first]:
-                tied_positives += positive[place]
-                tied_negatives += not positive[place]
+                if positive[place]:
+                    tied_positives += weights[place]
+                else:
+                    tied_negatives += weights[place]
                 place += 1
             pairs += tied_positives * (2 * negatives + tied_negatives)
             negatives += tied_negatives
             positives += tied_positives
         if positives > 0 and negatives > 0:
-            total += (place - start) * pairs / (2.0 * positives * negatives)
-            num_rows += place - start
+            total += (positives + negatives) * pairs / (2.0 * positives * negatives)
+            share += positives + negatives
         start = place
-    return total, num_rows
+    return total, share

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, number
 from multifacet.ranking.evaluation.metrics import evaluate
 from multifacet.ranking.examples.examples import Examples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 
@@ -35,8 +34,7 @@ def standard_segments(examples: Examples, training: Examples, *, head_share: flo
     """
     expect_type("examples", examples, Examples)
     expect_type("training", training, Examples)
-    if not 0 < head_share < 1:
-        raise ValueError(f"head_share is {head_share}; expected between 0 and 1")
+    number(above=0, below=1)("head_share", head_share)
     segments: dict[str, NDArray[np.bool_]] = {}
     for feature in ("user", "pin"):
         known = _are_among(examples.ids(feature), training.ids(feature))
@@ -82,6 +80,11 @@ def evaluate_segments(
     Raises:
         ValueError: If a mask has another shape than the examples.
     """
+    expect_type("scores", scores, np.ndarray)
+    expect_type("examples", examples, Examples)
+    expect_type("segments", segments, Mapping)
+    if scores.shape != (len(examples), 2):
+        raise ValueError(f"scores are {list(scores.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
     measured: dict[str, dict[str, dict[str, float]]] = {}
     for name, mask in segments.items():
         expect_type(f"segment {name!r}", mask, np.ndarray)

@@ -64,7 +64,7 @@ class Examples:
         extra: Further id features of one value, by name: int64 [n] each, -1 (of strings "") where there is none.
         lists: Further id features of several values, by name.
         vocabularies: Feature -> its strings; recent pins have those of "pin".
-        weight: What each example counts for in training's and validation's loss, above 0, float32 [n]; None for 1.
+        weight: What each example counts for in the losses and metrics, above 0, float32 [n]; None for 1.
     """
 
     user_id: NDArray[np.int64]

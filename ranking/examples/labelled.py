@@ -169,6 +169,7 @@ def read_times(source: Any, columns: LabelledColumns) -> NDArray[np.datetime64]:
     Raises:
         ValueError: If no column is named, or it holds no times, or nulls.
     """
+    expect_type("columns", columns, LabelledColumns)
     if columns.time is None:
         raise ValueError("no column of times is named: set LabelledColumns.time")
     table = _open(source, [columns.time])

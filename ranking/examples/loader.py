@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +18,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrec import KeyedJaggedTensor
 
+from multifacet.inputs import expect_attributes, mapping_to, takes, whole
 from multifacet.ranking.slots import RECENT_PINS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from multifacet.ranking.examples.examples import Examples
     from multifacet.ranking.examples.recent import IdLists
@@ -72,6 +74,14 @@ class ExampleLoader:
         ...     loss(model(batch.dense, batch.sparse), batch.ctr).backward()
     """
 
+    @takes(
+        id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+        batch_size=whole(),
+        seed=whole(0),
+        rank=whole(),
+        num_ranks=whole(),
+        prefetch=whole(),
+    )
     def __init__(
         self,
         examples: Examples,
@@ -83,6 +93,7 @@ class ExampleLoader:
         num_ranks: int = 1,
         prefetch: int = 2,
     ) -> None:
+        expect_attributes("examples", examples, ("dense_names", "id_features"), "Examples")
         if batch_size < 1 or prefetch < 1 or not 0 <= rank < num_ranks or len(examples) == 0:
             raise ValueError(
                 f"{len(examples)} examples, batch_size={batch_size}, prefetch={prefetch}, rank {rank} of {num_ranks}: "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from multifacet.inputs import kind, takes, whole
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -105,6 +107,7 @@ class RecentPins:
 IdLists = RecentPins
 
 
+@takes(events=kind(pa.Table), periods=kind(pa.Table), user_ids=kind(np.ndarray), exposed_in=kind(np.ndarray), length=whole(1))
 def recent_pins(
     events: pa.Table, periods: pa.Table, user_ids: NDArray[np.int64], exposed_in: NDArray[np.int32], *, length: int
 ) -> RecentPins:
@@ -127,6 +130,8 @@ def recent_pins(
     """
     if user_ids.shape != exposed_in.shape:
         raise ValueError(f"there are {len(user_ids)} users and {len(exposed_in)} periods of exposures; expected as many")
+    if not periods.num_rows:
+        raise ValueError("the table periods is empty")
     starts = periods["start_time"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
     numbers = periods["period"].to_numpy()
     by_number = np.argsort(numbers)

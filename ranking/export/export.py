@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multifacet.artifacts import Artifact, ArtifactWriter
-from multifacet.inputs import expect_attributes, expect_type
+from multifacet.inputs import FLAG, PATH, expect_attributes, expect_type, takes
 from multifacet.ranking.export.programs import export_pooling, export_upper
 from multifacet.ranking.model.heads import TASKS
 from multifacet.ranking.model.layout import RowLayout, TableSpec
@@ -151,6 +151,7 @@ class ExportedModel:
         return scores
 
 
+@takes(path=PATH, replace=FLAG)
 def export_model(
     path: Path | str,
     result: RankingResult,
@@ -257,6 +258,7 @@ def load_model(path: Path | str, *, verify: bool = True) -> ExportedModel:
         ArtifactError: If there is no such artefact, or it is not what its manifest says.
     """
     expect_type("path", path, str, Path)
+    FLAG("verify", verify)
     return ExportedModel(Artifact.open(path, kind=KIND, verify=verify))
 
 
@@ -276,5 +278,6 @@ def quantized_scores(
     Raises:
         ValueError: If a row cannot be encoded, or the dense features are others.
     """
+    expect_attributes("examples", examples, ("dense_names", "recent"), "Examples")
     loaded = model if isinstance(model, ExportedModel) else load_model(model)
     return loaded.score(examples, precision), loaded.table_bytes(precision)

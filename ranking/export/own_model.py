@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -10,18 +11,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multifacet.artifacts import Artifact, ArtifactWriter
-from multifacet.inputs import expect_type
+from multifacet.inputs import FLAG, PATH, expect_type, kind, mapping_to, takes
 from multifacet.ranking.export.export import KIND
 from multifacet.ranking.model.heads import TASKS
 from multifacet.tables import IdMap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
+@takes(
+    path=PATH,
+    tables=kind(Mapping),
+    id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"),
+    dense_names=kind(list, tuple),
+    name=kind(str),
+    replace=FLAG,
+)
 def write_model(
     path: Path | str,
     upper: nn.Module,
@@ -29,6 +38,7 @@ def write_model(
     id_maps: Mapping[str, IdMap],
     *,
     dense_names: Sequence[str] = (),
+    list_lengths: Mapping[str, int] | None = None,
     name: str = "own",
     config: Mapping[str, Any] | None = None,
     replace: bool = False,
@@ -43,6 +53,8 @@ def write_model(
         tables: Id feature -> trained rows, float32 or float16 [rows, D], all of one D.
         id_maps: The id map of each feature, whose rows are the table's.
         dense_names: Names of the F dense features, in column order.
+        list_lengths: Features of several ids -> ids that the model reads of a list, the first ones; the upper model gets the
+            mean of their rows, and zeros for an empty list.
         name: Name of the model.
         config: How it was made; JSON-able.
         replace: Whether to replace an artefact that is already there.
@@ -66,6 +78,7 @@ def write_model(
     """
     expect_type("upper", upper, nn.Module)
     dim = _check_tables(tables, id_maps)
+    lengths = _checked_lengths(list_lengths or {}, tables)
     program = _export(upper, len(dense_names), len(tables), dim)
     with ArtifactWriter(path, kind=KIND, replace=replace) as writer:
         (writer.directory / "vectors").mkdir()
@@ -89,6 +102,7 @@ def write_model(
                     "vectors": f"vectors/{feature}.safetensors",
                     "id_map": feature,
                 }
+                | ({"list_length": int(lengths[feature])} if feature in lengths else {})
                 for feature, table in tables.items()
             ],
             "upper": "upper.pt2",
@@ -112,9 +126,8 @@ def _check_tables(tables: Mapping[str, Tensor], id_maps: Mapping[str, IdMap]) ->
             raise ValueError(f"feature {feature!r} is refused; use letters, digits, '_', '-' and '.' only")
         if type(table) not in (Tensor, nn.Parameter) or table.device.type == "meta":
             raise ValueError(
-                f"table {feature} is a {type(table).__name__} on {getattr(table, 'device', 'no device')}: bring the "
-                f"rows of a sharded "
-                "table together first"
+                f"table {feature} is a {type(table).__name__} on {getattr(table, 'device', 'no device')}: bring the rows of a "
+                "sharded table together with tables.gather_rows, and give tables memory first"
             )
         if table.ndim != 2 or table.dtype not in (torch.float32, torch.float16):
             raise ValueError(f"table {feature} is {table.dtype} {list(table.shape)}; expected float32 or float16 [rows, D]")
@@ -131,6 +144,17 @@ def _check_tables(tables: Mapping[str, Tensor], id_maps: Mapping[str, IdMap]) ->
     if len(dims) > 1:
         raise ValueError(f"tables have rows of {sorted(dims)} elements; serving ships rows of one length")
     return int(dims.pop())
+
+
+def _checked_lengths(list_lengths: Mapping[str, int], tables: Mapping[str, Tensor]) -> Mapping[str, int]:
+    expect_type("list_lengths", list_lengths, Mapping)
+    unknown = sorted(set(list_lengths) - set(tables))
+    if unknown:
+        raise ValueError(f"list_lengths names {unknown}; there are tables of {sorted(tables)}")
+    for feature, length in list_lengths.items():
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"list_lengths[{feature!r}] is {length!r}; expected a whole number of 1 or more")
+    return list_lengths
 
 
 def _export(upper: nn.Module, num_dense: int, num_slots: int, dim: int) -> torch.export.ExportedProgram:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from multifacet.ranking.initialize.remapping import look_up
 from multifacet.ranking.initialize.torchrec_tables import choose_tables, find_tables
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from multifacet.ranking.initialize.torchrec_tables import EmbeddingTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,17 @@ class InitReport(Sequence[TableCoverage]):
     Args:
         tables: The tables, in the order in which they were named.
         samples: Table -> some of its filled rows in this process: row, first column, and values; for `check`.
+        remapped: Table whose ids are remapped -> some ids and their rows; for `check`.
     """
 
     def __init__(
-        self, tables: Sequence[TableCoverage], samples: Mapping[str, Sequence[tuple[int, int, Tensor]]] | None = None
+        self,
+        tables: Sequence[TableCoverage],
+        samples: Mapping[str, Sequence[tuple[int, int, Tensor]]] | None = None,
+        remapped: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self._tables = tuple(tables)
-        self._samples = dict(samples or {})
+        self._samples, self._remapped = dict(samples or {}), dict(remapped or {})
 
     def check(self, model: nn.Module) -> None:
         """Make sure that the tables still hold the rows that they were filled with, before they are trained.
@@ -91,10 +98,11 @@ class InitReport(Sequence[TableCoverage]):
             model: The model as it will be trained, such as its DistributedModelParallel.
 
         Raises:
-            ValueError: If a sampled row of a table is another one than it was filled with.
+            ValueError: If a sampled row of a table is another one than it was filled with, or its id has another row.
             KeyError: If the model has no such table.
         """
         for name, table in choose_tables(find_tables(model), self._samples).items():
+            self._check_remapping(name, table)
             for row, column, values in self._samples[name]:
                 for shard in table.shards:
                     first = max(column, shard.column)
@@ -110,6 +118,16 @@ class InitReport(Sequence[TableCoverage]):
                             "trained, "
                             "after init_tables: call init_tables after to_empty and after DistributedModelParallel"
                         )
+
+    def _check_remapping(self, name: str, table: EmbeddingTable) -> None:
+        if name not in self._remapped:
+            return
+        ids, rows = self._remapped[name]
+        if table.remapping is None or not torch.equal(look_up(table.remapping, ids), rows):
+            raise ValueError(
+                f"table {name}: its ids are not remapped to the rows that were filled for them. The remapping was made anew, "
+                "or trained, after init_tables; a sharded managed collision cannot be filled"
+            )
 
     @overload
     def __getitem__(self, key: int | str) -> TableCoverage: ...

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from multifacet.ranking.initialize.coverage import TableCoverage
 from multifacet.ranking.initialize.projection import Projection, make_projection
+from multifacet.ranking.initialize.remapping import Remapping
 from multifacet.ranking.initialize.row_numbers import positions_by_row, row_numbers
 from multifacet.tables.filling import RowPlacement, RowSums, copy_rows
 
@@ -47,32 +48,17 @@ class TableFiller:
         self.projection: Projection | None = make_projection(
             source.projection, self.vectors, table.dim, table=name, trained=trained
         )
-        if source.id_map is not None and source.id_map.num_rows != table.num_rows:
-            raise ValueError(
-                f"table {name} has {table.num_rows} rows, its id map {source.id_map.num_rows} (an exact map has one more than "
-                "ids, "
-                "for ids that it does not know); give the id map that the model looks its ids up with, or rows=... for a model "
-                "without such a row"
-            )
-        if source.padding_row is not None and not 0 <= source.padding_row < table.num_rows:
-            raise ValueError(f"table {name} has {table.num_rows} rows, and padding_row is {source.padding_row}")
-        if table.remapped_by is not None:
-            raise ValueError(
-                f"table {name} is of {table.remapped_by}, which gives ids their rows as they arrive: rows that are filled now "
-                "would "
-                "be read by other ids. Fill a collection without remapping, by the id map that its ids are looked up with"
-            )
-        for shard in table.shards:
-            if shard.weights.device.type == "meta":
-                raise ValueError(
-                    f"table {name} is on the meta device, which keeps no values: give it memory first "
-                    "(module.to_empty(device=...) or "
-                    "DistributedModelParallel), then fill it"
-                )
+        _check_table(name, table, source)
         # Before the first table is written, so that a wrong row leaves all tables as they are.
         self._placed: list[tuple[Shard, RowPlacement]] | None = None
-        self._by_row = positions_by_row(source, table.num_rows, table=name) if table.shards else None
-        self._rows = row_numbers(source, table.num_rows, table=name) if table.shards and self._by_row is None else None
+        self._by_row: tuple[NDArray[np.int32], int] | None = None
+        self._rows: NDArray[np.int32] | None = None
+        self._remapping = Remapping(table.remapping, source, table=name) if table.remapping is not None else None
+        if self._remapping is not None:
+            self._rows = self._remapping.rows
+        elif table.shards:
+            self._by_row = positions_by_row(source, table.num_rows, table=name)
+            self._rows = row_numbers(source, table.num_rows, table=name) if self._by_row is None else None
         for shard in table.shards:
             if shard.weights.dtype not in _TYPES:
                 raise TypeError(f"table {name} is kept as {shard.weights.dtype}; expected one of {_TYPES}")
@@ -96,6 +82,8 @@ class TableFiller:
         for shard, placement in placed:
             self._fill_missing(shard, placement, sums.columns / max(1, sums.num_filled), norm)
             self._fill_padding(shard)
+        if self._remapping is not None:
+            self._remapping.write()
         return TableCoverage(
             table=self.name,
             facet=source.snapshot.facet,
@@ -118,7 +106,7 @@ class TableFiller:
 
     def forget(self) -> None:
         """Free what it has placed."""
-        self._placed = self._by_row = self._rows = None
+        self._placed = self._by_row = self._rows = self._remapping = None
 
     def samples(self) -> list[tuple[int, int, Tensor]]:
         """Give some of the filled rows of this process, as they are now: row, first column, and values."""
@@ -130,6 +118,10 @@ class TableFiller:
             chosen = filled[:: max(1, len(filled) // _NUM_SAMPLES)][:_NUM_SAMPLES].tolist()
             found += [(shard.row + row, shard.column, shard.weights[row].cpu().clone()) for row in chosen]
         return found
+
+    def remapped_samples(self) -> tuple[Tensor, Tensor] | None:
+        """Give some ids and the rows that they are remapped to; None for a table that looks ids up as they are."""
+        return None if self._remapping is None else self._remapping.samples()
 
     def _place(self) -> list[tuple[Shard, RowPlacement]]:
         if self._placed is None:
@@ -260,3 +252,34 @@ class TableFiller:
         """Where this group's collectives take their tensors."""
         gloo = dist.get_backend(self.table.process_group) == "gloo"
         return torch.device("cpu") if gloo else torch.device("cuda", torch.cuda.current_device())
+
+
+def _check_table(name: str, table: EmbeddingTable, source: TableSource) -> None:
+    """Refuse what would be filled and not be read."""
+    if source.id_map is not None and source.id_map.num_rows != table.num_rows:
+        raise ValueError(
+            f"table {name} has {table.num_rows} rows, its id map {source.id_map.num_rows} (an exact map has one more than "
+            "ids, "
+            "for ids that it does not know); give the id map that the model looks its ids up with, or rows=... for a model "
+            "without such a row"
+        )
+    if source.padding_row is not None and not 0 <= source.padding_row < table.num_rows:
+        raise ValueError(f"table {name} has {table.num_rows} rows, and padding_row is {source.padding_row}")
+    if table.remapped_by is not None and table.remapping is None:
+        raise ValueError(
+            f"table {name} is of {table.remapped_by}, which gives ids their rows as they arrive: rows that are filled now "
+            "would be read by other ids. Fill a whole collection with MCHManagedCollisionModule, or one without remapping, by "
+            "the id map that its ids are looked up with"
+        )
+    if source.placed_by == "managed" and table.remapping is None:
+        raise ValueError(
+            f'table {name} looks its ids up as they are: rows="managed" is for ManagedCollisionEmbeddingBagCollection and '
+            "ManagedCollisionEmbeddingCollection; give the id map that the model looks its ids up with"
+        )
+    for shard in table.shards:
+        if shard.weights.device.type == "meta":
+            raise ValueError(
+                f"table {name} is on the meta device, which keeps no values: give it memory first "
+                "(module.to_empty(device=...) or "
+                "DistributedModelParallel), then fill it"
+            )

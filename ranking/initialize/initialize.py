@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import getLogger
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from multifacet.ranking.initialize.torchrec_tables import choose_tables, find_ta
 from multifacet.tables.filling import fill_normal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from multifacet.ranking.model.layout import TableSpec
 
@@ -31,8 +32,9 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
     Works on every TorchRec EmbeddingBagCollection and EmbeddingCollection inside the model, whole or sharded by
     DistributedModelParallel: once the tables have their memory, after `to_empty` and after DistributedModelParallel, which may
     draw them anew. `InitReport.check` finds out whether something did. Each process reads only what its own shards need, from
-    the memory-mapped snapshot, straight
-    into the shard: beside the shard it keeps 12 bytes a row and id. Vectors are cast to the table's type.
+    the memory-mapped snapshot, straight into the shard: beside the shard it keeps 12 bytes a row and id. Vectors are cast to
+    the table's type. Where a whole table's ids are remapped by TorchRec's MCHManagedCollisionModule, the remapping is
+    written too.
 
     When the model is sharded, every rank must call this with the same sources: norms and means are over all shards.
 
@@ -45,10 +47,10 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
 
     Raises:
         KeyError: If the model has no such table, or a snapshot no such node type.
-        ValueError: If a name is ambiguous, a table is on the meta device or of a collection that remaps its ids (managed
-            collision, pruning), an id map has other rows than the table, a row lies outside it, no id of a snapshot has a row,
-            dimensions differ without a projection, or a value is beyond the table's type. All of this but values is checked
-            for all tables before the first is written.
+        ValueError: If a name is ambiguous, a table is on the meta device or of a collection that remaps its ids in a way that
+            cannot be written (sharded managed collision, hashes, pruning), an id map has other rows than the table, a row lies
+            outside it, no id of a snapshot has a row, dimensions differ without a projection, or a value is beyond the table's
+            type. All of this but values is checked for all tables before the first is written.
         TypeError: If a table is not kept as FP32, FP16 or BF16.
 
     Example:
@@ -58,15 +60,18 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
           t_pin  kge 9d3a51c2  2,049  2,048 (100.0%)        1         0           0            1      1
     """
     expect_type("model", model, nn.Module)
+    expect_type("sources", sources, Mapping)
     for name, source in sources.items():
         expect_type(f"sources[{name!r}]", source, TableSource)
     tables = choose_tables(find_tables(model), sources)
     fillers = [TableFiller(name, tables[name], source) for name, source in sources.items()]
-    coverages, samples = [], {}
+    coverages, samples, remapped = [], {}, {}
     with torch.no_grad():
         for filler in fillers:
             coverages.append(filler.fill())
             samples[filler.name] = filler.samples()
+            if (pairs := filler.remapped_samples()) is not None:
+                remapped[filler.name] = pairs
             filler.forget()
             logger.info("%s", coverages[-1])
             if coverages[-1].share_filled < _SPARSE_COVERAGE:
@@ -76,7 +81,7 @@ def init_tables(model: nn.Module, sources: Mapping[str, TableSource]) -> InitRep
                     filler.name,
                     100 * coverages[-1].share_filled,
                 )
-    return InitReport(coverages, samples)
+    return InitReport(coverages, samples, remapped)
 
 
 def init_random(model: nn.Module, specs: Sequence[TableSpec], norm: float, seed: int) -> None:

@@ -42,17 +42,17 @@ def row_numbers(source: TableSource, num_rows: int, *, table: str) -> NDArray[np
         TypeError: If the rows are no integers, or the ids of another type than the mapping's.
     """
     rows = _numbers(source, num_rows, table)
-    left_out = _left_out(source, table)
+    dropped = left_out(source, table)
     if rows is None:
-        if left_out is None or not left_out.any():
+        if dropped is None or not dropped.any():
             return None
         rows = np.arange(source.snapshot.num_rows(source.node_type), dtype=np.int32)
     rows = rows[:, None] if rows.ndim == 1 else rows
     if source.padding_row is not None and (rows == source.padding_row).any():
         _refuse_padding(source, int(np.flatnonzero((rows == source.padding_row).any(1))[0]), table)
-    if left_out is not None and left_out.any():
+    if dropped is not None and dropped.any():
         rows = rows.copy()
-        rows[left_out] = LEFT_OUT
+        rows[dropped] = LEFT_OUT
     return rows
 
 
@@ -76,22 +76,22 @@ def positions_by_row(source: TableSource, num_rows: int, *, table: str) -> tuple
     positions, num_unused = source.id_map.index.invert(column, num_rows)
     if source.padding_row is not None and positions[source.padding_row] >= 0:
         _refuse_padding(source, int(positions[source.padding_row]), table)
-    left_out = _left_out(source, table)
-    if left_out is not None and left_out.any():
-        positions[(positions >= 0) & left_out[positions]] = NO_ROW
+    dropped = left_out(source, table)
+    if dropped is not None and dropped.any():
+        positions[(positions >= 0) & dropped[positions]] = NO_ROW
         # A position that is left out is not counted either.
-        num_unused = int((~left_out).sum()) - int((positions >= 0).sum())
+        num_unused = int((~dropped).sum()) - int((positions >= 0).sum())
     return positions, num_unused
 
 
-def _left_out(source: TableSource, table: str) -> NDArray[np.bool_] | None:
+def left_out(source: TableSource, table: str) -> NDArray[np.bool_] | None:
     """Say which positions do not count: those without a gradient, and an older snapshot's; None for none."""
     trained = source.snapshot.trained(source.node_type)
-    left_out = None if trained is None else ~trained.numpy()
+    dropped = None if trained is None else ~trained.numpy()
     if source.except_ids_of is not None:
         known = _known(source, table)
-        left_out = known if left_out is None else left_out | known
-    return left_out
+        dropped = known if dropped is None else dropped | known
+    return dropped
 
 
 def _refuse_padding(source: TableSource, place: int, table: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from multifacet.inputs import expect_attributes, expect_type, number, whole
 from multifacet.tables.filling import Collisions
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class TableSource:
             - an integer array [n], by position in the snapshot; -1 for an id that has no row;
             - a function that is called with the external ids (pyarrow, [n]) and gives such an array;
             - "id": an integer id is its own row, as in public data sets; ids beyond the table have no row;
-            - "position": the snapshot's positions (the graph's idx) are the model's rows, so that no id is read at all.
+            - "position": the snapshot's positions (the graph's idx) are the model's rows, so that no id is read at all;
+            - "managed", of a table whose ids TorchRec's managed collision gives rows as they arrive: an id that it knows
+              keeps its row, others take open rows in the snapshot's order.
         padding_row: A row that stands for no id at all, as `torch.nn.Embedding`'s padding_idx: it gets zeros.
         collisions: How ids that share a row are combined: the "mean" of their vectors, their mean by `weights`
             ("weighted"), or the "first" one in the snapshot's order.
@@ -70,6 +73,13 @@ class TableSource:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        expect_attributes("snapshot", self.snapshot, ("vectors", "trained", "fingerprint"), "Snapshot")
+        expect_type("node_type", self.node_type, str)
+        if self.id_map is not None:
+            expect_attributes("id_map", self.id_map, ("rows_of", "num_rows"), "IdMap")
+        if self.norm is not None:
+            number()("norm", self.norm)
+        whole(0)("seed", self.seed)
         for name, value, kinds in (
             ("collisions", self.collisions, get_args(Collisions)),
             ("missing", self.missing, get_args(Missing)),
@@ -88,8 +98,8 @@ class TableSource:
                 "snapshot's "
                 "positions"
             )
-        if isinstance(self.rows, str) and self.rows not in {"position", "id"}:
-            raise ValueError(f'rows is {self.rows!r}; expected "position", "id", an array, a mapping or a function')
+        if isinstance(self.rows, str) and self.rows not in {"position", "id", "managed"}:
+            raise ValueError(f'rows is {self.rows!r}; expected "position", "id", "managed", an array, a mapping or a function')
         if self.except_ids_of is not None and self.missing != "keep":
             raise ValueError(
                 f"except_ids_of fills an older snapshot's new ids and leaves all other rows, but missing={self.missing!r} "

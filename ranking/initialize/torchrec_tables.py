@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
     from torchrec.modules.itep_embedding_modules import ITEPEmbeddingBagCollection, ITEPEmbeddingCollection
     from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
+    from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,6 +75,7 @@ class EmbeddingTable:
         process_group: The ranks among which the table is divided; None: it is whole here.
         remapped_by: Class of the module around it that gives ids their rows as they arrive; None: ids are looked up as they
             are.
+        remapping: What keeps the rows of ids there, where it can be written; None otherwise.
     """
 
     name: str
@@ -83,6 +85,7 @@ class EmbeddingTable:
     shards: tuple[Shard, ...]
     process_group: Any
     remapped_by: str | None = None
+    remapping: MCHManagedCollisionModule | None = None
 
     def __repr__(self) -> str:
         parts = ", ".join(f"rows {shard.row} to {shard.row + len(shard.weights) - 1}" for shard in self.shards)
@@ -101,13 +104,11 @@ def find_tables(module: nn.Module) -> list[EmbeddingTable]:
     Raises:
         TypeError: A sharded table is kept in a form that is not known here (DTensor).
     """
-    remappers = {path: type(part).__name__ for path, part in module.named_modules() if isinstance(part, _REMAPPERS)}
+    remappers = {path: part for path, part in module.named_modules() if isinstance(part, _REMAPPERS)}
     return [
-        replace(
+        _note_remapping(
             _describe(weights, match["table"], _WRAPPERS.sub("", f"{path}.") + match["table"]),
-            remapped_by=next(
-                (kind for above, kind in remappers.items() if f"{path}.".startswith(f"{above}." if above else "")), None
-            ),
+            next((part for above, part in remappers.items() if f"{path}.".startswith(f"{above}." if above else "")), None),
         )
         for path, collection in module.named_modules()
         if isinstance(collection, _COLLECTIONS)
@@ -140,6 +141,20 @@ def choose_tables(tables: Iterable[EmbeddingTable], wanted: Iterable[str]) -> di
             raise ValueError(f"table {fitting[0].path} is named twice")
         found[name] = fitting[0]
     return found
+
+
+def _note_remapping(table: EmbeddingTable, remapper: nn.Module | None) -> EmbeddingTable:
+    """Note what gives a table's ids their rows, and how that can be written: whole, and by TorchRec's sorted ids."""
+    if remapper is None:
+        return table
+    module = None
+    if isinstance(remapper, BaseManagedCollisionEmbeddingCollection):
+        module = remapper._managed_collision_collection._managed_collision_modules[table.name]
+    return replace(
+        table,
+        remapped_by=type(remapper).__name__ if module is None else f"{type(remapper).__name__} with {type(module).__name__}",
+        remapping=module if type(module) is MCHManagedCollisionModule else None,
+    )
 
 
 def _describe(weights: Any, name: str, path: str) -> EmbeddingTable:

@@ -46,19 +46,20 @@ def validate(scores: NDArray[np.float32], columns: Columns) -> dict[str, float]:
         columns: The examples that were scored.
 
     Returns:
-        valid_ctr_log_loss (weighted like the examples) and valid_ctr_roc_auc; the same of cvr where there are known labels of
+        valid_ctr_log_loss and valid_ctr_roc_auc, weighted like the examples; the same of cvr where there are known labels of
         both kinds.
     """
     labels = columns.ctr.numpy()
     weight = None if columns.weight is None else columns.weight.numpy()
     metrics = {
         "valid_ctr_log_loss": log_loss(labels, scores[:, 0], weight),
-        "valid_ctr_roc_auc": roc_auc(labels, scores[:, 0]),
+        "valid_ctr_roc_auc": roc_auc(labels, scores[:, 0], weight),
     }
     known = columns.cvr_known.numpy() > 0
     if known.any():
         cvr = columns.cvr.numpy()[known]
-        metrics["valid_cvr_log_loss"] = log_loss(cvr, scores[known, 1], None if weight is None else weight[known])
+        known_weight = None if weight is None else weight[known]
+        metrics["valid_cvr_log_loss"] = log_loss(cvr, scores[known, 1], known_weight)
         if 0 < cvr.mean() < 1:
-            metrics["valid_cvr_roc_auc"] = roc_auc(cvr, scores[known, 1])
+            metrics["valid_cvr_roc_auc"] = roc_auc(cvr, scores[known, 1], known_weight)
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from logging import getLogger
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from multifacet.inputs import expect_type
+from multifacet.inputs import expect_type, kind, mapping_to, takes
 from multifacet.ranking.assembly import choose_snapshots, count_collisions, make_id_maps, make_model, table_sources
 from multifacet.ranking.config import RankingConfig
 from multifacet.ranking.examples.examples import Examples
@@ -25,7 +26,7 @@ from multifacet.ranking.training.trainer import Trainer
 from multifacet.training import Lifecycle, are_several, begin_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -87,6 +88,7 @@ class RankingResult:
         return score_columns(self.model, Columns.of(examples, self.model, self.id_maps))
 
 
+@takes(snapshots=kind(list, tuple), id_maps=mapping_to("IdMap", "num_rows", "rows_of", "id_type"))
 def train(
     examples_train: Examples,
     examples_valid: Examples,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from multifacet.serving.protocol import ids_pb2 as multifacet_dot_serving_dot_protocol_dot_ids__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(multifacet/serving/protocol/ranker.proto\x12\x15multifacet.serving.v1\x1a%multifacet/serving/protocol/ids.proto\"\x8b\x02\n\x0bRankRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0enum_candidates\x18\x03 \x01(\r\x12;\n\x10request_features\x18\x04 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12=\n\x12\x63\x61ndidate_features\x18\x05 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12\r\n\x05\x64\x65nse\x18\x06 \x01(\x0c\x12\x34\n\tsequences\x18\x07 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\"\xab\x01\n\nRankAnswer\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03\x63tr\x18\x03 \x03(\x02\x12\x0b\n\x03\x63vr\x18\x04 \x03(\x02\x12-\n\x06phases\x18\x05 \x01(\x0b\x32\x1d.multifacet.serving.v1.Phases\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\r\x12\x16\n\x0ewithout_tables\x18\x07 \x01(\x08\"\xc1\x01\n\x06Phases\x12\x12\n\nprepare_us\x18\x01 \x01(\x04\x12\x13\n\x0b\x61ssemble_us\x18\x02 \x01(\x04\x12\x16\n\x0elookup_wait_us\x18\x03 \x01(\x04\x12\x11\n\tdecode_us\x18\x04 \x01(\x04\x12\x10\n\x08upper_us\x18\x05 \x01(\x04\x12\x10\n\x08total_us\x18\x06 \x01(\x04\x12\x11\n\tlookup_us\x18\x07 \x01(\x04\x12\x18\n\x10lookup_server_us\x18\x08 \x01(\x04\x12\x12\n\npooling_us\x18\t \x01(\x04\"\x17\n\x15RankerDescribeRequest\"\x96\x01\n\x11RankerDescription\x12\x36\n\x08versions\x18\x01 \x03(\x0b\x32$.multifacet.serving.v1.RankerVersion\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\t\x12\x16\n\x0emax_candidates\x18\x03 \x01(\r\x12\x18\n\x10max_sequence_ids\x18\x04 \x01(\r\"\xb7\x01\n\rRankerVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12>\n\x0bid_features\x18\x02 \x03(\x0b\x32).multifacet.serving.v1.FeatureDescription\x12\x16\n\x0e\x64\x65nse_features\x18\x03 \x03(\t\x12=\n\tsequences\x18\x04 \x03(\x0b\x32*.multifacet.serving.v1.SequenceDescription\"G\n\x13SequenceDescription\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x0f\n\x07id_type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\r\"6\n\x12\x46\x65\x61tureDescription\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x0f\n\x07id_type\x18\x02 \x01(\t2\xbb\x01\n\x06Ranker\x12M\n\x04Rank\x12\".multifacet.serving.v1.RankRequest\x1a!.multifacet.serving.v1.RankAnswer\x12\x62\n\x08\x44\x65scribe\x12,.multifacet.serving.v1.RankerDescribeRequest\x1a(.multifacet.serving.v1.RankerDescriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(multifacet/serving/protocol/ranker.proto\x12\x15multifacet.serving.v1\x1a%multifacet/serving/protocol/ids.proto\"\x89\x03\n\x0bRankRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0enum_candidates\x18\x03 \x01(\r\x12;\n\x10request_features\x18\x04 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12=\n\x12\x63\x61ndidate_features\x18\x05 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12\r\n\x05\x64\x65nse\x18\x06 \x01(\x0c\x12\x34\n\tsequences\x18\x07 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12<\n\rrequest_lists\x18\x08 \x03(\x0b\x32%.multifacet.serving.v1.FeatureIdLists\x12>\n\x0f\x63\x61ndidate_lists\x18\t \x03(\x0b\x32%.multifacet.serving.v1.FeatureIdLists\"Q\n\x0e\x46\x65\x61tureIdLists\x12.\n\x03ids\x18\x01 \x01(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12\x0f\n\x07lengths\x18\x02 \x03(\r\"\xab\x01\n\nRankAnswer\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03\x63tr\x18\x03 \x03(\x02\x12\x0b\n\x03\x63vr\x18\x04 \x03(\x02\x12-\n\x06phases\x18\x05 \x01(\x0b\x32\x1d.multifacet.serving.v1.Phases\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\r\x12\x16\n\x0ewithout_tables\x18\x07 \x01(\x08\"\xc1\x01\n\x06Phases\x12\x12\n\nprepare_us\x18\x01 \x01(\x04\x12\x13\n\x0b\x61ssemble_us\x18\x02 \x01(\x04\x12\x16\n\x0elookup_wait_us\x18\x03 \x01(\x04\x12\x11\n\tdecode_us\x18\x04 \x01(\x04\x12\x10\n\x08upper_us\x18\x05 \x01(\x04\x12\x10\n\x08total_us\x18\x06 \x01(\x04\x12\x11\n\tlookup_us\x18\x07 \x01(\x04\x12\x18\n\x10lookup_server_us\x18\x08 \x01(\x04\x12\x12\n\npooling_us\x18\t \x01(\x04\"\x17\n\x15RankerDescribeRequest\"\x96\x01\n\x11RankerDescription\x12\x36\n\x08versions\x18\x01 \x03(\x0b\x32$.multifacet.serving.v1.RankerVersion\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\t\x12\x16\n\x0emax_candidates\x18\x03 \x01(\r\x12\x18\n\x10max_sequence_ids\x18\x04 \x01(\r\"\xb7\x01\n\rRankerVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12>\n\x0bid_features\x18\x02 \x03(\x0b\x32).multifacet.serving.v1.FeatureDescription\x12\x16\n\x0e\x64\x65nse_features\x18\x03 \x03(\t\x12=\n\tsequences\x18\x04 \x03(\x0b\x32*.multifacet.serving.v1.SequenceDescription\"G\n\x13SequenceDescription\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x0f\n\x07id_type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\r\"K\n\x12\x46\x65\x61tureDescription\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x0f\n\x07id_type\x18\x02 \x01(\t\x12\x13\n\x0blist_length\x18\x03 \x01(\r2\xbb\x01\n\x06Ranker\x12M\n\x04Rank\x12\".multifacet.serving.v1.RankRequest\x1a!.multifacet.serving.v1.RankAnswer\x12\x62\n\x08\x44\x65scribe\x12,.multifacet.serving.v1.RankerDescribeRequest\x1a(.multifacet.serving.v1.RankerDescriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,21 +33,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'multifacet.serving.protocol
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RANKREQUEST']._serialized_start=107
-  _globals['_RANKREQUEST']._serialized_end=374
-  _globals['_RANKANSWER']._serialized_start=377
-  _globals['_RANKANSWER']._serialized_end=548
-  _globals['_PHASES']._serialized_start=551
-  _globals['_PHASES']._serialized_end=744
-  _globals['_RANKERDESCRIBEREQUEST']._serialized_start=746
-  _globals['_RANKERDESCRIBEREQUEST']._serialized_end=769
-  _globals['_RANKERDESCRIPTION']._serialized_start=772
-  _globals['_RANKERDESCRIPTION']._serialized_end=922
-  _globals['_RANKERVERSION']._serialized_start=925
-  _globals['_RANKERVERSION']._serialized_end=1108
-  _globals['_SEQUENCEDESCRIPTION']._serialized_start=1110
-  _globals['_SEQUENCEDESCRIPTION']._serialized_end=1181
-  _globals['_FEATUREDESCRIPTION']._serialized_start=1183
-  _globals['_FEATUREDESCRIPTION']._serialized_end=1237
-  _globals['_RANKER']._serialized_start=1240
-  _globals['_RANKER']._serialized_end=1427
+  _globals['_RANKREQUEST']._serialized_end=500
+  _globals['_FEATUREIDLISTS']._serialized_start=502
+  _globals['_FEATUREIDLISTS']._serialized_end=583
+  _globals['_RANKANSWER']._serialized_start=586
+  _globals['_RANKANSWER']._serialized_end=757
+  _globals['_PHASES']._serialized_start=760
+  _globals['_PHASES']._serialized_end=953
+  _globals['_RANKERDESCRIBEREQUEST']._serialized_start=955
+  _globals['_RANKERDESCRIBEREQUEST']._serialized_end=978
+  _globals['_RANKERDESCRIPTION']._serialized_start=981
+  _globals['_RANKERDESCRIPTION']._serialized_end=1131
+  _globals['_RANKERVERSION']._serialized_start=1134
+  _globals['_RANKERVERSION']._serialized_end=1317
+  _globals['_SEQUENCEDESCRIPTION']._serialized_start=1319
+  _globals['_SEQUENCEDESCRIPTION']._serialized_end=1390
+  _globals['_FEATUREDESCRIPTION']._serialized_start=1392
+  _globals['_FEATUREDESCRIPTION']._serialized_end=1467
+  _globals['_RANKER']._serialized_start=1470
+  _globals['_RANKER']._serialized_end=1657
 # @@protoc_insertion_point(module_scope)

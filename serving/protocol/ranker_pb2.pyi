@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RankRequest(_message.Message):
-    __slots__ = ("version", "request_id", "num_candidates", "request_features", "candidate_features", "dense", "sequences")
+    __slots__ = ("version", "request_id", "num_candidates", "request_features", "candidate_features", "dense", "sequences", "request_lists", "candidate_lists")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,8 @@ class RankRequest(_message.Message):
     CANDIDATE_FEATURES_FIELD_NUMBER: _ClassVar[int]
     DENSE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_LISTS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_LISTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     request_id: str
     num_candidates: int
@@ -23,7 +25,17 @@ class RankRequest(_message.Message):
     candidate_features: _containers.RepeatedCompositeFieldContainer[_ids_pb2.FeatureIds]
     dense: bytes
     sequences: _containers.RepeatedCompositeFieldContainer[_ids_pb2.FeatureIds]
-    def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., num_candidates: _Optional[int] = ..., request_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., candidate_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., dense: _Optional[bytes] = ..., sequences: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ...) -> None: ...
+    request_lists: _containers.RepeatedCompositeFieldContainer[FeatureIdLists]
+    candidate_lists: _containers.RepeatedCompositeFieldContainer[FeatureIdLists]
+    def __init__(self, version: _Optional[str] = ..., request_id: _Optional[str] = ..., num_candidates: _Optional[int] = ..., request_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., candidate_features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., dense: _Optional[bytes] = ..., sequences: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., request_lists: _Optional[_Iterable[_Union[FeatureIdLists, _Mapping]]] = ..., candidate_lists: _Optional[_Iterable[_Union[FeatureIdLists, _Mapping]]] = ...) -> None: ...
+
+class FeatureIdLists(_message.Message):
+    __slots__ = ("ids", "lengths")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    ids: _ids_pb2.FeatureIds
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Union[_ids_pb2.FeatureIds, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RankAnswer(_message.Message):
     __slots__ = ("version", "request_id", "ctr", "cvr", "phases", "num_unknown_ids", "without_tables")
@@ -104,9 +116,11 @@ class SequenceDescription(_message.Message):
     def __init__(self, feature: _Optional[str] = ..., id_type: _Optional[str] = ..., length: _Optional[int] = ...) -> None: ...
 
 class FeatureDescription(_message.Message):
-    __slots__ = ("feature", "id_type")
+    __slots__ = ("feature", "id_type", "list_length")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     ID_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LIST_LENGTH_FIELD_NUMBER: _ClassVar[int]
     feature: str
     id_type: str
-    def __init__(self, feature: _Optional[str] = ..., id_type: _Optional[str] = ...) -> None: ...
+    list_length: int
+    def __init__(self, feature: _Optional[str] = ..., id_type: _Optional[str] = ..., list_length: _Optional[int] = ...) -> None: ...

@@ -53,7 +53,8 @@ class RankerServicer:
 
     def Rank(self, request, context):
         """INVALID_ARGUMENT: unknown, missing or repeated features, ids or dense features of another length than
-        num_candidates says, dense features that are not finite, too many candidates, a missing, unknown or too long sequence.
+        num_candidates says, dense features that are not finite, too many candidates, a missing, unknown or too long sequence,
+        one id of a feature that has lists, or a list of one that has one id.
         FAILED_PRECONDITION: the wanted version is not loaded here, or not loaded by the lookup server; the message and
         the trailer `loaded-versions` name those that are.
         UNAVAILABLE: the lookup server cannot be reached. DEADLINE_EXCEEDED: it took too long.

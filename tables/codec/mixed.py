@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter
+from multifacet.inputs import kind, takes, whole
 from multifacet.tables.codec.rows import Precision, Rounding, decode, encode, row_bytes
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
 KIND: Final = "quantized-table"
 PRECISIONS: Final[tuple[Precision, ...]] = ("int4", "int8", "fp16", "fp32")
@@ -26,6 +27,7 @@ _SLOT_BITS: Final = 32 - _TIER_BITS
 _ADDRESS_BYTES: Final = 4
 
 
+@takes(vectors=kind(Tensor), frequencies=kind(np.ndarray, list, tuple, Tensor), budget_bytes=whole())
 def plan_precision(
     vectors: Tensor,
     frequencies: NDArray[Any],

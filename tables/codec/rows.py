@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multifacet.inputs import expect_type
 from multifacet.kernels.threads import run_ranges
 from multifacet.tables.codec.refit import refit_rows
+from multifacet.tables.sharded_rows import encode_sharded, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,8 @@ def row_bytes(dim: int, precision: Precision) -> int:
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}.")
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
+        raise TypeError(f"dim is {dim!r}; expected a whole number")
     if dim < 1:
         raise ValueError(f"dim is {dim}; expected at least 1.")
     if precision == "fp32":
@@ -78,7 +82,10 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
     Values that a format would silently turn into NaN or Inf are refused.
 
     Args:
-        vectors: float32 [n, D] on the CPU; float16 and bfloat16 rows are widened, which changes no value.
+        vectors: float32 [n, D] on the CPU; float16 and bfloat16 rows are widened, which changes no value. A sharded table
+            (ShardedTensor, DTensor) is encoded where its rows are, and every process of its group, each of which must
+            call this, gets the whole encoded table. One that is too long for that is encoded a part at a time:
+            ``encode(vectors.local_shards()[0].tensor, ...)``.
         precision: The rows' format.
         rounding: How int8 and int4 choose a row's scale and bias; fp32 and fp16 have none, and take "minmax" only.
             "minmax": from the row's minimum to its maximum, so that the error of a value is at most half of the scale
@@ -91,10 +98,13 @@ def encode(vectors: Tensor, precision: Precision, rounding: Rounding = "minmax")
 
     Raises:
         ValueError: Wrong dtype or shape, a dimension that the format cannot hold, or a row that `check_encodable`
-            refuses.
-        TypeError: A sharded table, of which this process holds a part.
+            refuses; of a sharded table in every process.
+        TypeError: No tensor.
     """
     _check_rounding(precision, rounding)
+    if is_sharded(vectors):
+        width = row_bytes(vectors.shape[1] if vectors.dim() == 2 else 0, precision)
+        return encode_sharded(vectors, lambda rows: encode(rows, precision, rounding), width)
     vectors = _widened(vectors)
     if precision not in _BITS:
         check_encodable(vectors, precision)
@@ -155,7 +165,15 @@ def decode(rows: Tensor, dim: int, precision: Precision) -> Tensor:
 
 
 def relative_error(vectors: Tensor, decoded: Tensor) -> float:
-    """Gives the squared error of decoded vectors, as a share of the vectors' sum of squares."""
+    """Gives the squared error of decoded vectors, as a share of the vectors' sum of squares.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    expect_type("vectors", vectors, Tensor)
+    expect_type("decoded", decoded, Tensor)
+    if vectors.shape != decoded.shape:
+        raise ValueError(f"vectors are {list(vectors.shape)} and decoded {list(decoded.shape)}; expected one shape")
     return float((decoded.double() - vectors.double()).square().sum() / vectors.double().square().sum())
 
 
@@ -255,10 +273,10 @@ def _first_refused(values: Any, limit: Any, range_limit: Any, start: int, stop: 
 
 def _widened(vectors: Tensor) -> Tensor:
     """Take rows in half precision as float32."""
-    if hasattr(vectors, "local_shards") or hasattr(vectors, "to_local"):
+    if is_sharded(vectors):
         raise TypeError(
-            f"vectors are a {type(vectors).__name__}, of which this process holds a part: encode each part, such as "
-            "`vectors.local_shards()[0].tensor`, or bring the table together first"
+            f"vectors are a {type(vectors).__name__}, of which this process holds a part: give each part, such as "
+            "`vectors.local_shards()[0].tensor`, or bring the table together with `tables.gather_rows`"
         )
     if not isinstance(vectors, Tensor):
         raise TypeError(f"vectors are a {type(vectors).__name__}; expected a float tensor [n, D] on the CPU")
@@ -266,6 +284,7 @@ def _widened(vectors: Tensor) -> Tensor:
 
 
 def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
+    expect_type(name, tensor, Tensor)
     if tensor.dtype != dtype or tensor.dim() != 2 or tensor.device.type != "cpu":
         raise ValueError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; expected {dtype} [rows, columns] on cpu."

@@ -114,6 +114,8 @@ def to_arrow(ids: Ids, id_type: IdType | None = None) -> pa.Array:
     values = ids.detach().cpu().numpy() if torch is not None and isinstance(ids, torch.Tensor) else ids
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ValueError(f"ids have the shape {list(values.shape)}; expected one dimension.")
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise TypeError(f"ids are a {type(ids).__name__}; expected a pyarrow array, NumPy array, tensor or list of ids")
     try:
         column = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:

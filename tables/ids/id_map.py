@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from multifacet.inputs import whole
 from multifacet.kernels.hashing import hash_rows, seed_stream
 from multifacet.kernels.threads import run_ranges
 from multifacet.tables.ids.collisions import CollisionReport
@@ -114,6 +115,8 @@ class IdMap:
             num_hashes: Rows an id; a model sums or concatenates their vectors.
             seed: Chooses the hash functions.
         """
+        for name, value in (("num_rows", num_rows), ("num_hashes", num_hashes), ("seed", seed)):
+            whole()(name, value)
         return cls(id_type, num_rows, num_hashes=num_hashes, seed=seed)
 
     def rows(self, ids: Ids) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multifacet.inputs import kind, takes, whole
 from multifacet.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RowwiseAdagrad:
         ([[0.0, 0.0], [-0.5, -0.5], [0.0, 0.0]], [0.0, 4.0, 0.0])
     """
 
+    @takes(num_rows=whole(), lr=kind(int, float), eps=kind(int, float), initial=kind(int, float))
     def __init__(self, num_rows: int, lr: float, eps: float = 1e-10, initial: float = 0.0) -> None:
         if num_rows < 0 or not all(0 <= value < math.inf for value in (lr, eps, initial)):
             raise ValueError(
@@ -114,6 +116,7 @@ class RowwiseAdagrad:
             )
 
 
+@takes(indices=kind(Tensor), gradients=kind(Tensor))
 def accumulate_rows(indices: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Sums the gradients of equal indices, in the order of their positions.
 

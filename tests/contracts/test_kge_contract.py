@@ -6,6 +6,7 @@ import torch
 
 from multifacet import kge
 from multifacet.kge import EdgeList, KgeConfig, LinkPredictor, TripleSet, TripleSplit
+from multifacet.kge.evaluation.ranks import SeenEnds
 from multifacet.training import Lifecycle
 
 from .contract import Case, missing_functions
@@ -78,13 +79,13 @@ CASES = [
     Case(
         "evaluate_constrained",
         "wrong type",
-        lambda: kge.evaluate_constrained(RESULT, edges([0], [1]), KNOWN, SPLIT.train),
+        lambda: kge.evaluate_constrained(RESULT, edges([0], [1]), KNOWN, SeenEnds.of(SPLIT.train)),
         "predictor is a KgeResult",
     ),
     Case(
         "evaluate_constrained",
         "empty",
-        lambda: kge.evaluate_constrained(PREDICTOR, {}, KNOWN, SPLIT.train),
+        lambda: kge.evaluate_constrained(PREDICTOR, {}, KNOWN, SeenEnds.of(SPLIT.train)),
         gives=lambda found: found == {},
     ),
     Case(

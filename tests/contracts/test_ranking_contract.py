@@ -64,6 +64,9 @@ def _number(found: Any) -> Any:
 
 
 CASES = [
+    Case("pr_auc", "nan", lambda: ranking.pr_auc(np.array([0, 1]), np.array([0.5, np.nan])), "not finite"),
+    Case("log_loss", "nan", lambda: ranking.log_loss(np.array([0, 1]), np.array([0.5, np.nan])), "not finite"),
+    Case("normalized_entropy", "unknown", lambda: ranking.normalized_entropy(np.ones(2), np.ones(2)), "are all 1"),
     *(
         case
         for name in ("roc_auc", "group_roc_auc", "bootstrap_roc_auc", "delong_test", "delong_interval")

@@ -93,16 +93,24 @@ def test_the_same_by_commands_alone(tmp_path: Path) -> None:
             assert answer.ctr[0] == pytest.approx(offline[place], abs=1e-5)
 
 
-def test_lists_train_and_are_not_published(tmp_path: Path, parquet: Path) -> None:
-    run, model = CliRunner().invoke, str(tmp_path / "model")
+def test_lists_are_trained_published_and_served_with_their_offline_scores(tmp_path: Path, parquet: Path) -> None:
+    run, model, release = CliRunner().invoke, str(tmp_path / "model"), str(tmp_path / "release")
+    scores = str(tmp_path / "scores.parquet")
     train = ["train", "--examples", str(parquet), *OPTIONS, "--validate-from", "2025-03-01", "--arm", "scratch", *FIELDS, model]
     answer = run(app, [*train, "--json"])
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["config"]["features"] == ["user", "pin", "country", "hour", "tags"]
-    assert run(app, ["evaluate", "--examples", str(parquet), model]).exit_code == 0
-    answer = run(app, ["publish", model, str(tmp_path / "release")])
-    assert answer.exit_code == 1
-    assert "features with several ids" in str(answer.exception)
+    assert run(app, ["evaluate", "--examples", str(parquet), model, "--scores", scores]).exit_code == 0
+    answer = run(app, ["publish", model, release, "--precision", "fp32"])
+    assert answer.exit_code == 0, answer.output
+    offline = pq.read_table(scores)["ctr"].to_numpy()
+    rows = pd.read_parquet(parquet).fillna({"country": ""})
+    with LocalDeployment(Path(release)) as deployment, RankerClient(deployment.ranker_address) as client:
+        for place in (0, 1, 2, 3, 17, 2999):
+            row = rows.iloc[place]
+            candidates = {"pin": [row["item"]], "country": [row["country"]], "hour": [int(row["hour"])], "tags": [row["tags"]]}
+            answer = client.rank({"user": row["user"]}, candidates, dense=np.float32([[row["price"]]]))
+            assert answer.ctr[0] == pytest.approx(offline[place], abs=1e-6)
 
 
 def test_labelled_rows_come_out_of_a_store_by_a_query(tmp_path: Path, parquet: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_scorer_on_a_device_scores_as_one_on_the_cpu(release):
         tables[table.name] = TableRows(rows, table.dim, table.precision, 0)
     answer = LookupAnswer(release.version, tables, 0)
     positions = {feature: generator.integers(0, 20, 50) for feature in num_ids}
-    ids = RequestIds({feature: np.arange(20) for feature in num_ids}, positions)
+    ids = RequestIds(50, {feature: np.arange(20) for feature in num_ids}, positions)
     dense = torch.randn(50, 3)
     scores = [scorer.score(dense, scorer.embeddings(answer, ids)[0])[0] for scorer in scorers]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import torch
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
-from multifacet.contrastive import ContrastiveConfig, ItemPredictor, read_pairs, train_pairs
+from multifacet.contrastive import ContrastiveConfig, ItemPredictor, Positives, read_pairs, train_pairs
 from multifacet.pipeline.cli import app
 from multifacet.tables import Snapshot
+from multifacet.training import CheckpointError, Lifecycle, StepProgress, WarmStart
 
 VALIDATION = 'validation={"num_latest": 2, "min_remaining": 2}'
 ROWS = [(f"user {u}", f"item {i}") for u in range(24) for i in range(20) if i % 2 == u % 2 and (u + i) % 5]
@@ -115,3 +118,67 @@ def test_the_same_by_commands(tmp_path: Path) -> None:
     assert '"item ' in answer.stdout
     assert run(app, ["snapshot", "predict", str(output), "user 99"]).exit_code == 1
     assert run(app, ["snapshot", "predict", str(output), "user 7", "--relation", "buys"]).exit_code == 2
+
+
+SETTINGS = [part for name in ("dim=8", "epochs=3", "batch_size=32", VALIDATION) for part in ("--set", name)]
+
+
+def test_a_training_on_pairs_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    pairs, stop = read_pairs(ROWS), threading.Event()
+    held_out = Positives.from_pairs([0, 1], [1, 0], num_queries=24, num_items=20)
+    whole = train_pairs(pairs, CONFIG, held_out=held_out)
+
+    def interrupt(progress: StepProgress) -> None:
+        if (progress.epoch, progress.step) == (3, 2):
+            stop.set()
+
+    life = {"checkpoint": tmp_path / "c", "every_seconds": 600.0}
+    with pytest.raises(KeyboardInterrupt):
+        train_pairs(pairs, CONFIG, held_out=held_out, lifecycle=Lifecycle(**life, on_step=interrupt, stop=stop))
+    with pytest.raises(CheckpointError, match="Go on from it with resume=True"):
+        train_pairs(pairs, CONFIG, held_out=held_out, lifecycle=Lifecycle(**life))
+    # Another weight, another id, another held-out pair: each is another run.
+    others = (read_pairs([*ROWS, ROWS[0]]), read_pairs([(f"{user}!", item) for user, item in ROWS]))
+    for other, held in ((others[0], held_out), (others[1], held_out), (pairs, held_out.keep(np.array([True, False])))):
+        with pytest.raises(CheckpointError, match="window"):
+            train_pairs(other, CONFIG, held_out=held, lifecycle=Lifecycle(**life, resume=True))
+    resumed = train_pairs(pairs, CONFIG, held_out=held_out, lifecycle=Lifecycle(**life, resume=True))
+    for name, vectors in whole.vectors.items():
+        assert torch.equal(resumed.vectors[name], vectors)
+    assert resumed.metrics == whole.metrics
+
+
+def test_pairs_start_from_an_older_snapshot_by_id(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"epochs": 3})
+    pairs = read_pairs(ROWS)
+    old = train_pairs(pairs, CONFIG).write_snapshot(tmp_path / "old", pairs)
+    assert old.parents == (pairs.fingerprint(),)
+    newer = read_pairs([*reversed(ROWS), ("user 99", "item 1")])
+    warm = WarmStart.load(tmp_path / "old")
+    result = train_pairs(newer, config, lifecycle=Lifecycle(warm_start=warm))
+    snapshot = result.write_snapshot(tmp_path / "new", newer)
+    assert old.fingerprint in snapshot.parents
+    (item_type,) = {name for name in snapshot.node_types if snapshot.ids(name).equals(newer.item_ids)}
+    assert snapshot.metrics["drift"][item_type]["num_matched"] == len(pairs.item_ids)
+    with pytest.raises(ValueError, match="rows have none: give the pairs that read_pairs makes"):
+        train_pairs(newer.positives, config, lifecycle=Lifecycle(warm_start=warm))
+
+
+def test_commands_on_pairs_resume_and_start_warm(tmp_path: Path) -> None:
+    sources(tmp_path)
+    run, file = CliRunner().invoke, str(tmp_path / "p.csv")
+    train = ["pretrain", "contrastive", "--pairs", file, *SETTINGS, "--json"]
+    (tmp_path / "checkpoint").mkdir()
+    answer = run(app, [*train, "--checkpoint", str(tmp_path / "checkpoint"), str(tmp_path / "first")])
+    assert isinstance(answer.exception, CheckpointError), answer.output
+    (tmp_path / "checkpoint").rmdir()
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--checkpoint-every", "0", "--resume"]
+    answer = run(app, [*train, *options, str(tmp_path / "first")])
+    assert answer.exit_code == 0, answer.output
+    assert not (tmp_path / "checkpoint").exists()
+    answer = run(app, [*train, "--warm-start", str(tmp_path / "first"), "--pull", "0.1", str(tmp_path / "second")])
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)["metrics"]["drift"]
+    answer = run(app, [*train[:-1], "--warm-start", str(tmp_path / "first"), str(tmp_path / "third")])
+    assert answer.exit_code == 0, answer.output
+    assert "same 10" in answer.stdout  # the drift

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multifacet.contrastive import ComposedTower, ContrastiveConfig, ContrastiveValidation, Positives
-from multifacet.contrastive.positives import hold_out_latest
 from multifacet.contrastive.positives.merging import EdgeColumns, merge_edges
-from multifacet.contrastive.positives.positives import compose, read_positives
+from multifacet.contrastive.positives.positives import compose, hold_out_latest, read_positives
 from multifacet.graphdb import GraphView
 
 DAY_US = 86_400_000_000

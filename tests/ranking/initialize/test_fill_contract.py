@@ -27,7 +27,13 @@ from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
 )
-from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, ManagedCollisionCollection, MCHManagedCollisionModule
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 
 from multifacet.ranking import TableSource, init_tables
 from multifacet.tables import IdMap, Snapshot, SnapshotTable
@@ -164,31 +170,169 @@ def test_only_a_second_snapshots_new_ids_are_filled(snapshot: Snapshot, tmp_path
         TableSource(snapshot=newer, node_type="pin", id_map=id_map, except_ids_of=snapshot)
 
 
-def managed(kind: str) -> nn.Module:
-    rule = MCHManagedCollisionModule(
-        zch_size=60, device=torch.device("cpu"), eviction_policy=DistanceLFU_EvictionPolicy(), eviction_interval=1
-    )
-    if kind == "bags":
-        bags = [EmbeddingBagConfig(name="t", embedding_dim=DIM, num_embeddings=60, feature_names=["f"])]
-        return ManagedCollisionEmbeddingBagCollection(
-            EmbeddingBagCollection(tables=bags), ManagedCollisionCollection({"t": rule}, bags), return_remapped_features=True
+NUM_MANAGED = 60
+POLICIES: dict[str, Callable[[], Any]] = {
+    "distance": DistanceLFU_EvictionPolicy,
+    "lfu": LFU_EvictionPolicy,
+    "lru": LRU_EvictionPolicy,
+}
+
+
+def managed(kind: str, policy: str = "distance", num_rows: int = NUM_MANAGED, **fields: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rule = MCHManagedCollisionModule(
+            zch_size=num_rows,
+            device=torch.device("cpu"),
+            eviction_policy=POLICIES[policy](),
+            eviction_interval=1,
+            **fields,
         )
-    tables = [EmbeddingConfig(name="t", embedding_dim=DIM, num_embeddings=60, feature_names=["f"])]
-    return ManagedCollisionEmbeddingCollection(
-        EmbeddingCollection(tables=tables), ManagedCollisionCollection({"t": rule}, tables), return_remapped_features=True
-    )
+        shape: dict[str, Any] = {"name": "t", "embedding_dim": DIM, "num_embeddings": num_rows, "feature_names": ["f", "g"]}
+        if kind == "bags":
+            bags = [EmbeddingBagConfig(**shape)]
+            return ManagedCollisionEmbeddingBagCollection(
+                EmbeddingBagCollection(tables=bags),
+                ManagedCollisionCollection({"t": rule}, bags),
+                return_remapped_features=True,
+            )
+        tables = [EmbeddingConfig(**shape)]
+        return ManagedCollisionEmbeddingCollection(
+            EmbeddingCollection(tables=tables), ManagedCollisionCollection({"t": rule}, tables), return_remapped_features=True
+        )
+
+
+def ask(model: nn.Module, ids: Any, *, training: bool = False) -> Tensor:
+    """Look ids up by the model's own forward pass, half of them as one feature and half as the other."""
+    values = torch.as_tensor(np.asarray(ids)).long()
+    values = torch.cat([values, values])
+    bags = KeyedJaggedTensor(keys=["f", "g"], values=values, lengths=torch.ones(len(values), dtype=torch.int64))
+    model.train(training)
+    with torch.no_grad():
+        found, _ = model(bags)
+    first, second = ((part if isinstance(part, Tensor) else part.values()).float() for part in (found["f"], found["g"]))
+    assert torch.equal(first, second)
+    return first
+
+
+def scatter(ids: Tensor, size: int) -> Tensor:
+    """A hash as a user of `input_hash_func` has one, without collisions here."""
+    return (ids * 2_654_435_761) % size
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", ["bags", "sequence"])
+@pytest.mark.parametrize("rule", ["managed", "exact", "position", "array", "mapping"])
+@pytest.mark.parametrize("hashes", [False, True])
+def test_ids_of_a_managed_collision_read_their_own_rows(
+    snapshot: Snapshot, rule: str, kind: str, policy: str, *, hashes: bool
+) -> None:
+    num_rows, fields, _ = (NUM_MANAGED, {"rows": "managed"}, None) if rule == "managed" else RULES[rule]()
+    num_rows += rule in ("array", "position", "mapping")  # the last row is that of unknown ids
+    hashing = {"input_hash_size": 1_000_003, "input_hash_func": scatter} if hashes else {}
+    model = managed(kind, policy, max(num_rows, NUM_IDS + 1), **hashing)
+    if rule == "mapping":
+        fields = {"rows": fields["rows"]}
+    report = init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", missing="zero", **fields)})
+    vectors, trained = snapshot.vectors("pin"), snapshot.trained("pin").numpy()
+    ids = np.array(IDS)
+    assert (report["t"].num_filled, report["t"].num_unused, report["t"].rows) == (45, 0, _placed_by(rule))
+    assert torch.equal(ask(model, ids[trained]), vectors[trained])
+    assert not ask(model, ids[~trained]).any(), "what no gradient has reached is not filled"
+    # Known ids keep their rows in training, and new ones take open rows.
+    for seed in range(6):
+        seen = np.random.default_rng(seed).permutation(ids[trained])[:20]
+        assert torch.equal(ask(model, seen, training=True), vectors[np.searchsorted(ids, seen)])
+    report.check(model)
+    ask(model, [10_001, 10_001, 10_002, *ids[trained]], training=True)
+    assert torch.equal(ask(model, ids[trained]), vectors[trained])
+    collisions = model._managed_collision_collection._managed_collision_modules["t"]
+    assert int(collisions.open_slots()) == max(0, max(num_rows, NUM_IDS + 1) - 1 - 45 - 2)
+    # A checkpoint of it is one of TorchRec's own, which checks what it loads.
+    other = managed(kind, policy, max(num_rows, NUM_IDS + 1), **hashing)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(ask(other, ids[trained]), vectors[trained])
+
+
+def _placed_by(rule: str) -> str:
+    return "exact id map" if rule == "exact" else rule
+
+
+@pytest.mark.parametrize("kind", ["bags", "sequence"])
+def test_ids_that_have_arrived_keep_their_rows_and_the_snapshots_first_take_the_open_ones(
+    snapshot: Snapshot, kind: str
+) -> None:
+    model = managed(kind, num_rows=31)
+    here = [IDS[0], IDS[30], 9_999, 10_000]
+    for _ in range(3):
+        ask(model, here, training=True)
+    before = ask(model, here)
+    report = init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", rows="managed", missing="keep")})
+    # 30 rows, of which two are those of ids that the snapshot lacks; the snapshot's first take the 26 open ones.
+    assert (report["t"].num_filled, report["t"].num_unused) == (28, 45 - 28)
+    vectors = snapshot.vectors("pin")
+    filled = [*range(27), 30]
+    assert torch.equal(ask(model, np.array(IDS)[filled]), vectors[filled])
+    assert torch.equal(ask(model, here)[2:], before[2:])
+    report.check(model)
+    unknown = ask(model, [123_456])
+    assert torch.equal(ask(model, [IDS[27]]), unknown)
+    with pytest.raises(ValueError, match=r"has given rows to 30 ids already, which rows by array would take"):
+        init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", rows=np.arange(NUM_IDS) % 31)})
+
+
+def test_rows_that_a_managed_collision_cannot_give_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+    def fill(model: nn.Module, source: Snapshot = snapshot, **fields: Any) -> None:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        try:
+            init_tables(model, {"t": TableSource(snapshot=source, node_type="pin", **fields)})
+        finally:
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    with pytest.raises(
+        ValueError, match="an id has row 49, which MCHManagedCollisionModule reads for all ids that it does not"
+    ):
+        fill(managed("bags", num_rows=NUM_IDS), rows=np.arange(NUM_IDS)[::-1])
+    with pytest.raises(ValueError, match="15 rows are those of several ids, the first row 0"):
+        fill(managed("bags"), rows=np.arange(NUM_IDS) % 30)
+    with pytest.raises(ValueError, match="gives an id one row, the id map 2"):
+        fill(managed("bags"), id_map=IdMap.hashed(NUM_MANAGED, id_type="int64", num_hashes=2))
+    named = SnapshotTable(ids=pa.array(["a"]), vectors=torch.ones(1, DIM))
+    with pytest.raises(TypeError, match="takes int64 ids; those of 'pin' are string"):
+        fill(managed("bags"), Snapshot.write(tmp_path / "n", facet="kge", tables={"pin": named}), rows="managed")
+    largest = SnapshotTable(ids=pa.array([2**63 - 1]), vectors=torch.ones(1, DIM))
+    with pytest.raises(ValueError, match="what MCHManagedCollisionModule takes for an open row"):
+        fill(managed("bags"), Snapshot.write(tmp_path / "l", facet="kge", tables={"pin": largest}), rows="managed")
+    with pytest.raises(ValueError, match='looks its ids up as they are: rows="managed" is for'):
+        fill(build("sum", NUM_IDS, DataType.FP32), rows="managed")
+    hashing = {"input_hash_size": 10, "input_hash_func": lambda ids, size: ids % size}
+    with pytest.raises(ValueError, match="hashed ids are those of several ids"):
+        fill(managed("bags", **hashing), rows="managed")
+
+
+def test_a_remapping_that_was_made_anew_is_found(snapshot: Snapshot) -> None:
+    model = managed("bags")
+    report = init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", rows="managed")})
+    report.check(nn.ModuleDict({"tower": model}))
+    fresh = managed("bags")
+    fresh._embedding_module.load_state_dict(model._embedding_module.state_dict())
+    with pytest.raises(ValueError, match="its ids are not remapped to the rows that were filled for them"):
+        report.check(fresh)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("kind", ["bags", "sequence"])
-def test_a_collection_that_gives_ids_rows_as_they_arrive_is_refused(snapshot: Snapshot, kind: str, *, deep: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model: nn.Module = managed(kind)
+def test_remappings_that_cannot_be_written_are_refused(snapshot: Snapshot, kind: str, *, deep: bool) -> None:
+    class Own(MCHManagedCollisionModule):
+        """Whatever somebody's own does with ids is not known here."""
+
+    model = managed(kind)
+    modules = model._managed_collision_collection._managed_collision_modules
+    modules["t"].__class__ = Own
     if deep:
         model = nn.ModuleDict({"tower": model})
-    with pytest.raises(ValueError, match="which gives ids their rows as they arrive"):
-        init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", rows="position")})
+    with pytest.raises(ValueError, match="with Own, which gives ids their rows as they arrive"):
+        init_tables(model, {"t": TableSource(snapshot=snapshot, node_type="pin", rows="managed")})
 
 
 def test_tables_without_memory_are_refused_and_losses_are_found(snapshot: Snapshot) -> None:
