@@ -13,7 +13,7 @@ from sklearn import metrics as sklearn
 
 from multifacet import ranking
 
-from .conftest import Planted
+from tests.ranking.conftest import Planted
 
 
 def draw(seed: int, num_rows: int = 300) -> tuple[Any, Any, Any, Any]:
