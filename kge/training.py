@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multifacet.inputs import expect_attributes, expect_type
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.evaluation.protocols import evaluate, known_pairs
-from multifacet.kge.full.trainer import FullTrainer
-from multifacet.kge.partitioned.buckets import count_partitions
-from multifacet.kge.partitioned.trainer import PartitionedTrainer
 from multifacet.kge.result import KgeResult
-from multifacet.kge.sampled.trainer import Trainer
+from multifacet.kge.trainers import EpochTrainer, make_trainer
 from multifacet.kge.triples.triples import TripleSet, TripleSplit
-from multifacet.training import Lifecycle, are_several, begin_run
+from multifacet.training import Lifecycle, begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from multifacet.graphdb import GraphView
-    from multifacet.kge.evaluation.predictor import LinkPredictor
-    from multifacet.kge.sampled.state import LearnedState
-    from multifacet.training import TrainingRun, WarmStart
+    from multifacet.training import TrainingRun
 
-__all__ = ["EpochTrainer", "split_view", "train", "train_triples"]
+__all__ = ["split_view", "train", "train_triples"]
 
 logger = logging.getLogger(__name__)
 
 # No clock in a result's metrics: equal trainings have equal metrics, and so equal snapshots.
 _TIMINGS = ("seconds", "edges_per_s")
-
-
-class EpochTrainer(Protocol):
-    """What a whole training needs of whatever runs its epochs."""
-
-    @property
-    def state(self) -> LearnedState:
-        """What has been learned."""
-
-    def run_epoch(self, run: TrainingRun | None = None) -> dict[str, float]:
-        """Pass once over the triples, or over what is left of an epoch that was interrupted."""
-
-    def predictor(self) -> LinkPredictor:
-        """Give the scores of the tables as they are now."""
-
-    def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
-        """Begin with the rows and relations of an older snapshot; `node_ids` gives the external ids of a node type."""
 
 
 def train(
@@ -197,33 +173,8 @@ def _train(
             "multiply the weights"
         )
     with ExitStack() as stack:
-        trainer = _build_trainer(split, config, generator, run.lifecycle.checkpoint, stack)
+        trainer = make_trainer(split, config, generator, run.lifecycle.checkpoint, stack)
         return _run(trainer, split, config, run, progress, node_ids)
-
-
-def _build_trainer(
-    split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
-) -> EpochTrainer:
-    if are_several():
-        from multifacet.kge.sharded.trainer import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
-
-        return ShardedTrainer(split, config, generator, folder=checkpoint.absolute().parent if checkpoint else None)
-    if config.full_softmax is not None:
-        return FullTrainer(split, config, generator)
-    num_partitions = count_partitions(
-        split.train.num_nodes, config.dim, partitions=config.partitions, memory_limit_gb=config.memory_limit_gb
-    )
-    if num_partitions == 1:
-        return Trainer(split, config, generator)
-    if checkpoint is None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multifacet-tables-"))) / "tables"
-    else:
-        # Beside the checkpoint, which links its files.
-        folder = checkpoint.with_name(f"{checkpoint.name}.tables")
-    logger.info("kge: tables in %d partitions, in %s", num_partitions, folder)
-    trainer = PartitionedTrainer(split, config, generator, num_partitions=num_partitions, folder=folder)
-    stack.callback(trainer.close)
-    return trainer
 
 
 def _run(

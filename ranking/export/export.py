@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from multifacet.artifacts import Artifact, ArtifactWriter
 from multifacet.inputs import FLAG, PATH, expect_attributes, expect_type, takes
-from multifacet.ranking.export.programs import export_pooling, export_upper
+from multifacet.ranking.export.programs import export_pooling, export_upper, save_program
 from multifacet.ranking.model.heads import TASKS
 from multifacet.ranking.model.layout import RowLayout, TableSpec
 from multifacet.ranking.slots import RECENT_PINS, make_slots
@@ -195,9 +195,9 @@ def export_model(
         for name in dict.fromkeys(_id_map_of(spec, result.id_maps) for spec in model.specs):
             result.id_maps[name].save(writer.directory / _ID_MAPS, name)
         if model.pooling is not None:
-            torch.export.save(export_pooling(model.pooling), writer.directory / _POOLING)
-            torch.export.save(export_pooling(model.pooling, one_user=True), writer.directory / _REQUEST_POOLING)
-        torch.export.save(export_upper(model.upper), writer.directory / _UPPER)
+            save_program(export_pooling(model.pooling), writer.directory / _POOLING)
+            save_program(export_pooling(model.pooling, one_user=True), writer.directory / _REQUEST_POOLING)
+        save_program(export_upper(model.upper), writer.directory / _UPPER)
         writer.manifest |= {
             "name": result.config.name,
             "dense_features": list(result.dense_names),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from multifacet.artifacts import Artifact, ArtifactWriter
 from multifacet.inputs import FLAG, PATH, expect_type, kind, mapping_to, takes
 from multifacet.ranking.export.export import KIND
+from multifacet.ranking.export.programs import save_program
 from multifacet.ranking.model.heads import TASKS
 from multifacet.tables import IdMap
 
@@ -86,7 +87,7 @@ def write_model(
         for feature, table in tables.items():
             save_file({"weights": table.detach().cpu().contiguous()}, writer.directory / "vectors" / f"{feature}.safetensors")
             id_maps[feature].save(writer.directory / "id_maps", feature)
-        torch.export.save(program, writer.directory / "upper.pt2")
+        save_program(program, writer.directory / "upper.pt2")
         writer.manifest |= {
             "name": name,
             "dense_features": list(dense_names),

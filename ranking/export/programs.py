@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,3 +47,15 @@ def export_pooling(pooling: SequencePooling, *, one_user: bool = False) -> torch
     sample = (torch.zeros(users, pooling.length, *shape), counts, torch.zeros(2, *shape))
     shapes = (None, None, batch) if one_user else (batch, batch, batch)
     return torch.export.export(pooling, sample, dynamic_shapes=shapes, strict=False)
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Save a program without the places in source files that its operations came from.
+
+    Those name folders of the machine that trained: the same model would have other bytes, and so another version, on each.
+    """
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)

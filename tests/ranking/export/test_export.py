@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -86,6 +87,12 @@ def test_equal_models_give_equal_tables_on_disk(result: RankingResult, path: Pat
     for name, described in again.manifest["files"].items():
         if name != "upper.pt2":  # a zip archive, which holds more than the weights
             assert described == first[name]
+
+
+def test_a_program_names_no_folder_of_the_machine_that_trained(path: Path, repository: Path) -> None:
+    with zipfile.ZipFile(path / "upper.pt2") as archive:
+        for member in archive.namelist():
+            assert str(repository).encode() not in archive.read(member), member
 
 
 def test_a_model_without_tables_survives_too(planted: Planted, tmp_path: Path) -> None:
