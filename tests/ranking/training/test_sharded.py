@@ -21,10 +21,11 @@ from multifacet.ranking.training.objective import training_loss
 from multifacet.tables import IdMap, Snapshot, SnapshotTable
 from multifacet.tables.optim import write_rounded
 from multifacet.training import Checkpoint
+from tests.ranking import sharded_rank
 from tests.ranking.conftest import Planted
 from tests.ranking.sharded_rank import SMALL, TRAINED, fill_cases, train_case, with_recent
 
-RANK = Path(__file__).with_name("sharded_rank.py")
+RANK = Path(sharded_rank.__file__)
 NUM_RANKS = 2
 
 
