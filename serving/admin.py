@@ -26,7 +26,7 @@ _RETRY_S = 0.1
 class Administered(Protocol):
     """A server that can be told what to serve."""
 
-    def load(self, path: Path) -> str:
+    def load(self, path: Path, *, current: bool) -> str:
         """Load a release beside the others."""
         ...
 
@@ -62,7 +62,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def Load(self, request: admin_pb2.LoadRequest, context: grpc.ServicerContext) -> admin_pb2.ServerStatus:  # noqa: N802
         """Load a release."""
-        return self._do(lambda: self._server.load(inside(request.path, self._releases)), context)
+        return self._do(lambda: self._server.load(inside(request.path, self._releases), current=False), context)
 
     def Choose(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.ServerStatus:  # noqa: N802
         """Choose a version."""

@@ -47,6 +47,11 @@ class ListenConfig(BaseModel):
         default=None,
         description="File that remembers the releases held. If it exists at the start, it is believed instead of `releases`.",
     )
+    first_start: Literal["serve", "wait"] = Field(
+        default="serve",
+        description="What a server does whose state_file does not exist: serve `releases`, or hold them and say that it is not "
+        "ready until the rollout says which version is the current one. A host whose disk was lost then serves no old version.",
+    )
     workers: PositiveInt = Field(
         default=4,
         description="Threads that answer requests. A few are enough: the interpreter runs one at a time, the others "
@@ -82,6 +87,11 @@ class ListenConfig(BaseModel):
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Self:
         address = Address.parse(self.listen)
+        if self.first_start == "wait" and (self.state_file is None or self.admin_token_file is None):
+            raise ValueError(
+                "first_start=wait needs state_file, and admin_token_file with admin_releases: else nobody could say which "
+                "version is the current one"
+            )
         if (self.admin_token_file is None) != (self.admin_releases is None):
             raise ValueError("admin_token_file and admin_releases go together: give both, or neither")
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -86,11 +86,8 @@ class Listener:
         self.address = ""
         self.metrics_address = ""
 
-    def start(self, details: Mapping[str, Any]) -> str:
-        """Bind, accept requests, and announce it in the log and in the ready file.
-
-        Args:
-            details: Further fields of the announcement, such as the versions.
+    def open(self) -> str:
+        """Bind and answer: health says that requests should not come yet; see `announce` and `set_health`.
 
         Returns:
             The bound address.
@@ -106,7 +103,14 @@ class Listener:
             self._server.stop(None).wait()
             raise
         self._server.start()
-        self.set_health(serving=True)
+        return self.address
+
+    def announce(self, details: Mapping[str, Any]) -> None:
+        """Say in the log and in the ready file that requests may come.
+
+        Args:
+            details: Further fields of the announcement, such as the versions.
+        """
         announcement = {
             "event": "ready",
             "role": self._role,
@@ -121,7 +125,6 @@ class Listener:
             temporary = self._config.ready_file.with_name(f".{self._config.ready_file.name}.{os.getpid()}")
             temporary.write_text(text + "\n")
             temporary.replace(self._config.ready_file)
-        return self.address
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Refuse new requests, let those in flight end, and release the address.

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,8 +17,8 @@ import numpy as np
 from serving.admin import AdminServicer
 from serving.config import LookupConfig
 from serving.connection import ClosedError
-from serving.deployed import Deployed
-from serving.errors import InvalidRequestError, OverloadedError, VersionNotLoadedError
+from serving.deployed import Deployed, Identity
+from serving.errors import InvalidRequestError, VersionNotLoadedError
 from serving.framed_server import FramedServer
 from serving.frames import Kind, padded
 from serving.gather import SendBuffer
@@ -56,8 +57,17 @@ class LookupServer:
         self.config = config
         self._loaded: LoadedVersions[LookupHalf] = LoadedVersions("lookup server")
         self.metrics = ServerMetrics("lookup", ("total",))
-        self._deployed = Deployed(self._loaded, self._open, state_file=config.state_file)
+        self._deployed = Deployed(
+            self._loaded,
+            self._open,
+            identify=self._identify,
+            state_file=config.state_file,
+            administered=config.admin_releases is not None,
+            waits=config.first_start == "wait",
+            budget_bytes=config.memory_budget_bytes,
+        )
         self._deployed.open(config.releases)
+        self._process = uuid.uuid4().hex
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         self._of_thread = threading.local()
         self._stopping = threading.Event()
@@ -89,8 +99,14 @@ class LookupServer:
         """The loaded versions, the oldest first."""
         return self._loaded.versions
 
-    def load(self, path: str | os.PathLike[str]) -> str:
+    def load(self, path: str | os.PathLike[str], *, current: bool = True) -> str:
         """Load a release beside those that are there; while it fails or runs, the others are served as before.
+
+        A version whose files were changed is replaced by an intact copy.
+
+        Args:
+            path: The release.
+            current: Whether it becomes the current one; see `choose`.
 
         Returns:
             Its version.
@@ -98,10 +114,10 @@ class LookupServer:
         Raises:
             ArtifactError: The release is damaged; the file is named.
         """
-        return self._deployed.load(Path(path).absolute(), current=True)
+        return self._deployed.load(Path(path), current=current)
 
     def choose(self, version: str) -> None:
-        """Make a version the one that cannot be retired.
+        """Make a version the current one: the one that cannot be retired, and that rankers take for what is served.
 
         Raises:
             VersionNotLoadedError: It is not loaded.
@@ -137,10 +153,18 @@ class LookupServer:
             current_version=self._loaded.current,
             versions=[
                 admin_pb2.VersionStatus(
-                    version=version, path=str(self._deployed.path(version) or ""), readers=self._loaded.num_readers(version)
+                    version=version,
+                    path=str(self._deployed.path(version) or ""),
+                    readers=self._loaded.num_readers(version),
+                    damaged=half.files.fault,
                 )
-                for version in self._loaded.versions
+                for version, half in self._loaded.items()
             ],
+            process=self._process,
+            remembers=self._deployed.state.known,
+            ready=not self._fault(),
+            not_ready_because=self._fault(),
+            faults=self._deployed.state.faults,
         )
 
     def start(self) -> str:
@@ -155,7 +179,16 @@ class LookupServer:
             except OSError:
                 self._listener.stop(0)
                 raise
-        address = self._listener.start({"versions": list(self.versions), "framed_address": self.framed_address})
+        try:
+            address = self._listener.open()
+        except OSError:
+            if self._framed is not None:
+                self._framed.stop(0)
+            raise
+        self._listener.set_health(serving=not self._fault())
+        if self._fault():
+            logger.warning("not ready: %s", self._fault())
+        self._listener.announce({"versions": list(self.versions), "framed_address": self.framed_address})
         self._watcher.start()
         return address
 
@@ -178,7 +211,6 @@ class LookupServer:
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
         config = self.config
         unchecked = Release.open(path, verify=False, half="lookup", shard=config.shard)
-        self._check_budget(unchecked)
         files = unchecked.mapped_files(rows=not config.huge_pages)  # before they are checked: none may change in between
         release = Release.open(path, verify=config.verify, half="lookup", shard=config.shard)
         half = LookupHalf(
@@ -193,14 +225,13 @@ class LookupServer:
         logger.info("loaded %r", release)
         return release.version, half
 
-    def _check_budget(self, release: Release) -> None:
-        budget = self.config.memory_budget_bytes
-        held = {version: half.release.lookup_bytes for version, half in self._loaded.items()}
-        if budget is not None and release.version not in held and sum(held.values()) + release.lookup_bytes > budget:
-            raise OverloadedError(
-                f"{release.path} has {release.lookup_bytes} bytes of rows and ids, {sum(held.values())} are held already by "
-                f"{len(held)} versions, and memory_budget_bytes is {budget}: retire a version first, or raise it"
-            )
+    def _identify(self, path: Path) -> Identity:
+        release = Release.open(path, verify=False, half="lookup", shard=self.config.shard)
+        return Identity(release.version, release.lookup_bytes)
+
+    def _fault(self) -> str:
+        """Why requests should not come; empty if they should."""
+        return self._deployed.state.fault
 
     def _register(self, server: grpc.Server) -> None:
         lookup_pb2_grpc.add_LookupServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
@@ -267,12 +298,16 @@ class LookupServer:
 
     def _watch_files(self) -> None:
         """Look at the mapped files until the server stops, whether requests come or not; a thread's work."""
-        serving = True
+        said = self._fault()
         while not self._stopping.wait(_LOOK_EVERY_S):
-            changed = [version for version, half in self._loaded.items() if not half.files.examine()]
-            if serving != (not changed):
-                serving = not changed
-                self._listener.set_health(serving=serving)
+            for version, half in self._loaded.items():
+                if not half.files.examine():
+                    self._deployed.note_damage(version)
+            fault = self._fault()
+            if said != fault:
+                said = fault
+                logger.warning("%s", f"not ready: {fault}" if fault else "ready again")
+                self._listener.set_health(serving=not fault)
 
     def _read_ids(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> dict[str, IdArray]:
         """The ids by feature: what is plainly right passes, the rest is looked at closely and refused with its reason."""
@@ -362,6 +397,7 @@ class LookupServer:
                 if half.files.is_intact()
             ],
             max_ids_per_request=self.config.max_ids_per_request,
+            current_version=self._loaded.current,
         )
 
 

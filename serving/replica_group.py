@@ -112,4 +112,12 @@ def common_description(descriptions: Sequence[lookup_pb2.LookupDescription]) -> 
     return lookup_pb2.LookupDescription(
         versions=[entry for entry in descriptions[0].versions if all(entry.version in versions for versions in held)],
         max_ids_per_request=min(description.max_ids_per_request for description in descriptions),
+        current_version=common_current(descriptions),
+        partly_held=sorted(set().union(*held) - set.intersection(*held)),
     )
+
+
+def common_current(descriptions: Sequence[lookup_pb2.LookupDescription]) -> str:
+    """The version that several servers all call the current one; empty if they do not agree."""
+    current = {description.current_version for description in descriptions}
+    return current.pop() if len(current) == 1 else ""

@@ -12,7 +12,6 @@ from serving.errors import ServingError
 from serving.lookups import LookupConnection
 from serving.packing import as_ids
 from serving.protocol import lookup_pb2
-from serving.replica_group import common_description
 from serving.shard_set import ShardSet, as_whole, cut
 from serving.sharded_pending import ShardedPendingLookup
 
@@ -64,7 +63,7 @@ class ShardedLookup(LookupConnection):
             except ServingError as error:
                 self.set.name(index, error)
                 raise
-        return as_whole(common_description(descriptions))
+        return as_whole(descriptions)
 
     def counters(self) -> Mapping[str, int]:
         """The sums over the shards' clients."""

@@ -11,7 +11,7 @@ from pipeline.options import Settings, parse_settings
 from pipeline.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from serving.journal import State
+    from serving.core.document import State
     from serving.rollout import Rollout
 
 app = typer.Typer(no_args_is_help=True, help="Move live servers from one release to the next in three phases, and back.")
