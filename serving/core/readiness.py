@@ -115,7 +115,7 @@ class Readiness:
     answers_without: bool = False
     holds: Holds = Holds("", "it is starting")
     described: Described | None = None
-    unreachable: str = "it was not asked yet"
+    unreachable: str = ""
     misses: int = 0
     draining: bool = False
     said: Say = Say(ready=False, reason="it is starting")
@@ -148,6 +148,8 @@ def fault(state: Readiness) -> str:
         return "it is told to end"
     if state.holds.fault:
         return state.holds.fault
+    if state.described is None and not state.misses:
+        return "it is starting"
     if state.described is None or (state.misses and not _forgives(state)):
         return f"{state.lookup} cannot be reached: {state.unreachable}"
     need = next((need for need in state.holds.needs if need.version == state.holds.current), None)
@@ -171,8 +173,8 @@ def check(described: Described, version: str, lookup: str, need: Need | None = N
         return f"version {version} is not loaded by {lookup}: it has not loaded {version}; loaded: {listed}"
     if found.num_shards > 1:
         return (
-            f"{lookup} holds shard {found.shard_index} of {found.num_shards} of version {version}: list all of its shards, with "
-            "a | between their addresses"
+            f"{lookup} holds shard {found.shard_index} of {found.num_shards} of version {version}: list all of its shards, "
+            "with a | between their addresses"
         )
     if need is not None and need.most_ids > described.max_ids:
         return (
