@@ -16,12 +16,12 @@ from serving.async_lookups import AsyncLookupConnection
 from serving.async_replicated import AsyncReplicatedLookup
 from serving.channel import open_async_channel
 from serving.client import MAX_ANSWER_BYTES
-from serving.config import read_token
 from serving.fleet import FRAMED, Fleet
 from serving.grpc_pending import error_of
 from serving.packing import pack_ids, pack_rank
 from serving.policy import ReplicaPolicy
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from serving.secrets_on_disk import read_token
 
 
 class _Calls:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import grpc
 from grpc.experimental import ChannelOptions
 
 from serving.address import Address
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # gRPC sends even loopback traffic through http_proxy if the environment has one.
@@ -27,9 +25,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 def open_channel(
     address: str,
     *,
-    tls_ca: Path | None = None,
-    tls_certificate: Path | None = None,
-    tls_key: Path | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_certificate: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
     max_answer_bytes: int,
 ) -> grpc.Channel:
     """A channel to a server; it connects at the first request and connects again when the server comes back.
@@ -56,9 +54,9 @@ def open_channel(
 def open_async_channel(
     address: str,
     *,
-    tls_ca: Path | None = None,
-    tls_certificate: Path | None = None,
-    tls_key: Path | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_certificate: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
     max_answer_bytes: int,
 ) -> grpc.aio.Channel:
     """As `open_channel`, for the event loop that is running."""
@@ -74,13 +72,17 @@ def _options(max_answer_bytes: int) -> tuple[tuple[str, int], ...]:
     return (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
 
 
-def _credentials(tls_ca: Path | None, tls_certificate: Path | None, tls_key: Path | None) -> grpc.ChannelCredentials | None:
+def _credentials(
+    tls_ca: str | os.PathLike[str] | None,
+    tls_certificate: str | os.PathLike[str] | None,
+    tls_key: str | os.PathLike[str] | None,
+) -> grpc.ChannelCredentials | None:
     if (tls_certificate is None) != (tls_key is None) or (tls_certificate is not None and tls_ca is None):
         raise ValueError("tls_certificate and tls_key go together, and with tls_ca")
     if tls_ca is None:
         return None
     return grpc.ssl_channel_credentials(
-        root_certificates=tls_ca.read_bytes(),
-        private_key=tls_key.read_bytes() if tls_key is not None else None,
-        certificate_chain=tls_certificate.read_bytes() if tls_certificate is not None else None,
+        root_certificates=Path(tls_ca).read_bytes(),
+        private_key=Path(tls_key).read_bytes() if tls_key is not None else None,
+        certificate_chain=Path(tls_certificate).read_bytes() if tls_certificate is not None else None,
     )

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from serving.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
 from serving.channel import open_channel
-from serving.config import read_token
 from serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
 from serving.lookups import LookupConnection
 from serving.packing import pack_ids, pack_rank
 from serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from serving.secrets_on_disk import read_token
 
 MAX_ANSWER_BYTES = 64 << 20
 

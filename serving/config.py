@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from serving.address import Address
 from serving.fleet import Fleet
 from serving.policy import ReplicaPolicy
+from serving.secrets_on_disk import read_token
 
 
 class ListenConfig(BaseModel):
@@ -61,6 +71,21 @@ class ListenConfig(BaseModel):
         default=256, description="Requests that may wait for a free worker; more are refused at once."
     )
     max_message_bytes: PositiveInt = Field(default=4 * 1024 * 1024, description="Largest request message accepted, in bytes.")
+    message_timeout_s: PositiveFloat = Field(
+        default=5.0, description="Seconds that the message of a call may take to come once its headers have."
+    )
+    idle_timeout_s: PositiveFloat = Field(
+        default=600.0, description="Seconds after which a gRPC connection without calls is closed; its client opens another."
+    )
+    socket_mode: Annotated[int, Field(ge=0, le=0o777)] = Field(
+        default=0o600,
+        description="Permissions of Unix sockets, octal: 0660 lets the group in. Whoever may write to a socket may connect.",
+    )
+    drain_delay_s: NonNegativeFloat = Field(
+        default=0.5,
+        description="On SIGTERM: seconds between health's NOT_SERVING and the refusal of requests, so that load balancers see "
+        "it. With drain_timeout_s it must stay below the time after which the supervisor kills.",
+    )
     drain_timeout_s: PositiveFloat = Field(
         default=10.0, description="On SIGTERM: seconds that requests in flight may take to end before they are cut."
     )
@@ -83,6 +108,16 @@ class ListenConfig(BaseModel):
             ValueError: It holds no token.
         """
         return read_token(self.token_file)
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _read_octal(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        try:
+            return int(given, 8)
+        except ValueError:
+            raise ValueError(f"socket_mode {given!r} is no octal number, such as 0660") from None
 
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Self:
@@ -113,21 +148,6 @@ class ListenConfig(BaseModel):
                     "use 127.0.0.1, or say insecure_public=True"
                 )
         return self
-
-
-def read_token(path: Path | None) -> str | None:
-    """The token in a file, without the white space around it; None without a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It holds no token, or one that does not fit into a header.
-    """
-    if path is None:
-        return None
-    token = path.read_text(encoding="utf-8").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise ValueError(f"{path} holds no token: expected one line of printable ASCII, such as `openssl rand -hex 32` writes")
-    return token
 
 
 class LookupConfig(ListenConfig):

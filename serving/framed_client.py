@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from serving.address import Address
 from serving.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
-from serving.config import read_token
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.exchange import Exchange, Stream
 from serving.fleet import FRAMED
@@ -22,6 +21,7 @@ from serving.frames import Kind, request_numbers
 from serving.lookups import LookupConnection
 from serving.packing import pack_lookup
 from serving.protocol import frames_pb2, lookup_pb2
+from serving.secrets_on_disk import read_token
 
 _MAX_IDLE = 64
 _LOOKUP = int(Kind.LOOKUP)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -69,10 +70,11 @@ class LookupServer:
         self._deployed.open(config.releases)
         self._process = uuid.uuid4().hex
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
-        self._of_thread = threading.local()
+        self._buffers: deque[SendBuffer] = deque()  # as many as requests were ever worked on at once
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_files, name="mapped-files", daemon=True)
-        self._framed_send = SendBuffer()
+        self._framed_send = SendBuffer()  # the kernel's answers
+        self._general_send = SendBuffer()  # those of the general way; both are the framed server's one thread's
         self._framed = (
             FramedServer(config, self._answer_frame, self.metrics, self._answer_quickly)
             if config.framed_listen is not None
@@ -192,14 +194,29 @@ class LookupServer:
         self._watcher.start()
         return address
 
+    def say_stopping(self) -> None:
+        """Say by health that no more requests should come, and answer those that do until `stop`."""
+        self._listener.say_stopping()
+
     def stop(self, drain_timeout_s: float | None = None) -> None:
-        """Drain and stop; see `Listener.stop`."""
+        """Drain both transports at once, and stop; see `Listener.stop`."""
+        self._listener.say_stopping()
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join(_LOOK_EVERY_S)  # it may be reading a large file
+        timeout_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        frames = threading.Thread(target=self._framed.stop, args=(timeout_s,)) if self._framed is not None else None
+        if frames is not None:
+            frames.start()
+        self._listener.stop(timeout_s)
+        if frames is not None:
+            frames.join()
+
+    def reload(self) -> None:
+        """Read tokens and certificates again."""
+        self._listener.reload()
         if self._framed is not None:
-            self._framed.stop(self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
-        self._listener.stop(drain_timeout_s)
+            self._framed.token.reload()
 
     def __enter__(self) -> Self:
         self.start()
@@ -243,11 +260,18 @@ class LookupServer:
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
         """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
-        send = self._send_buffer()
-        half, all_fetched = self._fetch(request, send)
-        tables = [
-            fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes))) for fetched in all_fetched
-        ]
+        try:
+            send = self._buffers.pop()
+        except IndexError:
+            send = SendBuffer()
+        try:
+            half, all_fetched = self._fetch(request, send)
+            tables = [
+                fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes)))
+                for fetched in all_fetched
+            ]
+        finally:
+            self._buffers.append(send)
         return lookup_pb2.LookupAnswer(
             version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
         )
@@ -255,7 +279,7 @@ class LookupServer:
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
         started_ns = time.perf_counter_ns()
-        send = self._send_buffer()
+        send = self._general_send
         tables = []
         stop = 0
         half, all_fetched = self._fetch(request, send)
@@ -266,14 +290,6 @@ class LookupServer:
             version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
         )
         return answer.SerializeToString(), send.read(0, stop)
-
-    def _send_buffer(self) -> SendBuffer:
-        """This thread's."""
-        try:
-            send: SendBuffer = self._of_thread.send
-        except AttributeError:
-            send = self._of_thread.send = SendBuffer()
-        return send
 
     def _fetch(self, request: lookup_pb2.LookupRequest, send: SendBuffer) -> tuple[LookupHalf, list[FetchedRows]]:
         if not request.version:

@@ -278,10 +278,19 @@ class RankerServer:
                     self._announced = True
                     self._listener.announce({"versions": list(self.versions), "lookup": self.config.lookup})
 
+    def say_stopping(self) -> None:
+        """Say by health that no more requests should come, and answer those that do until `stop`."""
+        self._listener.say_stopping()
+        self._advance_readiness(readiness.Draining())
+
+    def reload(self) -> None:
+        """Read tokens and certificates again."""
+        self._listener.reload()
+
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Drain and stop; see `Listener.stop`."""
         self._stopping.set()
-        self._advance_readiness(readiness.Draining())
+        self.say_stopping()
         self._listener.stop(drain_timeout_s)
         if self._watcher.is_alive():
             self._watcher.join()

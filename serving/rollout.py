@@ -143,6 +143,35 @@ class Rollout:
             )
             return self._drive(core.Controller(command="start", document=plan, previous=before, from_version=from_version))
 
+    def adopt(self, release: Path, version: str, *, rankers: Sequence[str], lookups: Sequence[str]) -> State:
+        """Make servers hold and serve one release, without shadow and watch: on the first day, or when the state was lost.
+
+        Args:
+            release: Its folder, as the servers see it.
+            version: Its version.
+            rankers: Addresses of the rankers.
+            lookups: Addresses of the lookup servers.
+
+        Raises:
+            RolloutError: A rollout is under way.
+            ServingError: A server cannot be reached, or refuses.
+        """
+        with self._journal.turn():
+            before = self.state()
+            document = State(
+                number=1 if before is None else before.number + 1,
+                old_version=version,
+                old_path=release,
+                new_version=version,
+                new_path=release,
+                rankers=tuple(rankers),
+                lookups=tuple(lookups),
+                limits=Limits(),
+                done="retired",
+                served=version,
+            )
+            return self._drive(core.Controller(command="adopt", document=document, previous=before))
+
     def advance(self) -> State:
         """Do the next step, or what is left of one that was begun.
 

@@ -20,7 +20,7 @@ from serving.limits import Limits, describe_shadow, exceeds, judge_shadow
 
 POLL_S = 0.05
 
-Command = Literal["start", "advance", "rollback", "abandon"]
+Command = Literal["start", "adopt", "advance", "rollback", "abandon"]
 
 # --- calls: what a server may be asked --------------------------------------------------------------------------------------
 
@@ -360,6 +360,11 @@ def _begin(state: Controller, now: float) -> Step:
                 )
             asked = tuple(Answers(address) for address in (*document.rankers, *document.lookups))
             return _go_on(replace(state, phases=(Reach(asked), Judge())), now)
+        case "adopt":
+            before = state.previous
+            if before is not None and not before.is_over:
+                return _end(state, "refused", f"rollout {before.number} is at {before.doing or before.done}: abandon it first")
+            return _go_on(replace(state, phases=(Reach(_final(document)),)), now)
         case "abandon":
             asked = tuple(Answers(address) for address in (*document.lookups, *document.rankers))
             phases = (Reach(asked, strict=False), Judge())
@@ -457,6 +462,8 @@ def _go_on(state: Controller, now: float) -> Step:
         state = replace(state, place=state.place + 1, until=None)
     if state.fault and state.document.doing != "rolled_back":
         return _roll_back(replace(state, document=state.document.model_copy(update={"reason": state.fault})))
+    if state.command == "adopt":
+        return replace(state, noting="done"), (Note(state.document, "adopted"),)
     if state.command == "advance" and state.document.is_over:
         if state.mended:
             return _end(state, "done")
