@@ -1,11 +1,11 @@
 """500 rollouts of real processes with kills at random moments, singly and in pairs: whether commands alone end each.
 
-Two lookup servers, a ranker, a client and the controller. In each rollout one of them, or two, are killed (SIGKILL) within half
-a second of a command, a server in one case of four with the loss of its state file. Then `advance --to-end`, `rollback` or
-`abandon` is given, drawn at random, until the rollout is over, 12 times at most; `advance` again if a server lost its disk at the
-very end. A run counts as served if all three servers then hold and serve the version that the rollout says, are ready, and score
-with it. Each run's seed is its number. With MULTIFACET_ROLLOUT_KILLS=FILE runs are written to that file as they end, and those
-that are in it are not run again.
+Two lookup servers, a ranker, a client and the controller. In each rollout one of them, or two, are killed (SIGKILL) within
+half a second of a command, a server in one case of four with the loss of its state file. Then `advance --to-end`, `rollback` or
+`abandon` is given, drawn at random, until the rollout is over, 12 times at most; `advance` again if a server lost its disk at
+the very end. A run counts as served if all three servers then hold and serve the version that the rollout says, are ready, and
+score with it. Each run's seed is its number. With MULTIFACET_ROLLOUT_KILLS=FILE runs are written to that file as they end, and
+those that are in it are not run again.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def exceeds(num: int, total: int, share: float) -> bool:
     by_chance = 0.0
     for count in range(num, total + 1):
         by_chance += term
-        if by_chance > _BY_CHANCE:
+        if by_chance > _BY_CHANCE * (1 + 1e-9):
             return False
         term *= (total - count) / (count + 1) * share / (1 - share)
         if term < by_chance * 1e-9 or term < 1e-300:

@@ -495,6 +495,9 @@ def _ask_load(state: Holdings, event: LoadAsked) -> Step:
         if opening.entry.path == event.path:  # whoever asks twice waits for the first
             joined = replace(opening, tickets=(*opening.tickets, event.ticket), current=opening.current or event.current)
             return replace(state, openings=_swap(state.openings, opening, joined)), ()
+    for change in state.changes:
+        if change.kind == "load" and change.entry.path == event.path:  # it is open, and waits for its turn
+            return _join_change(state, change, (event.ticket,), current=event.current), ()
     opening = Opening(Entry("", event.path), (event.ticket,), event.current)
     return replace(state, openings=(*state.openings, opening)), (Identify(event.path),)
 
@@ -506,6 +509,10 @@ def _identified(state: Holdings, event: Identified) -> Step:
         if opening.current and event.version != state.current:
             return _queue(state, Change("choose", opening.tickets, Entry(event.version, "")))
         return state, tuple(Tell(ticket, event.version) for ticket in opening.tickets)
+    for change in state.changes:
+        if change.kind == "load" and change.entry.version == event.version:
+            state = replace(state, openings=_without(state.openings, opening))
+            return _join_change(state, change, opening.tickets, current=opening.current), ()
     for other in state.openings:
         if other != opening and other.entry.version == event.version:
             joined = replace(other, tickets=other.tickets + opening.tickets, current=other.current or opening.current)
@@ -531,9 +538,15 @@ def _refused(state: Holdings, event: Refused) -> Step:
     return replace(state, openings=_without(state.openings, opening)), told
 
 
+def _join_change(state: Holdings, change: Change, tickets: tuple[int, ...], *, current: bool) -> Holdings:
+    joined = replace(change, tickets=change.tickets + tickets, current=change.current or current)
+    return replace(state, changes=tuple(joined if other == change else other for other in state.changes))
+
+
 def _beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
     budget = state.started.budget_bytes
     on_their_way = [opening.entry for opening in state.openings if opening.entry.version]
+    on_their_way += [change.entry for change in state.changes if change.kind == "load"]
     others = [held for held in (*state.held, *on_their_way) if held.version != entry.version]
     num_bytes = sum(held.num_bytes for held in others)
     if budget is None or num_bytes + entry.num_bytes <= budget:
