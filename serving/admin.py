@@ -15,7 +15,7 @@ from serving.channel import open_channel
 from serving.deployed import inside
 from serving.errors import InvalidRequestError, UnavailableError, from_rpc_error
 from serving.protocol import admin_pb2, admin_pb2_grpc
-from serving.secrets_on_disk import read_token
+from serving.secrets_on_disk import TokenFile
 from tables.artifact import ArtifactError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class AdminClient:
     ):
         self.address = address
         self.timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {read_token(token_file)}"),)
+        self._token = TokenFile(token_file)
         self._channel = open_channel(
             address, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, max_answer_bytes=1 << 20
         )
@@ -163,7 +163,7 @@ class AdminClient:
         while True:
             try:
                 answer: admin_pb2.ServerStatus = method(
-                    request, timeout=max(0.01, deadline - time.monotonic()), metadata=self._metadata
+                    request, timeout=max(0.01, deadline - time.monotonic()), metadata=self._token.metadata
                 )
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, f"admin of {self.address}")

@@ -10,13 +10,22 @@ from grpc.experimental import ChannelOptions
 
 from serving.address import Address
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+# A name with several addresses: all of them are used in turns, and looked up anew when one is lost.
+_BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    _BALANCED,
     # gRPC sends even loopback traffic through http_proxy if the environment has one.
     ("grpc.enable_http_proxy", 0),
     # By default a server that comes back is tried after 1 s, then ever later, up to 2 minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A connection that goes silent is given up, used or not.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     # Two clients in one process share no connection, so that closing or losing one never disturbs the other.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -68,7 +77,7 @@ def open_async_channel(
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 
-def _options(max_answer_bytes: int) -> tuple[tuple[str, int], ...]:
+def _options(max_answer_bytes: int) -> tuple[tuple[str, int | str], ...]:
     return (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
 
 

@@ -138,6 +138,11 @@ class FramedServer:
         """Connections that are open now."""
         return len(self._connections)
 
+    @property
+    def num_queued(self) -> int:
+        """Whole requests that wait now."""
+        return len(self._queue)
+
     def _run(self) -> None:
         swept = time.monotonic()
         while not (self._stop_by is not None and self._is_drained()):

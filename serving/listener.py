@@ -189,6 +189,15 @@ class Listener:
         if self._identity is not None:
             self._identity.reload()
 
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """How many requests are where."""
+        return {
+            "requests_in_flight": ("Requests that are worked on.", self.gate.num_inside),
+            "requests_queued": ("Requests that wait for a worker.", self.gate.num_waiting),
+            "half_calls": ("Calls whose message has not come.", len(self.waiting)),
+            "half_calls_given_up": ("Calls that were cancelled since their message did not come.", self.waiting.num_given_up),
+        }
+
     @property
     def is_serving(self) -> bool:
         """What health says."""

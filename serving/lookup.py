@@ -25,7 +25,7 @@ from serving.frames import Kind, padded
 from serving.gather import SendBuffer
 from serving.half import FetchedRows, LookupHalf
 from serving.listener import Listener
-from serving.metrics import ServerMetrics
+from serving.metrics import ServerMetrics, Status
 from serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
 from serving.plan import version_of
 from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
@@ -69,6 +69,7 @@ class LookupServer:
         )
         self._deployed.open(config.releases)
         self._process = uuid.uuid4().hex
+        self.metrics.report_status(self._measure)
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         self._buffers: deque[SendBuffer] = deque()  # as many as requests were ever worked on at once
         self._stopping = threading.Event()
@@ -168,6 +169,13 @@ class LookupServer:
             not_ready_because=self._fault(),
             faults=self._deployed.state.faults,
         )
+
+    def _measure(self) -> Status:
+        gauges = self._listener.gauges()
+        if self._framed is not None:
+            gauges["framed_connections"] = ("Framed connections that are open.", self._framed.num_connections)
+            gauges["framed_queued"] = ("Framed requests that wait.", self._framed.num_queued)
+        return Status(versions=self.versions, current=self._loaded.current, ready=self._listener.is_serving, gauges=gauges)
 
     def start(self) -> str:
         """Accept requests.
@@ -300,6 +308,7 @@ class LookupServer:
             all_fetched = half.fetch(self._read_ids(request, half), send)
             if not half.files.is_intact():
                 raise self._changed(request.version, half)
+        self.metrics.count_version(request.version)
         for table, num_rows, num_unknown_ids, _ in all_fetched:
             self.metrics.count_rows(table.name, num_rows, num_unknown_ids)
         return half, all_fetched
@@ -387,6 +396,7 @@ class LookupServer:
         for place, table in enumerate(plan.tables):
             if counts[2 * place]:
                 self.metrics.count_rows(table, counts[2 * place], counts[2 * place + 1])
+        self.metrics.count_version(wanted)
         self.metrics.observe_us({"total": answered.elapsed_us})
         return answered.frame, answered.num_sent
 

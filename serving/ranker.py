@@ -23,7 +23,7 @@ from serving.core import readiness
 from serving.deployed import Deployed, Identity
 from serving.errors import ServingError, UnavailableError, VersionNotLoadedError
 from serving.listener import Listener
-from serving.metrics import ServerMetrics
+from serving.metrics import ServerMetrics, Status
 from serving.outcomes import Outcomes
 from serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, ranker_pb2, ranker_pb2_grpc
 from serving.release import Release
@@ -93,6 +93,7 @@ class RankerServer:
             self._lookup.close()
             raise
         self._process = uuid.uuid4().hex
+        self.metrics.report_status(self._measure)
         self._readiness = readiness.Readiness(
             lookup=f"lookup server {config.lookup}", answers_without=config.lookup_fallback == "without_tables"
         )
@@ -195,6 +196,26 @@ class RankerServer:
             not_ready_because=self._readiness.said.reason,
             faults=self._deployed.state.faults,
         )
+
+    def _measure(self) -> Status:
+        shadow = self._shadow.report()
+        gauges = {
+            **self._listener.gauges(),
+            "shadow_compared": ("Candidates that shadow traffic compared, since it was set.", shadow.compared),
+            "shadow_failed": ("Requests that the shadow could not score.", shadow.failed),
+            "shadow_mean_abs_difference": ("Mean distance of the probabilities.", shadow.mean_abs_difference),
+            "shadow_mean_difference": ("Mean of shadow less current.", shadow.mean_difference),
+        }
+        outcomes = {
+            version: {
+                "answered": self._outcomes.answered[version],
+                "failed": self._outcomes.failed[version],
+                "refused": self._outcomes.refused[version],
+            }
+            for version in self.versions
+        }
+        ready = self._listener.is_serving
+        return Status(versions=self.versions, current=self.current_version, ready=ready, outcomes=outcomes, gauges=gauges)
 
     def start(self, *, stopped: Callable[[], bool] = lambda: False) -> str:
         """Bind, and wait until the lookup server holds the current version.

@@ -61,6 +61,12 @@ class TokenFile:
             self._look()
         return self._token
 
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What a client sends with a call."""
+        token = self.token
+        return (("authorization", f"Bearer {token}"),) if token is not None else None
+
     def reload(self) -> None:
         """Read it now."""
         self._stamp = ()
