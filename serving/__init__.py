@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from serving import numba_cache
+
 if TYPE_CHECKING:
     from serving.admin import AdminClient
     from serving.answers import LookupAnswer, RankAnswer, TableRows
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from serving.ranker import RankerServer
     from serving.release import Release
     from serving.rollout import Rollout
+
+numba_cache.settle()
 
 _HOMES = {
     "admin": ("AdminClient",),

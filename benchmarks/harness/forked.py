@@ -9,7 +9,9 @@ from pathlib import Path
 from serving import LookupConfig, RankerConfig, serve_lookup, serve_ranker
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["serving.lookup", "serving.ranker", "benchmarks.harness.chaos", "benchmarks.harness.kills"])
+FORKS.set_forkserver_preload(
+    ["serving.lookup", "serving.ranker", "benchmarks.harness.chaos", "benchmarks.harness.kills", "benchmarks.harness.attacks"]
+)
 _POLL_S = 0.01
 
 
@@ -28,6 +30,13 @@ class ForkedServer:
         self._ready_file: Path = config.ready_file
         self._process = FORKS.Process(target=_serve, args=(config,), daemon=True)
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        if self._process.pid is None:
+            raise RuntimeError("it was not started")
+        return self._process.pid
 
     def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Wait until it accepts requests.
