@@ -74,6 +74,9 @@ class Listener:
         register: Callable[[grpc.Server], None],
         metrics: ServerMetrics,
     ):
+        Address.parse(config.listen).check_free()
+        if config.metrics_listen is not None:
+            Address.parse(config.metrics_listen).check_free()
         self._config = config
         self._role = role
         self._service = service
@@ -107,6 +110,7 @@ class Listener:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)
         self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         self._is_serving = False
+        self._is_stopping = False
         self.set_health(serving=False)
         add_reflection(guarded, (service, health.SERVICE_NAME), most=_MAX_REFLECTIONS)
         self._stopped = threading.Event()
@@ -134,6 +138,11 @@ class Listener:
         self._sweeper.start()
         return self.address
 
+    def discard(self) -> None:
+        """Let go of a listener that was never opened."""
+        self._server.stop(None)
+        self._threads.shutdown()
+
     def announce(self, details: Mapping[str, Any]) -> None:
         """Say in the log and in the ready file that requests may come.
 
@@ -157,8 +166,8 @@ class Listener:
 
     def say_stopping(self) -> None:
         """Say by health that no more requests should come, and answer those that do."""
-        self._health.enter_graceful_shutdown()
-        self._is_serving = False
+        self.set_health(serving=False)
+        self._is_stopping = True
         if self._config.ready_file is not None:
             self._config.ready_file.unlink(missing_ok=True)
 
@@ -237,6 +246,8 @@ class Listener:
 
     def set_health(self, *, serving: bool) -> None:
         """Say by gRPC's health service whether requests should come; without effect once it drains."""
+        if self._is_stopping:
+            return
         self._is_serving = serving
         states = health_pb2.HealthCheckResponse
         for name in ("", self._service):

@@ -15,6 +15,7 @@ from typing import Self
 import grpc
 import numpy as np
 
+from serving.address import Address
 from serving.admin import AdminServicer
 from serving.config import LookupConfig
 from serving.connection import ClosedError
@@ -67,10 +68,17 @@ class LookupServer:
             waits=config.first_start == "wait",
             budget_bytes=config.memory_budget_bytes,
         )
-        self._deployed.open(config.releases)
+        # Before releases are read, which may take minutes: what is wrong with addresses, tokens, certificates is told at once.
+        if config.framed_listen is not None:
+            Address.parse(config.framed_listen).check_free()
+        self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
+        try:
+            self._deployed.open(config.releases)
+        except BaseException:
+            self._listener.discard()
+            raise
         self._process = uuid.uuid4().hex
         self.metrics.report_status(self._measure)
-        self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         self._buffers: deque[SendBuffer] = deque()  # as many as requests were ever worked on at once
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_files, name="mapped-files", daemon=True)

@@ -88,8 +88,15 @@ class RankerServer:
             waits=config.first_start == "wait",
         )
         try:
+            # Before releases are read: what is wrong with addresses, tokens and certificates is told at once.
+            self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
+        except BaseException:
+            self._lookup.close()
+            raise
+        try:
             self._deployed.open(config.releases)
         except BaseException:
+            self._listener.discard()
             self._lookup.close()
             raise
         self._process = uuid.uuid4().hex
@@ -101,7 +108,6 @@ class RankerServer:
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_lookup, name="lookup-watch", daemon=True)
         self._announced = False
-        self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
 
     @property
     def address(self) -> str:
