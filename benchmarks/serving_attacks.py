@@ -72,8 +72,8 @@ class Asker(threading.Thread):
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """Two windows of 0.8 s an attack when quick, else eight of 6 s."""
-    window_s, num_rounds = (0.8, 1) if quick else (6.0, 4)
+    """Two windows of 0.8 s an attack when quick, else six of 4 s."""
+    window_s, num_rounds = (0.8, 1) if quick else (4.0, 3)
     with tempfile.TemporaryDirectory(prefix="multifacet-bench-") as name, ExitStack() as running:
         yield from _run(Path(name), running, window_s, num_rounds)
 

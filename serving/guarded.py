@@ -121,21 +121,17 @@ class GuardedServer:
         return grpc.stream_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
 
     def _guard_watch(self, handler: Any) -> Any:
-        """A watch of the health service: it takes no thread while it is open."""
+        """A watch of the health service."""
         parse, answer = handler.request_deserializer, handler.unary_stream
 
-        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
                 request = _parse(parse, self.waiting.next_message(messages, context))
                 self._watches.enter(context)
             except ServingError as error:
                 self.refuse(context, error)
-            answer(request, context, send_response_callback=send)
+            yield from answer(request, context)
 
-        def call(messages: Iterator[bytes], context: grpc.ServicerContext, send_response_callback: Any) -> None:
-            watch(messages, context, send_response_callback)
-
-        call.experimental_non_blocking = True  # type: ignore[attr-defined]  # read by grpc._server
         return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
 
 

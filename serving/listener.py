@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from serving.address import Address
 from serving.errors import (
@@ -24,7 +24,8 @@ from serving.errors import (
     brief,
 )
 from serving.gate import Gate
-from serving.guarded import ADMIN, GuardedServer
+from serving.guarded import ADMIN, HEALTH, GuardedServer
+from serving.health import HealthService
 from serving.reflected import add_reflection
 from serving.secrets_on_disk import ServerIdentity, TokenFile
 from serving.waiting_calls import WaitingCalls
@@ -106,13 +107,13 @@ class Listener:
             max_watches=_MAX_WATCHES,
         )
         register(cast("grpc.Server", guarded))
-        self._health = health.HealthServicer()
+        self._health = HealthService()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)
-        self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(ALIVE, serving=True)
         self._is_serving = False
         self._is_stopping = False
         self.set_health(serving=False)
-        add_reflection(guarded, (service, health.SERVICE_NAME), most=_MAX_REFLECTIONS)
+        add_reflection(guarded, (service, HEALTH), most=_MAX_REFLECTIONS)
         self._stopped = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name=f"{role}-sweep", daemon=True)
         self.address = ""
@@ -187,6 +188,7 @@ class Listener:
             if is_idle and (not len(self.waiting) or time.monotonic() - began > _HALF_CALL_GRACE_S):
                 ended = self._server.stop(_CUT_S)
         self._stopped.set()
+        self._health.close()
         self._threads.shutdown()
         self._metrics.close()
         logger.info("%s", json.dumps({"event": "stopped", "role": self._role, "address": self.address}))
@@ -249,9 +251,8 @@ class Listener:
         if self._is_stopping:
             return
         self._is_serving = serving
-        states = health_pb2.HealthCheckResponse
         for name in ("", self._service):
-            self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
+            self._health.set(name, serving=serving)
 
     def _bind(self) -> str:
         address = Address.parse(self._config.listen)

@@ -335,3 +335,32 @@ def test_a_place_writes_so_many_lines_and_then_says_how_many_it_left_out():
     time.sleep(0.25)
     assert limit.filter(record)
     assert record.getMessage() == "refused 1 (2 lines like this one were left out)"
+
+
+def test_health_watches_that_come_and_go_do_not_stop_a_server(server, release, token):
+    """grpcio's own health service deadlocks here."""
+    over = threading.Event()
+
+    def come_and_go():
+        with grpc.insecure_channel(server.address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            held = []
+            while not over.is_set():
+                held.append(stub.Watch(health_pb2.HealthCheckRequest()))
+                if len(held) > 40:
+                    held.pop(0).cancel()
+
+    strangers = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        with LookupClient(server.address, token_file=token, timeout_s=5) as client:
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline:
+                client.lookup(release.version, {"pin": [11]})
+                server._listener.set_health(serving=True)
+    finally:
+        over.set()
+        for stranger in strangers:
+            stranger.join()
+    assert is_healthy(server.address)
