@@ -10,6 +10,7 @@ attack and after the last one.
 from __future__ import annotations
 
 import functools
+import socket
 import tempfile
 import threading
 import time
@@ -84,10 +85,10 @@ def _run(folder: Path, running: ExitStack, window_s: float, num_rounds: int) -> 
     release = write_witness(folder / "release", 1)
     frames = f"unix:{folder / 'frames'}"
     fields = {"releases": (release.path,), "token_file": token}
-    lookup = LookupConfig(**fields, listen="127.0.0.1:47411", framed_listen=frames, ready_file=folder / "lookup.ready")
+    lookup = LookupConfig(**fields, listen=_free_address(), framed_listen=frames, ready_file=folder / "lookup.ready")
     ranker = RankerConfig(
         **fields,
-        listen="127.0.0.1:47412",
+        listen=_free_address(),
         lookup=f"framed:{frames}",
         lookup_token_file=token,
         ready_file=folder / "ranker.ready",
@@ -123,6 +124,12 @@ def _run(folder: Path, running: ExitStack, window_s: float, num_rounds: int) -> 
     for name, asker in askers.items():
         asker.stop()
         yield Row(case=name, metric=_FAILED, value=asker.num_failed, config=config)
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _windows(
