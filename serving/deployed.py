@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from serving.core import holdings
+from serving.core import holdings_events as events
 from serving.core.faults import Fault, FaultKind
 from serving.errors import InvalidRequestError, OverloadedError, ServingError, UnavailableError, VersionNotLoadedError
 from serving.state_file import StateFile
@@ -100,7 +101,7 @@ class Deployed(Generic[T]):
         if document is not None and releases:
             logger.info("%s is believed, and not the releases of the configuration", self._state_file and self._state_file.path)
         self._run(
-            holdings.Started(
+            events.Started(
                 document,
                 tuple(str(_resolved(path)) for path in releases),
                 administered=self._administered,
@@ -114,11 +115,11 @@ class Deployed(Generic[T]):
 
     def load(self, path: Path, *, current: bool = False) -> str:
         """Load a release beside the others; its version."""
-        return self._ask(lambda ticket: holdings.LoadAsked(ticket, str(_resolved(path)), current))
+        return self._ask(lambda ticket: events.LoadAsked(ticket, str(_resolved(path)), current))
 
     def choose(self, version: str) -> None:
         """Make a loaded version the current one."""
-        self._ask(lambda ticket: holdings.ChooseAsked(ticket, version))
+        self._ask(lambda ticket: events.ChooseAsked(ticket, version))
 
     def retire(self, version: str, timeout_s: float = 0.0) -> None:
         """Forget a version once its last reader is done.
@@ -133,78 +134,78 @@ class Deployed(Generic[T]):
             ValueError: It is the current version.
             OverloadedError: It still has readers after that time; it is loaded as before.
         """
-        self._ask(lambda ticket: holdings.RetireAsked(ticket, version, timeout_s))
+        self._ask(lambda ticket: events.RetireAsked(ticket, version, timeout_s))
 
     def shadow(self, version: str, share: float) -> None:
         """Score a share of the requests with another version as well; an empty version ends it."""
-        self._ask(lambda ticket: holdings.ShadowAsked(ticket, version, share))
+        self._ask(lambda ticket: events.ShadowAsked(ticket, version, share))
 
     def note_damage(self, version: str) -> None:
         """Say that files of a version were changed."""
         if version not in self._state.damaged:
-            self._run(holdings.Damaged(version))
+            self._run(events.Damaged(version))
 
-    def _ask(self, event: Callable[[int], holdings.Event]) -> str:
+    def _ask(self, event: Callable[[int], events.Event]) -> str:
         ticket = next(self._tickets)
         answer: Future[str] = Future()
         self._waiting[ticket] = answer
         self._run(event(ticket))
         return answer.result()  # another thread may be at it
 
-    def _run(self, event: holdings.Event) -> None:
-        events = deque([event])
-        while events:
+    def _run(self, event: events.Event) -> None:
+        left_events = deque([event])
+        while left_events:
             with self._lock:
-                self._state, actions = holdings.step(self._state, events.popleft())
+                self._state, actions = holdings.step(self._state, left_events.popleft())
                 # In the order of the steps, and before any other thread's: what is served is what the state says.
                 left = [action for action in actions if not self._publish(action)]
             for action in left:
                 follows = self._do(action)
                 if follows is not None:
-                    events.append(follows)
+                    left_events.append(follows)
 
-    def _publish(self, action: holdings.Action) -> bool:
+    def _publish(self, action: events.Action) -> bool:
         """Do what takes no time; whether it was such an action."""
         match action:
-            case holdings.Hold(version, path):
+            case events.Hold(version, path):
                 self._loaded.put(version, self._opened.pop(path)[1])
-            case holdings.Drop(path):
+            case events.Drop(path):
                 self._opened.pop(path, None)
-            case holdings.Choose(version):
+            case events.Choose(version):
                 self._loaded.make_current(version)
-            case holdings.Reopen(version):
+            case events.Reopen(version):
                 self._loaded.reopen(version)
-            case holdings.Forget(version):
+            case events.Forget(version):
                 self._loaded.forget(version)
-            case holdings.Fail(fault):
+            case events.Fail(fault):
                 self._failure = fault
             case _:
                 return False
         return True
 
-    def _do(self, action: holdings.Action) -> holdings.Event | None:
+    def _do(self, action: events.Action) -> events.Event | None:
         match action:
-            case holdings.Identify(path):
+            case events.Identify(path):
                 return self._identified(path)
-            case holdings.Open(path):
+            case events.Open(path):
                 return self._open(path)
-            case holdings.Check(version):
-                return holdings.Checked(self._fault_of(lambda: self._check(version)))
-            case holdings.Drain(version, timeout_s):
+            case events.Check(version):
+                return events.Checked(self._fault_of(lambda: self._check(version)))
+            case events.Drain(version, timeout_s):
                 self._loaded.close(version)
                 done = not timeout_s or self._loaded.wait_for_readers(version, timeout_s)
-                return holdings.Drained(0 if done else max(1, self._loaded.num_readers(version)))
-            case holdings.Write(document):
-                return holdings.Written(self._fault_of(lambda: self._write(document)))
-            case holdings.SetShadow(version, share):
+                return events.Drained(0 if done else max(1, self._loaded.num_readers(version)))
+            case events.Write(document):
+                return events.Written(self._fault_of(lambda: self._write(document)))
+            case events.SetShadow(version, share):
                 self._shadow(version, share)
-            case holdings.Warn(text):
+            case events.Warn(text):
                 logger.warning("%s", text)
-            case holdings.Tell(ticket, version, fault):
+            case events.Tell(ticket, version, fault):
                 self._tell(ticket, version, fault)
         return None
 
-    def _identified(self, path: str) -> holdings.Event:
+    def _identified(self, path: str) -> events.Event:
         def identify() -> Identity:
             if self._identify is not None:
                 return self._identify(Path(path))
@@ -215,22 +216,22 @@ class Deployed(Generic[T]):
             found = identify()
         except Exception as error:  # noqa: BLE001  (whatever a damaged release raises: somebody waits for the answer)
             return self._refused(path, error)
-        return holdings.Identified(path, found.version, found.num_bytes)
+        return events.Identified(path, found.version, found.num_bytes)
 
-    def _open(self, path: str) -> holdings.Event:
+    def _open(self, path: str) -> events.Event:
         try:
             if path not in self._opened:
                 self._opened[path] = self._load(Path(path))
         except Exception as error:  # noqa: BLE001
             return self._refused(path, error)
-        return holdings.Opened(path, self._opened[path][0])
+        return events.Opened(path, self._opened[path][0])
 
-    def _refused(self, path: str, error: Exception) -> holdings.Refused:
+    def _refused(self, path: str, error: Exception) -> events.Refused:
         if self._cause is None and self._state.stage != "running":
             self._cause = error
         if not isinstance(error, ServingError | ArtifactError | OSError | ValueError):
             logger.error("%s cannot be opened", path, exc_info=error)
-        return holdings.Refused(path, _fault(error))
+        return events.Refused(path, _fault(error))
 
     def _fault_of(self, work: Callable[[], None]) -> Fault | None:
         try:
@@ -239,7 +240,7 @@ class Deployed(Generic[T]):
             return _fault(error)
         return None
 
-    def _write(self, document: holdings.Document) -> None:
+    def _write(self, document: events.Document) -> None:
         if self._state_file is None:
             return
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serving.core.holdings import Document, Entry
+from serving.core.holdings_events import Document, Entry
 from tables.artifact import ArtifactError
 
 

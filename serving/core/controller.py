@@ -15,257 +15,48 @@ from typing import Literal, TypeAlias
 
 from serving.core.document import FORWARD, State
 from serving.core.document import Step as StepName
+from serving.core.judging import Outcomes, judge_outcomes, outcomes_of
 from serving.core.reports import Report
-from serving.limits import Limits, describe_shadow, exceeds, judge_shadow
+from serving.core.rollout_events import (
+    Action,
+    Answered,
+    Answers,
+    Ask,
+    Began,
+    Call,
+    Choose,
+    Compare,
+    Count,
+    End,
+    Event,
+    Failed,
+    Goal,
+    Holds,
+    Interrupted,
+    Judge,
+    Lacks,
+    Load,
+    Note,
+    Noted,
+    Phase,
+    Reach,
+    Remark,
+    Retire,
+    Serves,
+    SetShadow,
+    Shadows,
+    Sleep,
+    Status,
+    Watch,
+    Woke,
+)
+from serving.limits import describe_shadow, exceeds, judge_shadow
 
 POLL_S = 0.05
 
 Command = Literal["start", "adopt", "advance", "rollback", "abandon"]
 
-# --- calls: what a server may be asked --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Status:
-    """Say what you hold."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """Load a release beside the others."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class Choose:
-    """Make a version the current one."""
-
-    version: str
-
-
-@dataclass(frozen=True)
-class Retire:
-    """Forget a version."""
-
-    version: str
-
-
-@dataclass(frozen=True)
-class SetShadow:
-    """Score a share of the requests with another version as well."""
-
-    version: str
-    share: float
-
-
-Call: TypeAlias = Status | Load | Choose | Retire | SetShadow
-
-# --- goals ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The server says what it holds."""
-
-    address: str
-
-
-@dataclass(frozen=True)
-class Holds:
-    """The server holds a version."""
-
-    address: str
-    version: str
-
-
-@dataclass(frozen=True)
-class Serves:
-    """A version is the server's current one, and it remembers that."""
-
-    address: str
-    version: str
-
-
-@dataclass(frozen=True)
-class Lacks:
-    """The server does not hold a version."""
-
-    address: str
-    version: str
-
-
-@dataclass(frozen=True)
-class Shadows:
-    """The ranker scores a share of its requests with another version as well; none if empty."""
-
-    address: str
-    version: str
-    share: float = 0.0
-
-
-Goal: TypeAlias = Answers | Holds | Serves | Lacks | Shadows
-
-# --- phases of a step -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Reach goals, one after the other.
-
-    Attributes:
-        goals: What is to be reached.
-        strict: Whether a server that fails ends the command; else it is left out, and the others go on.
-    """
-
-    goals: tuple[Goal, ...]
-    strict: bool = True
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Wait until each ranker has compared enough, and judge."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """Note how requests ended so far."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Watch for a while how requests end, and judge."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Decide from what the servers say: whether a plan may be written down, or on what a fleet that is given up settles."""
-
-
-Phase: TypeAlias = Reach | Compare | Count | Watch | Judge
-
-# --- events -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Began:
-    """The command begins."""
-
-    now: float
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A server did what it was asked, and says what it holds."""
-
-    now: float
-    report: Report
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A server did not do what it was asked.
-
-    Attributes:
-        now: The time.
-        reason: Why.
-        away: Whether it could not be reached, or did not answer in time.
-    """
-
-    now: float
-    reason: str
-    away: bool = False
-
-
-@dataclass(frozen=True)
-class Woke:
-    """A sleep is over."""
-
-    now: float
-
-
-@dataclass(frozen=True)
-class Noted:
-    """The document is on disk; or it is not, for this reason."""
-
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class Interrupted:
-    """Somebody asked for a rollback, or to abandon the rollout."""
-
-    reason: str
-
-
-Event: TypeAlias = Began | Answered | Failed | Woke | Noted | Interrupted
-
-# --- actions ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Note:
-    """Put the document on disk, with a line in the log of all that was ever done: `Noted`."""
-
-    document: State
-    event: str
-
-
-@dataclass(frozen=True)
-class Remark:
-    """Add a line to that log."""
-
-    document: State
-    event: str
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Ask a server: `Answered` or `Failed`."""
-
-    address: str
-    call: Call
-
-
-@dataclass(frozen=True)
-class Sleep:
-    """Wait: `Woke`."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class End:
-    """The command is over.
-
-    Attributes:
-        kind: ``done``; ``refused``: it cannot be done; ``rolled back``: the new version broke a limit; ``failed``: a server
-            failed, and the command may be given again; ``interrupted``: another command takes over.
-        text: The message; empty if done.
-    """
-
-    kind: Literal["done", "refused", "rolled back", "failed", "interrupted"]
-    text: str = ""
-
-
-Action: TypeAlias = Note | Remark | Ask | Sleep | End
-
 # --- state ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """How a ranker's requests ended for a version, as one process counted them."""
-
-    process: str
-    answered: int = 0
-    failed: int = 0
-    refused: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.answered + self.failed + self.refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -597,14 +388,7 @@ def _outcomes(state: Controller, address: str) -> tuple[str, Outcomes, Outcomes]
     report = state.report(address)
     if report is None:
         return address, Outcomes(""), Outcomes("")
-    return address, _of(report, state.document.new_version), _of(report, state.document.old_version)
-
-
-def _of(report: Report, version: str) -> Outcomes:
-    held = report.version(version)
-    if held is None:
-        return Outcomes(report.process)
-    return Outcomes(report.process, held.answered, held.failed, held.refused)
+    return address, outcomes_of(report, state.document.new_version), outcomes_of(report, state.document.old_version)
 
 
 def _watch(state: Controller, now: float) -> Step | None:
@@ -620,32 +404,6 @@ def _watch(state: Controller, now: float) -> Step | None:
     if now < (state.until or 0.0):
         return state, (Sleep(POLL_S),)
     return None
-
-
-def judge_outcomes(before: Outcomes, after: Outcomes, old: Outcomes, limits: Limits) -> str:
-    """What is wrong with how requests ended since the switch, or nothing.
-
-    Args:
-        before: Under the new version, before the switch.
-        after: Under the new version, now.
-        old: Under the old version, before the switch.
-        limits: What is allowed.
-    """
-    if before.process != after.process:  # it was started again, and counts anew
-        before = Outcomes(after.process)
-    failed, refused = after.failed - before.failed, after.refused - before.refused
-    num = after.total - before.total
-    if num < limits.min_requests:
-        return ""
-    if exceeds(failed, num, limits.max_failure_rate):
-        return f"{failed} of {num} requests failed since the switch"
-    usual = old.refused / old.total if old.total else 0.0
-    if exceeds(refused, num, min(1.0, usual + limits.max_failure_rate)):
-        return (
-            f"{refused} of {num} requests were refused as wrong since the switch, {old.refused} of {old.total} under the old "
-            "version: do callers send what the new one reads?"
-        )
-    return ""
 
 
 def _judge_start(state: Controller) -> Step:

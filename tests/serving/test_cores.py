@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.core import controller, holdings, readiness
+from serving.core import controller, holdings, judging, readiness
+from serving.core import holdings_events as events
+from serving.core import rollout_events as moves
 from serving.core.document import State
 from serving.core.faults import Fault
-from serving.core.holdings import Document, Entry
+from serving.core.holdings_events import Document, Entry
 from serving.core.reports import HeldVersion, Report, ShadowReport
 from serving.limits import Limits, exceeds
 
@@ -32,13 +34,13 @@ class Host:
 
     def boot(self):
         self.state = holdings.Holdings()
-        self.pending: list[holdings.Action] = []
+        self.pending: list[events.Action] = []
         self.served: dict[str, str] = {}
         self.current = ""
         self.opened: set[str] = set()
         self.answers: dict[int, Fault | None] = {}
         self.failed = False
-        self.send(holdings.Started(self.disk, self.configured, administered=True))
+        self.send(events.Started(self.disk, self.configured, administered=True))
         while self.state.stage not in ("running", "failed"):
             self.work()
 
@@ -47,23 +49,23 @@ class Host:
         assert hash(self.state) == hash(self.state)
         for action in actions:
             match action:
-                case holdings.Hold(version, path):
+                case events.Hold(version, path):
                     assert path in self.opened, "served without having been opened"
                     self.opened.remove(path)
                     self.served[version] = path
-                case holdings.Drop(path):
+                case events.Drop(path):
                     self.opened.remove(path)
-                case holdings.Choose(version):
+                case events.Choose(version):
                     assert not version or version in self.served
                     self.current = version
-                case holdings.Forget(version):
+                case events.Forget(version):
                     del self.served[version]
-                case holdings.Tell(ticket, _, fault):
+                case events.Tell(ticket, _, fault):
                     assert ticket not in self.answers, "told twice"
                     self.answers[ticket] = fault
-                case holdings.Fail():
+                case events.Fail():
                     self.failed = True
-                case holdings.Reopen() | holdings.Warn() | holdings.SetShadow():
+                case events.Reopen() | events.Warn() | events.SetShadow():
                     pass
                 case _:
                     self.pending.append(action)
@@ -73,25 +75,25 @@ class Host:
     def work(self):
         action = self.pending.pop(self.chooser.randrange(len(self.pending)))
         match action:
-            case holdings.Identify(path):
+            case events.Identify(path):
                 gone = path in self.broken
-                self.send(holdings.Refused(path, Fault("artifact", "gone")) if gone else holdings.Identified(path, PATHS[path]))
-            case holdings.Open(path, version):
+                self.send(events.Refused(path, Fault("artifact", "gone")) if gone else events.Identified(path, PATHS[path]))
+            case events.Open(path, version):
                 if path in self.broken:
-                    self.send(holdings.Refused(path, Fault("artifact", "damaged")))
+                    self.send(events.Refused(path, Fault("artifact", "damaged")))
                 else:
                     self.opened.add(path)
-                    self.send(holdings.Opened(path, version))
-            case holdings.Check():
-                self.send(holdings.Checked(Fault("not_loaded", "not there") if self.chooser.random() < 0.1 else None))
-            case holdings.Drain():
-                self.send(holdings.Drained(1 if self.chooser.random() < 0.2 else 0))
-            case holdings.Write(document):
+                    self.send(events.Opened(path, version))
+            case events.Check():
+                self.send(events.Checked(Fault("not_loaded", "not there") if self.chooser.random() < 0.1 else None))
+            case events.Drain():
+                self.send(events.Drained(1 if self.chooser.random() < 0.2 else 0))
+            case events.Write(document):
                 if self.disk_is_full:
-                    self.send(holdings.Written(FULL))
+                    self.send(events.Written(FULL))
                 else:
                     self.disk = document
-                    self.send(holdings.Written())
+                    self.send(events.Written())
             case _:
                 raise AssertionError(action)
 
@@ -112,9 +114,9 @@ def test_a_server_holds_what_it_said_yes_to_whenever_it_is_killed(block):
             what, version = chooser.choice(("load", "choose", "retire")), chooser.choice("abcd")
             asked[ticket] = (what, version)
             event = {
-                "load": holdings.LoadAsked(ticket, f"/{version}"),
-                "choose": holdings.ChooseAsked(ticket, version),
-                "retire": holdings.RetireAsked(ticket, version),
+                "load": events.LoadAsked(ticket, f"/{version}"),
+                "choose": events.ChooseAsked(ticket, version),
+                "retire": events.RetireAsked(ticket, version),
             }[what]
             host.send(event)
         before, told = host.state, dict(host.answers)
@@ -130,7 +132,7 @@ def test_a_server_holds_what_it_said_yes_to_whenever_it_is_killed(block):
             assert before.entry(version) is not None or version in touched
         # Whatever was left undone can be done now.
         host.disk_is_full = False
-        host.send(holdings.LoadAsked(9001, "/d"))
+        host.send(events.LoadAsked(9001, "/d"))
         while host.pending:
             host.work()
         assert host.answers[9001] is None
@@ -141,12 +143,12 @@ def test_five_who_ask_for_one_release_open_it_once():
     host = Host(random.Random(0))
     host.work()  # what it holds is written down
     for ticket in range(5):
-        host.send(holdings.LoadAsked(ticket, "/b"))
-    assert host.pending == [holdings.Identify("/b")]
+        host.send(events.LoadAsked(ticket, "/b"))
+    assert host.pending == [events.Identify("/b")]
     while host.pending:
         host.work()
     assert host.answers == dict.fromkeys(range(5))
-    host.send(holdings.LoadAsked(5, "/b"))
+    host.send(events.LoadAsked(5, "/b"))
     host.work()  # its manifest is read, and no more
     assert not host.pending
     assert host.answers[5] is None
@@ -160,11 +162,11 @@ def test_what_is_remembered_and_gone_stays_remembered_and_nothing_else_is_served
     assert host.served == {"a": "/a"}
     assert (host.current, bool(host.state.fault)) == ("", True)
     assert host.disk.current == "b"
-    host.send(holdings.ChooseAsked(1, "a"))
+    host.send(events.ChooseAsked(1, "a"))
     while host.pending:
         host.work()
     assert (host.current, host.state.fault) == ("a", "")
-    host.send(holdings.RetireAsked(2, "b"))
+    host.send(events.RetireAsked(2, "b"))
     while host.pending:
         host.work()
     assert host.disk == Document((Entry("a", "/a"),), "a")
@@ -180,14 +182,14 @@ def test_a_release_that_moved_is_found_where_the_configuration_says():
 
 
 def test_a_server_that_remembers_nothing_may_wait_to_be_told():
-    state, _ = holdings.step(holdings.Holdings(), holdings.Started(None, ("/a",), administered=True, waits=True))
-    state, _ = holdings.step(state, holdings.Identified("/a", "a"))
-    state, _ = holdings.step(state, holdings.Opened("/a", "a"))
-    state, _ = holdings.step(state, holdings.Written())
+    state, _ = holdings.step(holdings.Holdings(), events.Started(None, ("/a",), administered=True, waits=True))
+    state, _ = holdings.step(state, events.Identified("/a", "a"))
+    state, _ = holdings.step(state, events.Opened("/a", "a"))
+    state, _ = holdings.step(state, events.Written())
     assert "nobody said yet" in state.fault
-    state, actions = holdings.step(state, holdings.ChooseAsked(1, "a"))
-    assert actions == (holdings.Check("a"),)
-    state, _ = holdings.step(state, holdings.Checked())
+    state, actions = holdings.step(state, events.ChooseAsked(1, "a"))
+    assert actions == (events.Check("a"),)
+    state, _ = holdings.step(state, events.Checked())
     assert state.fault == ""
 
 
@@ -206,25 +208,25 @@ class Fleet:
         self.unopenable: set[str] = set()
         self.trouble = 0.0
 
-    def ask(self, ask: controller.Ask, now: float) -> controller.Event:
+    def ask(self, ask: moves.Ask, now: float) -> moves.Event:
         if ask.address in self.vanished:
-            return controller.Failed(now, "no route", away=True)
+            return moves.Failed(now, "no route", away=True)
         if self.chooser.random() < self.trouble / 2:
-            return controller.Failed(now, "reset before", away=True)
+            return moves.Failed(now, "reset before", away=True)
         fault = self.do(ask.address, ask.call)
         if self.chooser.random() < self.trouble / 2:
-            return controller.Failed(now, "reset behind", away=True)
-        return controller.Failed(now, fault) if fault else controller.Answered(now, self.report(ask.address))
+            return moves.Failed(now, "reset behind", away=True)
+        return moves.Failed(now, fault) if fault else moves.Answered(now, self.report(ask.address))
 
-    def do(self, address: str, call: controller.Call) -> str:
+    def do(self, address: str, call: moves.Call) -> str:
         held, current = self.servers[address]
         match call:
-            case controller.Load(path):
+            case moves.Load(path):
                 if path.name in self.unopenable:
                     return f"{path} is gone"
                 if path.name not in held:
                     held.append(path.name)
-            case controller.Choose(version):
+            case moves.Choose(version):
                 if version not in held:
                     return "not held"
                 lacking = [
@@ -233,12 +235,12 @@ class Fleet:
                 if address.startswith("r") and lacking:
                     return f"not at {lacking}"
                 self.servers[address] = (held, version)
-            case controller.Retire(version):
+            case moves.Retire(version):
                 if version == current:
                     return "current"
                 if version in held:
                     held.remove(version)
-            case controller.SetShadow(version, share):
+            case moves.SetShadow(version, share):
                 self.shadows[address] = (version, share)
         return ""
 
@@ -273,10 +275,10 @@ PLAN = State(
 def give(fleet: Fleet, command: str, document: State, *, kill_after: int | None = None) -> tuple[State, str]:
     """Give a command, killed after so many actions; what is on disk then, and how it ended."""
     state = controller.Controller(command=command, document=document)
-    events: list[controller.Event] = [controller.Began(0.0)]
+    left: list[moves.Event] = [moves.Began(0.0)]
     disk, now, num_actions = document, 0.0, 0
-    while events:
-        state, actions = controller.step(state, events.pop(0))
+    while left:
+        state, actions = controller.step(state, left.pop(0))
         assert hash(state) == hash(state)
         for action in actions:
             num_actions += 1
@@ -284,14 +286,14 @@ def give(fleet: Fleet, command: str, document: State, *, kill_after: int | None 
                 return disk, "killed"
             assert num_actions < 2000, "it does not end"
             match action:
-                case controller.Note(written, _):
+                case moves.Note(written, _):
                     disk = written
-                    events.append(controller.Noted())
-                case controller.Ask():
-                    events.append(fleet.ask(action, now))
-                case controller.Sleep(seconds):
+                    left.append(moves.Noted())
+                case moves.Ask():
+                    left.append(fleet.ask(action, now))
+                case moves.Sleep(seconds):
                     now += seconds
-                    events.append(controller.Woke(now))
+                    left.append(moves.Woke(now))
     assert state.over is not None
     return disk, state.over.kind
 
@@ -345,39 +347,39 @@ def test_whatever_is_interrupted_stops_at_once_and_the_rollback_goes_on():
     document = PLAN
     for _ in range(2):
         document, _ = give(fleet, "advance", document)
-    state, actions = controller.step(controller.Controller(command="advance", document=document), controller.Began(0.0))
-    state, actions = controller.step(state, controller.Noted())
-    assert isinstance(actions[0], controller.Ask)
-    state, actions = controller.step(state, controller.Interrupted("rollback was asked for"))
+    state, actions = controller.step(controller.Controller(command="advance", document=document), moves.Began(0.0))
+    state, actions = controller.step(state, moves.Noted())
+    assert isinstance(actions[0], moves.Ask)
+    state, actions = controller.step(state, moves.Interrupted("rollback was asked for"))
     assert [action.kind for action in actions] == ["interrupted"]
     document, how = give(fleet, "rollback", document)
     assert (document.done, how) == ("rolled_back", "done")
 
 
 def _outcomes(answered, failed, refused, process="one"):
-    return controller.Outcomes(process, answered, failed, refused)
+    return judging.Outcomes(process, answered, failed, refused)
 
 
 def test_one_failure_among_forty_is_chance_and_many_are_not():
     limits, none = Limits(), _outcomes(0, 0, 0)
-    assert controller.judge_outcomes(none, _outcomes(40, 1, 0), none, limits) == ""
-    assert "4 of 44 requests failed" in controller.judge_outcomes(none, _outcomes(40, 4, 0), none, limits)
-    assert controller.judge_outcomes(none, _outcomes(0, 19, 0), none, limits) == ""  # fewer than min_requests say nothing
-    assert controller.judge_outcomes(none, _outcomes(99_000, 1000, 0), none, limits) == ""
-    assert controller.judge_outcomes(none, _outcomes(98_800, 1200, 0), none, limits) != ""
+    assert judging.judge_outcomes(none, _outcomes(40, 1, 0), none, limits) == ""
+    assert "4 of 44 requests failed" in judging.judge_outcomes(none, _outcomes(40, 4, 0), none, limits)
+    assert judging.judge_outcomes(none, _outcomes(0, 19, 0), none, limits) == ""  # fewer than min_requests say nothing
+    assert judging.judge_outcomes(none, _outcomes(99_000, 1000, 0), none, limits) == ""
+    assert judging.judge_outcomes(none, _outcomes(98_800, 1200, 0), none, limits) != ""
 
 
 def test_a_version_that_no_caller_can_use_is_not_kept():
     limits, none = Limits(), _outcomes(0, 0, 0)
-    assert "do callers send what the new one reads" in controller.judge_outcomes(none, _outcomes(0, 0, 30), none, limits)
+    assert "do callers send what the new one reads" in judging.judge_outcomes(none, _outcomes(0, 0, 30), none, limits)
     usual = _outcomes(80, 0, 20)  # callers that are always wrong are so under the old version as well
-    assert controller.judge_outcomes(none, _outcomes(80, 0, 20), usual, limits) == ""
-    assert controller.judge_outcomes(none, _outcomes(50, 0, 50), usual, limits) != ""
+    assert judging.judge_outcomes(none, _outcomes(80, 0, 20), usual, limits) == ""
+    assert judging.judge_outcomes(none, _outcomes(50, 0, 50), usual, limits) != ""
 
 
 def test_a_ranker_that_was_started_again_counts_anew():
     before, after = _outcomes(500, 0, 0, "one"), _outcomes(10, 30, 0, "two")
-    assert "30 of 40" in controller.judge_outcomes(before, after, _outcomes(0, 0, 0), Limits())
+    assert "30 of 40" in judging.judge_outcomes(before, after, _outcomes(0, 0, 0), Limits())
 
 
 def test_exceeds_is_the_tail_of_the_binomial_law():
@@ -397,9 +399,9 @@ def _described(*versions, current="", max_ids=100, partly=()):
     return readiness.Described(tuple(readiness.LookupVersion(version) for version in versions), current, max_ids, partly)
 
 
-def _after(*events, **fields):
+def _after(*given, **fields):
     state = readiness.Readiness(**fields)
-    for event in events:
+    for event in given:
         state, _ = readiness.step(state, event)
     return state
 
