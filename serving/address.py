@@ -83,6 +83,17 @@ class Address:
         except ValueError:  # another host name: it may resolve to anything
             return False
 
+    @property
+    def is_name(self) -> bool:
+        """Whether it is a name to be looked up, which may have several addresses."""
+        if self.unix_path is not None or self.host == "localhost":
+            return False
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return False
+
     def refuse_if_taken(self) -> None:
         """Refuse a Unix socket that a live server answers on.
 

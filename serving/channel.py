@@ -14,7 +14,6 @@ from serving.address import Address
 _BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
-    _BALANCED,
     # gRPC sends even loopback traffic through http_proxy if the environment has one.
     ("grpc.enable_http_proxy", 0),
     # By default a server that comes back is tried after 1 s, then ever later, up to 2 minutes.
@@ -53,7 +52,7 @@ def open_channel(
         OSError: The PEM file cannot be read.
     """
     target = Address.parse(address).text
-    options = (*_options(max_answer_bytes), (ChannelOptions.SingleThreadedUnaryStream, 1))  # see GrpcPendingLookup
+    options = (*_options(address, max_answer_bytes), (ChannelOptions.SingleThreadedUnaryStream, 1))  # see GrpcPendingLookup
     credentials = _credentials(tls_ca, tls_certificate, tls_key)
     if credentials is None:
         return grpc.insecure_channel(target, options=options)
@@ -70,15 +69,22 @@ def open_async_channel(
 ) -> grpc.aio.Channel:
     """As `open_channel`, for the event loop that is running."""
     target = Address.parse(address).text
-    options = _options(max_answer_bytes)
+    options = _options(address, max_answer_bytes)
     credentials = _credentials(tls_ca, tls_certificate, tls_key)
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 
-def _options(max_answer_bytes: int) -> tuple[tuple[str, int | str], ...]:
-    return (*_OPTIONS, ("grpc.max_receive_message_length", max_answer_bytes), ("grpc.max_send_message_length", -1))
+def _options(address: str, max_answer_bytes: int) -> tuple[tuple[str, int | str], ...]:
+    # One address is connected to again when it is next used; in turns, all are at once, and then ever later.
+    balanced = (_BALANCED,) if Address.parse(address).is_name else ()
+    return (
+        *_OPTIONS,
+        *balanced,
+        ("grpc.max_receive_message_length", max_answer_bytes),
+        ("grpc.max_send_message_length", -1),
+    )
 
 
 def _credentials(
