@@ -48,6 +48,7 @@ _MAX_WAITING_BYTES = 64 << 20
 _SWEEP_S = 1.0
 _DRAIN_POLL_S = 0.02
 _HALF_CALL_GRACE_S = 0.5
+_IDLE_LOOKS = 10
 _CUT_S = 0.05
 
 
@@ -182,10 +183,14 @@ class Listener:
         timeout_s = self._config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         began = time.monotonic()
         ended = self._server.stop(timeout_s)
+        num_idle = 0
         while not ended.wait(_DRAIN_POLL_S):
-            # Watches and half calls are no requests: they would keep the server until the time is over.
+            # Watches and half calls are no requests: they would keep the server until the time is over. A call that came
+            # just before the stop may still be on its way to the gate, so that one idle look is not enough.
             is_idle = self.gate.is_empty and self._admin_gate.is_empty
-            if is_idle and (not len(self.waiting) or time.monotonic() - began > _HALF_CALL_GRACE_S):
+            is_idle = is_idle and (not len(self.waiting) or time.monotonic() - began > _HALF_CALL_GRACE_S)
+            num_idle = num_idle + 1 if is_idle else 0
+            if num_idle == _IDLE_LOOKS:
                 ended = self._server.stop(_CUT_S)
         self._stopped.set()
         self._health.close()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -84,14 +85,14 @@ class Rollout:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | os.PathLike[str],
         connect: Callable[[str], contextlib.AbstractContextManager[Server]],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.folder = folder
-        self._journal = Journal(folder)
+        self.folder = Path(folder)
+        self._journal = Journal(self.folder)
         self._connect = connect
         self._clock = clock
         self._sleep = sleep
