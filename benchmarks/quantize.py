@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from multifacet.tables import decode, encode, relative_error
-from multifacet.tables.codec import Rounding
+from multifacet.tables.codec.rows import Rounding
 
 ERROR = Metric(name="relative_error", unit="", better=LOWER)
 MICROSECONDS = Metric(name="us_per_row", unit="us", better=LOWER)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from multifacet.serving import numba_cache
+
 if TYPE_CHECKING:
     from multifacet.serving.admin import AdminClient
     from multifacet.serving.answers import LookupAnswer, RankAnswer, TableRows
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from multifacet.serving.ranker import RankerServer
     from multifacet.serving.release import Release
     from multifacet.serving.rollout import Rollout
+
+numba_cache.settle()
 
 _HOMES = {
     "admin": ("AdminClient",),

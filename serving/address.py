@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import stat
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ class Address:
         except ValueError:  # another host name: it may resolve to anything
             return False
 
+    @property
+    def is_name(self) -> bool:
+        """Whether it is a name to be looked up, which may have several addresses."""
+        if self.unix_path is not None or self.host == "localhost":
+            return False
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return False
+
     def refuse_if_taken(self) -> None:
         """Refuse a Unix socket that a live server answers on.
 
@@ -101,6 +113,30 @@ class Address:
             except ConnectionRefusedError:
                 return  # left over from a server that was killed
         raise OSError(f"another server listens on {self.text}: stop it, or choose another path")
+
+    def check_free(self) -> None:
+        """Refuse an address that cannot be listened on, before time is spent on anything else.
+
+        Raises:
+            OSError: It is taken, is not this machine's, or its folder is not there.
+        """
+        if self.unix_path is not None:
+            self.refuse_if_taken()
+            folder = self.unix_path.parent
+            if not folder.is_dir():
+                raise OSError(f"cannot listen on {self.text}: there is no folder {folder}")
+            if not os.access(folder, os.W_OK):
+                raise OSError(f"cannot listen on {self.text}: {folder} may not be written to")
+            return
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            raise OSError(f"cannot listen on {self.text}: {error}. Is another server there?") from error
 
     def __str__(self) -> str:
         return self.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,10 @@ import grpc
 
 from multifacet.artifacts import ArtifactError
 from multifacet.serving.channel import open_channel
-from multifacet.serving.config import read_token
 from multifacet.serving.deployed import inside
 from multifacet.serving.errors import InvalidRequestError, UnavailableError, from_rpc_error
 from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc
+from multifacet.serving.secrets_on_disk import TokenFile
 
 if TYPE_CHECKING:
     from multifacet.serving.listener import Listener
@@ -26,7 +27,7 @@ _RETRY_S = 0.1
 class Administered(Protocol):
     """A server that can be told what to serve."""
 
-    def load(self, path: Path) -> str:
+    def load(self, path: Path, *, current: bool) -> str:
         """Load a release beside the others."""
         ...
 
@@ -62,7 +63,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
 
     def Load(self, request: admin_pb2.LoadRequest, context: grpc.ServicerContext) -> admin_pb2.ServerStatus:  # noqa: N802
         """Load a release."""
-        return self._do(lambda: self._server.load(inside(request.path, self._releases)), context)
+        return self._do(lambda: self._server.load(inside(request.path, self._releases), current=False), context)
 
     def Choose(self, request: admin_pb2.VersionRequest, context: grpc.ServicerContext) -> admin_pb2.ServerStatus:  # noqa: N802
         """Choose a version."""
@@ -88,7 +89,7 @@ class AdminServicer(admin_pb2_grpc.AdminServicer):
                 raise InvalidRequestError(str(error)) from error
             return self._server.status()
 
-        return self._listener().answer(call, context, admin=True)
+        return self._listener().answer(call, context)
 
 
 class AdminClient:
@@ -101,22 +102,35 @@ class AdminClient:
         token_file: File with the server's admin token.
         timeout_s: How long one change may take, a restart of the server included.
         tls_ca: PEM file of the authority that signed the server's certificate; turns TLS on.
+        tls_certificate: PEM file of the client's own certificate chain, for a server that asks for one.
+        tls_key: PEM file of that certificate's private key.
     """
 
-    def __init__(self, address: str, *, token_file: Path, timeout_s: float = 60.0, tls_ca: Path | None = None):
+    def __init__(
+        self,
+        address: str,
+        *,
+        token_file: str | os.PathLike[str],
+        timeout_s: float = 60.0,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+    ):
         self.address = address
         self.timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {read_token(token_file)}"),)
-        self._channel = open_channel(address, tls_ca=tls_ca, max_answer_bytes=1 << 20)
+        self._token = TokenFile(token_file)
+        self._channel = open_channel(
+            address, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, max_answer_bytes=1 << 20
+        )
         self._stub = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def load(self, path: Path) -> admin_pb2.ServerStatus:
+    def load(self, path: str | os.PathLike[str]) -> admin_pb2.ServerStatus:
         """Load a release beside the others.
 
         Raises:
             ServingError: It is damaged, or not below the server's folder; or the server does not answer in time.
         """
-        return self._call(self._stub.Load, admin_pb2.LoadRequest(path=str(path)))
+        return self._call(self._stub.Load, admin_pb2.LoadRequest(path=os.fspath(path)))
 
     def choose(self, version: str) -> admin_pb2.ServerStatus:
         """Make a version the current one; a ranker checks that its lookup server has it."""
@@ -149,7 +163,7 @@ class AdminClient:
         while True:
             try:
                 answer: admin_pb2.ServerStatus = method(
-                    request, timeout=max(0.01, deadline - time.monotonic()), metadata=self._metadata
+                    request, timeout=max(0.01, deadline - time.monotonic()), metadata=self._token.metadata
                 )
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, f"admin of {self.address}")

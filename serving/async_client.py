@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,12 +16,12 @@ from multifacet.serving.async_lookups import AsyncLookupConnection
 from multifacet.serving.async_replicated import AsyncReplicatedLookup
 from multifacet.serving.channel import open_async_channel
 from multifacet.serving.client import MAX_ANSWER_BYTES
-from multifacet.serving.config import read_token
 from multifacet.serving.fleet import FRAMED, Fleet
 from multifacet.serving.grpc_pending import error_of
 from multifacet.serving.packing import pack_ids, pack_rank
 from multifacet.serving.policy import ReplicaPolicy
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.secrets_on_disk import TokenFile
 
 
 class _Calls:
@@ -33,16 +33,15 @@ class _Calls:
         server: str,
         *,
         timeout_s: float,
-        tls_ca: Path | None,
-        tls_certificate: Path | None,
-        tls_key: Path | None,
-        token_file: Path | None,
+        tls_ca: str | os.PathLike[str] | None,
+        tls_certificate: str | os.PathLike[str] | None,
+        tls_key: str | os.PathLike[str] | None,
+        token_file: str | os.PathLike[str] | None,
         max_answer_bytes: int,
     ):
-        token = read_token(token_file)
+        self._token = TokenFile(token_file)
         self._server = server
         self._timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
         self.channel = open_async_channel(
             address, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, max_answer_bytes=max_answer_bytes
         )
@@ -50,7 +49,7 @@ class _Calls:
     async def call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            return await method(request, timeout=deadline_s, metadata=self._metadata)
+            return await method(request, timeout=deadline_s, metadata=self._token.metadata)
         except grpc.RpcError as error:
             raise error_of(error, self._server, cancelled=False) from error
 
@@ -113,10 +112,10 @@ class AsyncLookupClient(AsyncLookupConnection):
         address: str,
         *,
         timeout_s: float = 1.0,
-        tls_ca: Path | None = None,
-        tls_certificate: Path | None = None,
-        tls_key: Path | None = None,
-        token_file: Path | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         policy: ReplicaPolicy | None = None,
     ):
@@ -129,9 +128,8 @@ class AsyncLookupClient(AsyncLookupConnection):
 
         def connect(server: str, shard: Shard) -> AsyncLookupConnection:
             if server.startswith(FRAMED):
-                token = read_token(token_file)
                 return AsyncFramedLookup(
-                    server, timeout_s=timeout_s, token=token, max_answer_bytes=max_answer_bytes, shard=shard
+                    server, timeout_s=timeout_s, token=TokenFile(token_file), max_answer_bytes=max_answer_bytes, shard=shard
                 )
             return _GrpcLookup(
                 server,
@@ -199,10 +197,10 @@ class AsyncRankerClient:
         address: str,
         *,
         timeout_s: float = 1.0,
-        tls_ca: Path | None = None,
-        tls_certificate: Path | None = None,
-        tls_key: Path | None = None,
-        token_file: Path | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ):
         self.address = address

@@ -19,6 +19,7 @@ from multifacet.serving.forks import let_go, renew_in_children
 from multifacet.serving.frames import HEADER_BYTES, Header, Kind, check_number, pack_header, request_numbers
 from multifacet.serving.packing import pack_lookup
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.secrets_on_disk import TokenFile
 
 _MAX_IDLE = 64
 
@@ -51,7 +52,7 @@ class AsyncFramedLookup(AsyncLookupConnection):
         shard: Which part of a split release the server must hold.
     """
 
-    def __init__(self, address: str, *, timeout_s: float, token: str | None, max_answer_bytes: int, shard: Shard):
+    def __init__(self, address: str, *, timeout_s: float, token: TokenFile, max_answer_bytes: int, shard: Shard):
         self.address = address
         self.timeout_s = timeout_s
         self._target = Address.parse(address.removeprefix(FRAMED))
@@ -125,8 +126,9 @@ class AsyncFramedLookup(AsyncLookupConnection):
         except OSError as error:
             raise UnavailableError(f"{self.server}: {error}") from error
         stream = _Stream(reader, writer)
-        if self._token is not None:
-            credentials = frames_pb2.Credentials(token=self._token).SerializeToString()
+        token = self._token.token
+        if token is not None:
+            credentials = frames_pb2.Credentials(token=token).SerializeToString()
             await self._exchange(stream, Kind.AUTHENTICATE, (credentials,), deadline, may_be_stale=False, keep=True)
         return stream, False
 

@@ -16,7 +16,7 @@ from multifacet.serving.async_lookups import AsyncLookupConnection
 from multifacet.serving.errors import DeadlineExceededError, OverloadedError, ServingError, UnavailableError
 from multifacet.serving.policy import ReplicaPolicy
 from multifacet.serving.protocol import lookup_pb2
-from multifacet.serving.replica_group import ELSEWHERE, LEAST_S, ReplicaGroup, common_description
+from multifacet.serving.replica_group import ELSEWHERE, ReplicaGroup, common_description
 from multifacet.serving.replicas import PROBE_TIMEOUT_S, Replica
 
 
@@ -165,11 +165,10 @@ class _Request:
                 self._group.learn(now - attempt.started)
 
     def _ask(self, replica: Replica[AsyncLookupConnection], *, is_hedge: bool) -> None:
+        timeout_s = self._group.attempt_s(len(self._tried), self._deadline)
         self._tried.append(replica)
         started = time.monotonic()
-        asked = replica.connection.lookup(
-            self._version, self._ids, timeout_s=max(LEAST_S, self._deadline - started), request_id=self._request_id
-        )
+        asked = replica.connection.lookup(self._version, self._ids, timeout_s=timeout_s, request_id=self._request_id)
         self._attempts[asyncio.create_task(asked)] = _Attempt(replica, started, is_hedge)
 
     def _fail_over(self, attempt: _Attempt, error: BaseException) -> None:

@@ -15,7 +15,6 @@ from multifacet.serving.async_lookups import AsyncLookupConnection
 from multifacet.serving.errors import ServingError
 from multifacet.serving.packing import as_ids
 from multifacet.serving.protocol import lookup_pb2
-from multifacet.serving.replica_group import common_description
 from multifacet.serving.shard_set import Part, ShardSet, as_whole, cut
 
 _T = TypeVar("_T")
@@ -64,7 +63,7 @@ class AsyncShardedLookup(AsyncLookupConnection):
             return self.set.fitting(index, await self.shards[index].describe(timeout_s=timeout_s))
 
         descriptions = await _all(*(self._named(index, ask(index)) for index in range(len(self.shards))))
-        return as_whole(common_description(descriptions))
+        return as_whole(descriptions)
 
     def counters(self) -> Mapping[str, int]:
         """The sums over the shards' clients."""

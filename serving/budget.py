@@ -42,6 +42,10 @@ class RetryBudget:
         with self._lock:
             self._left = min(self._reserve, self._left + self._ratio)
 
+    def has(self) -> bool:
+        """Whether there is one to take."""
+        return self._left >= 1
+
     def spend(self) -> bool:
         """Take one retry or hedge; whether there was one."""
         with self._lock:

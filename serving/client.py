@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from multifacet.serving.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
 from multifacet.serving.channel import open_channel
-from multifacet.serving.config import read_token
 from multifacet.serving.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
 from multifacet.serving.lookups import LookupConnection
 from multifacet.serving.packing import pack_ids, pack_rank
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.secrets_on_disk import TokenFile
 
 MAX_ANSWER_BYTES = 64 << 20
 
@@ -31,16 +31,15 @@ class _Client:
         address: str,
         *,
         timeout_s: float = 1.0,
-        tls_ca: Path | None = None,
-        tls_certificate: Path | None = None,
-        tls_key: Path | None = None,
-        token_file: Path | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ):
         self.address = address
         self.timeout_s = timeout_s
-        token = read_token(token_file)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
+        self._token = TokenFile(token_file)
         self._channel = open_channel(
             address,
             tls_ca=tls_ca,
@@ -62,7 +61,7 @@ class _Client:
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
             deadline_s = self.timeout_s if timeout_s is None else timeout_s
-            return method(request, timeout=deadline_s, metadata=self._metadata)
+            return method(request, timeout=deadline_s, metadata=self._token.metadata)
         except grpc.RpcError as error:
             raise error_of(error, self.server, cancelled=False) from error
 
@@ -122,8 +121,8 @@ class LookupClient(_Client, LookupConnection):
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
         asked = Asked.of(version, self.shard, ids)
         if self._watched:
-            return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, self._metadata)
-        return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, self._metadata)
+            return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, self._token.metadata)
+        return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, self._token.metadata)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""

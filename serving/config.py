@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from multifacet.serving.address import Address
 from multifacet.serving.fleet import Fleet
 from multifacet.serving.policy import ReplicaPolicy
+from multifacet.serving.secrets_on_disk import read_token
 
 
 class ListenConfig(BaseModel):
@@ -47,6 +57,11 @@ class ListenConfig(BaseModel):
         default=None,
         description="File that remembers the releases held. If it exists at the start, it is believed instead of `releases`.",
     )
+    first_start: Literal["serve", "wait"] = Field(
+        default="serve",
+        description="What a server does whose state_file does not exist: serve `releases`, or hold them and say that it is not "
+        "ready until the rollout says which version is the current one. A host whose disk was lost then serves no old version.",
+    )
     workers: PositiveInt = Field(
         default=4,
         description="Threads that answer requests. A few are enough: the interpreter runs one at a time, the others "
@@ -56,6 +71,21 @@ class ListenConfig(BaseModel):
         default=256, description="Requests that may wait for a free worker; more are refused at once."
     )
     max_message_bytes: PositiveInt = Field(default=4 * 1024 * 1024, description="Largest request message accepted, in bytes.")
+    message_timeout_s: PositiveFloat = Field(
+        default=5.0, description="Seconds that the message of a call may take to come once its headers have."
+    )
+    idle_timeout_s: PositiveFloat = Field(
+        default=600.0, description="Seconds after which a gRPC connection without calls is closed; its client opens another."
+    )
+    socket_mode: Annotated[int, Field(ge=0, le=0o777)] = Field(
+        default=0o600,
+        description="Permissions of Unix sockets, octal: 0660 lets the group in. Whoever may write to a socket may connect.",
+    )
+    drain_delay_s: NonNegativeFloat = Field(
+        default=0.5,
+        description="On SIGTERM: seconds between health's NOT_SERVING and the refusal of requests, so that load balancers see "
+        "it. With drain_timeout_s it must stay below the time after which the supervisor kills.",
+    )
     drain_timeout_s: PositiveFloat = Field(
         default=10.0, description="On SIGTERM: seconds that requests in flight may take to end before they are cut."
     )
@@ -79,9 +109,24 @@ class ListenConfig(BaseModel):
         """
         return read_token(self.token_file)
 
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _read_octal(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        try:
+            return int(given, 8)
+        except ValueError:
+            raise ValueError(f"socket_mode {given!r} is no octal number, such as 0660") from None
+
     @model_validator(mode="after")
     def _refuse_open_doors(self) -> Self:
         address = Address.parse(self.listen)
+        if self.first_start == "wait" and (self.state_file is None or self.admin_token_file is None):
+            raise ValueError(
+                "first_start=wait needs state_file, and admin_token_file with admin_releases: else nobody could say which "
+                "version is the current one"
+            )
         if (self.admin_token_file is None) != (self.admin_releases is None):
             raise ValueError("admin_token_file and admin_releases go together: give both, or neither")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -103,21 +148,6 @@ class ListenConfig(BaseModel):
                     "use 127.0.0.1, or say insecure_public=True"
                 )
         return self
-
-
-def read_token(path: Path | None) -> str | None:
-    """The token in a file, without the white space around it; None without a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It holds no token, or one that does not fit into a header.
-    """
-    if path is None:
-        return None
-    token = path.read_text(encoding="utf-8").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise ValueError(f"{path} holds no token: expected one line of printable ASCII, such as `openssl rand -hex 32` writes")
-    return token
 
 
 class LookupConfig(ListenConfig):

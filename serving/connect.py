@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from multifacet.serving.answers import Shard
@@ -20,10 +20,10 @@ def connect_lookup(
     address: str,
     *,
     timeout_s: float = 1.0,
-    tls_ca: Path | None = None,
-    tls_certificate: Path | None = None,
-    tls_key: Path | None = None,
-    token_file: Path | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_certificate: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     max_answer_bytes: int = MAX_ANSWER_BYTES,
     policy: ReplicaPolicy | None = None,
     shard: tuple[int, int] | None = None,

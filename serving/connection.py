@@ -6,6 +6,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from multifacet.serving.errors import UnauthenticatedError
 from multifacet.serving.frames import HEADER_BYTES, BrokenFrameError, Header, OversizedFrameError, check_message_bytes
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 SCRATCH_BYTES = 1 << 16
 _LONGEST_SKIP = 64 << 20
+_FIRST_BYTES = 1 << 14
+_MOST_BEFORE_TOKEN = 8192
+"""A message that a stranger may send: a token, and what asks for a description."""
 
 
 class Request(NamedTuple):
@@ -44,14 +48,26 @@ class Connection:
     """Reads requests and writes answers without ever waiting.
 
     Memory is bounded: one request that is being read, of at most `max_message_bytes`, or one answer that is being
-    sent; nothing while it is idle.
+    sent; nothing while it is idle. A request takes memory as its bytes come, and not as its header says.
 
     Args:
         stream: The connected socket; it is made non-blocking and belongs to this object.
         max_message_bytes: Longest message accepted.
     """
 
-    __slots__ = ("_body", "_filled", "_header", "_max_message_bytes", "_skip", "_unsent", "authenticated", "since", "stream")
+    __slots__ = (
+        "_body",
+        "_filled",
+        "_header",
+        "_length",
+        "_max_message_bytes",
+        "_skip",
+        "_unsent",
+        "authenticated",
+        "since",
+        "stream",
+        "used_at",
+    )
 
     def __init__(self, stream: socket.socket, max_message_bytes: int):
         stream.setblocking(False)
@@ -59,10 +75,13 @@ class Connection:
         self.authenticated = False
         self.since = 0.0
         """Since when a request has been half read or an answer half sent, in seconds of `time.monotonic`; 0 if none is."""
+        self.used_at = time.monotonic()
+        """When it was opened, or its last request was whole."""
         self._max_message_bytes = max_message_bytes
         self._header: Header | None = None
         self._body: bytearray | None = None
         self._filled = 0
+        self._length = 0
         self._skip = 0
         self._unsent: memoryview | None = None
 
@@ -83,6 +102,7 @@ class Connection:
             ClosedError: The client closed the connection.
             BrokenFrameError: It sent no frame, or more than one at a time.
             OversizedFrameError: Its message is too long; it is skipped, and the connection stays usable.
+            UnauthenticatedError: Likewise, of a client that has not brought its token.
         """
         body = self._body
         if body is None:
@@ -92,7 +112,9 @@ class Connection:
             self.since = self.since if self._skip else 0.0
             return None
         self._filled += self._read(memoryview(body)[self._filled :])
-        if self._filled < len(body):
+        if self._filled < self._length:
+            if self._filled == len(body):
+                body.extend(bytes(min(self._length - self._filled, self._filled)))
             return None
         if self._header is None:  # the header came in pieces
             self._body = None
@@ -100,6 +122,11 @@ class Connection:
         request = Request(self._header, memoryview(body), time.monotonic())
         self._reset()
         return request
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that a half read request or a half sent answer takes."""
+        return (len(self._body) if self._body is not None else 0) + (len(self._unsent) if self._unsent is not None else 0)
 
     def send(self, parts: Sequence[Buffer]) -> None:
         """Send a part of an answer, or as much as the client's buffer takes; keep a copy of the rest for `flush`.
@@ -152,8 +179,8 @@ class Connection:
         if num_bytes > length:
             raise BrokenFrameError("a connection carries one request at a time: open another for the next one")
         try:
-            check_message_bytes(header, self._max_message_bytes)
-        except OversizedFrameError as error:
+            self._check_length(header)
+        except (OversizedFrameError, UnauthenticatedError) as error:
             if header.message_bytes > _LONGEST_SKIP:
                 raise BrokenFrameError(str(error)) from error
             self._reset()
@@ -167,8 +194,14 @@ class Connection:
         self._keep(first[:num_bytes], length)
         return None
 
+    def _check_length(self, header: Header) -> None:
+        check_message_bytes(header, self._max_message_bytes)
+        if not self.authenticated and header.message_bytes > _MOST_BEFORE_TOKEN:
+            raise UnauthenticatedError("this lookup server asks for a token: give the client one")
+
     def _keep(self, first: memoryview, length: int) -> None:
-        self._body = bytearray(length)
+        self._length = length
+        self._body = bytearray(min(length, max(_FIRST_BYTES, 2 * len(first))))
         self._body[: len(first)] = first
         self._filled = len(first)
         if not self.since:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy.typing as npt
 
 from multifacet.serving.address import Address
 from multifacet.serving.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
-from multifacet.serving.config import read_token
 from multifacet.serving.errors import DeadlineExceededError, UnavailableError
 from multifacet.serving.exchange import Exchange, Stream
 from multifacet.serving.fleet import FRAMED
@@ -22,6 +22,7 @@ from multifacet.serving.frames import Kind, request_numbers
 from multifacet.serving.lookups import LookupConnection
 from multifacet.serving.packing import pack_lookup
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.secrets_on_disk import TokenFile
 
 _MAX_IDLE = 64
 _LOOKUP = int(Kind.LOOKUP)
@@ -45,7 +46,7 @@ class FramedLookupClient(LookupConnection):
         address: str,
         *,
         timeout_s: float = 1.0,
-        token_file: Path | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         max_answer_bytes: int = 64 << 20,
         shard: Shard = WHOLE,
     ):
@@ -55,7 +56,7 @@ class FramedLookupClient(LookupConnection):
         self.max_answer_bytes = max_answer_bytes
         self.shard = shard
         self._target = parsed
-        self._token = read_token(token_file)
+        self._token = TokenFile(token_file)
         self._closed = False
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._start_anew()
@@ -136,8 +137,7 @@ class FramedLookupClient(LookupConnection):
             if target.unix_path is not None:
                 connected = _connect_unix(str(target.unix_path), timeout_s)
             else:
-                connected = socket.create_connection((target.host, target.port), timeout=timeout_s)
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connected = connect_tcp(target.host, target.port, deadline)
         except TimeoutError as error:
             raise DeadlineExceededError(f"{self.server}: not connected in time") from error
         except OSError as error:
@@ -145,8 +145,9 @@ class FramedLookupClient(LookupConnection):
         stream = Stream(connected)
         with self._lock:
             self._streams.add(stream)
-        if self._token is not None:
-            credentials = frames_pb2.Credentials(token=self._token).SerializeToString()
+        token = self._token.token
+        if token is not None:
+            credentials = frames_pb2.Credentials(token=token).SerializeToString()
             Exchange(self, Kind.AUTHENTICATE, (credentials,), deadline, stream=stream).result(keep=True)
         return stream
 
@@ -156,6 +157,39 @@ class FramedLookupClient(LookupConnection):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address}, timeout_s={self.timeout_s})"
+
+
+def connect_tcp(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to one of the addresses of a name, whichever comes first: each connection in another order.
+
+    Raises:
+        OSError: None can be reached; the error of the last.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    random.shuffle(found)
+    failure: OSError | None = None
+    for place, (family, kind, protocol, _, address) in enumerate(found):
+        connected = socket.socket(family, kind, protocol)
+        try:
+            # One that does not answer must not take the time of the others.
+            connected.settimeout(max(1e-3, (deadline - time.monotonic()) / (len(found) - place)))
+            connected.connect(address)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(connected)
+        except OSError as error:
+            connected.close()
+            failure = error
+        else:
+            return connected
+    raise failure or OSError(f"{host} has no address")
+
+
+def keep_alive(stream: socket.socket) -> None:
+    """Let the system ask after the other end of an idle connection, and close it when nobody answers."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:

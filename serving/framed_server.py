@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import select
 import socket
@@ -30,6 +31,7 @@ from multifacet.serving.errors import (
 )
 from multifacet.serving.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
 from multifacet.serving.protocol import frames_pb2
+from multifacet.serving.secrets_on_disk import TokenFile
 
 if TYPE_CHECKING:
     from multifacet.serving.config import LookupConfig
@@ -51,6 +53,10 @@ _SEND_BUFFER_BYTES = 1 << 20
 _SWEEP_S = 1.0
 _PAUSE_S = 0.1
 _COMPLAIN_S = 10.0
+_MOST_HALF_BYTES = 256 << 20
+_MOST_LOOKED_AT = 64
+_IDLE_S = 5.0
+_STRANGER_S = 0.2
 _NOBODY = Header(Kind.REFUSAL, 0, 0, 0)
 _ANSWER = int(Kind.ANSWER)
 _READ, _WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT | select.EPOLLRDHUP
@@ -82,7 +88,7 @@ class FramedServer:
         self._handler = handler
         self._quick = quick
         self._metrics = metrics
-        self._token = config.read_token()
+        self.token = TokenFile(config.token_file)
         self._connections: dict[int, Connection] = {}
         self._queue: deque[tuple[Connection, Request]] = deque()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
@@ -106,7 +112,7 @@ class FramedServer:
         Raises:
             OSError: It is taken or cannot be bound.
         """
-        self._listening, self.address = _listen(Address.parse(self._config.framed_listen or ""))
+        self._listening, self.address = _listen(Address.parse(self._config.framed_listen or ""), self._config.socket_mode)
         self._poll.register(self._listening.fileno(), select.EPOLLIN)
         self._thread.start()
         return self.address
@@ -131,6 +137,11 @@ class FramedServer:
     def num_connections(self) -> int:
         """Connections that are open now."""
         return len(self._connections)
+
+    @property
+    def num_queued(self) -> int:
+        """Whole requests that wait now."""
+        return len(self._queue)
 
     def _run(self) -> None:
         swept = time.monotonic()
@@ -190,8 +201,8 @@ class FramedServer:
                 self._pause(error)
                 return
             connection = Connection(stream, self._config.max_message_bytes)
-            connection.authenticated = self._token is None
-            if len(self._connections) >= self._config.max_connections:
+            connection.authenticated = self.token.token is None
+            if len(self._connections) >= self._config.max_connections and not self._make_room():
                 refusal = OverloadedError(f"there are {len(self._connections)} connections, as many as are accepted")
                 self._refuse(connection, _NOBODY, refusal)
                 stream.close()
@@ -234,7 +245,7 @@ class FramedServer:
             return connection.receive(self._scratch)
         except ClosedError:
             self._close(connection)
-        except OversizedFrameError as error:
+        except (OversizedFrameError, UnauthenticatedError) as error:
             self._refuse(connection, _NOBODY, error)
         except BrokenFrameError as error:
             self._refuse(connection, _NOBODY, error)
@@ -250,6 +261,9 @@ class FramedServer:
 
     def _answer(self, connection: Connection, request: Request) -> None:
         header = request.header
+        connection.used_at = request.arrived
+        descriptor = connection.stream.fileno()
+        self._connections[descriptor] = self._connections.pop(descriptor)  # in the order of their last requests
         try:
             self._check(connection, request)
             if header.kind is Kind.LOOKUP and not connection.is_sending():
@@ -289,7 +303,8 @@ class FramedServer:
 
     def _authenticate(self, connection: Connection, message: Buffer) -> bytes:
         given = frames_pb2.Credentials.FromString(message).token
-        if self._token is not None and not compare_digest(given.encode(), self._token.encode()):
+        token = self.token.token
+        if token is not None and not compare_digest(given.encode(), token.encode()):
             raise UnauthenticatedError("this lookup server asks for a token: the one given is not its own")
         connection.authenticated = True
         return b""
@@ -314,19 +329,38 @@ class FramedServer:
             self._close(connection)
 
     def _sweep(self, now: float) -> None:
-        """Close connections that stopped in the middle of a request or an answer."""
+        """Close connections that stopped in the middle of a request or an answer, or have not brought their token."""
+        num_bytes = 0
         for connection in list(self._connections.values()):
-            if connection.since and now - connection.since > self._config.stall_timeout_s:
-                logger.info("closed a connection that stood still for %g s", now - connection.since)
+            since = connection.since or (0.0 if connection.authenticated else connection.used_at)
+            num_bytes += connection.reserved_bytes
+            if since and now - since > self._config.stall_timeout_s:
+                logger.info("closed a connection that stood still for %g s", now - since)
                 self._metrics.count_request(UnavailableError.code.name)
                 self._close(connection)
+        while num_bytes > _MOST_HALF_BYTES:
+            largest = max(self._connections.values(), key=lambda connection: connection.reserved_bytes)
+            num_bytes -= largest.reserved_bytes
+            logger.warning("closed a connection with a half request of %d bytes: all take too much", largest.reserved_bytes)
+            self._metrics.count_request(OverloadedError.code.name)
+            self._close(largest)
+
+    def _make_room(self) -> bool:
+        """Close a connection that nobody misses: one without a token, else the one that is idle for longest."""
+        now = time.monotonic()
+        for connection in itertools.islice(self._connections.values(), _MOST_LOOKED_AT):
+            is_idle = not connection.since and now - connection.used_at > _IDLE_S
+            if is_idle or (not connection.authenticated and now - connection.used_at > _STRANGER_S):
+                self._close(connection)
+                return True
+        return False
 
     def _close(self, connection: Connection) -> None:
         if self._connections.pop(connection.stream.fileno(), None) is not None:
             connection.stream.close()  # which takes it out of the poll as well
 
 
-def _listen(address: Address) -> tuple[socket.socket, str]:
+def _listen(address: Address, mode: int) -> tuple[socket.socket, str]:
     address.refuse_if_taken()
     if address.unix_path is not None:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -340,7 +374,7 @@ def _listen(address: Address) -> tuple[socket.socket, str]:
     try:
         listening.bind(target)
         if address.unix_path is not None:
-            address.unix_path.chmod(0o600)
+            address.unix_path.chmod(mode)
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()

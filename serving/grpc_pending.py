@@ -30,6 +30,7 @@ class GrpcPendingLookup:
         self._started_ns = time.perf_counter_ns()
         self._call = method(request, timeout=timeout_s, metadata=metadata)
         self._cancelled = False
+        self._is_over = False
         self.elapsed_us = 0
         """Microseconds from sending to reading the answer; 0 until it is read."""
 
@@ -49,10 +50,27 @@ class GrpcPendingLookup:
             next(self._call, None)  # the end, which came with it: the call is done, and never cancelled behind it
         except grpc.RpcError as error:
             raise error_of(error, self._server, cancelled=self._cancelled) from error
+        finally:
+            self._end()
         self.elapsed_us = (time.perf_counter_ns() - self._started_ns) // 1000
         if answer is None:
             raise BrokenAnswerError(f"{self._server}: it ended the lookup without an answer")
         return read_lookup(answer, self._asked, self._server)
+
+    def _end(self) -> None:
+        """Take the events that a failed call leaves behind: with them its channel stays, and connects again, though closed."""
+        self._is_over = True
+        state = getattr(self._call, "_state", None)
+        while state is not None and state.due and state.code is not None:
+            self._call._consume_next_event()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_over", True):  # nobody asked for its answer
+            with contextlib.suppress(Exception):
+                self._call.cancel()
+                next(self._call, None)
+            with contextlib.suppress(Exception):
+                self._end()
 
 
 class GrpcWatchedLookup:

@@ -7,20 +7,17 @@ import fcntl
 import json
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
-from multifacet.serving.deployed import write_whole
-from multifacet.serving.limits import Limits
+from multifacet.serving.core.document import State
+from multifacet.serving.state_file import write_whole
 
 logger = logging.getLogger(__name__)
-
-Step = Literal["planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired", "rolled_back"]
-FORWARD: tuple[Step, ...] = ("planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired")
 
 
 class RolloutError(RuntimeError):
@@ -31,39 +28,18 @@ class RolledBackError(RolloutError):
     """The new version did not keep the limits, and the old one serves again."""
 
 
-class State(BaseModel):
-    """What is written down of a rollout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: PositiveInt = Field(description="Counts the rollouts of this folder.")
-    old_version: str = Field(description="Version that served before.")
-    old_path: Path = Field(description="Its release.")
-    new_version: str = Field(description="Version to serve.")
-    new_path: Path = Field(description="Its release.")
-    rankers: tuple[str, ...] = Field(min_length=1, description="Addresses of the rankers.")
-    lookups: tuple[str, ...] = Field(min_length=1, description="Addresses of the lookup servers.")
-    limits: Limits = Field(description="What the new version must keep to.")
-    done: Step = Field(default="planned", description="The last step that is done.")
-    doing: Step | None = Field(default=None, description="The step that was begun and is not known to be done.")
-    reason: str = Field(default="", description="Why it is or was taken back.")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.doing is None and self.done in {"retired", "rolled_back"}
-
-
 class Journal:
     """One folder's rollouts.
 
     Args:
-        folder: Holds ``rollout.json`` and ``audit.jsonl``; made if missing.
+        folder: Holds ``rollout.json``, ``audit.jsonl`` and, while a command is to take over from another, ``wanted.json``; made
+            if missing.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._wanted = folder / "wanted.json"
 
     def read(self) -> State | None:
         """What is written down; None before the first rollout.
@@ -77,7 +53,10 @@ class Journal:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise RolloutError(f"{path} is not a rollout's state: {error}") from error
+            raise RolloutError(
+                f"{path} is not a rollout's state: {error}. `multifacet rollout abandon` puts it aside; the servers keep what "
+                "they serve"
+            ) from error
 
     def needed(self) -> State:
         """What is written down.
@@ -99,7 +78,7 @@ class Journal:
     def audit(self, state: State, event: str) -> None:
         """Add a line to the log; it is on disk when this returns."""
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": _now(),
             "pid": os.getpid(),
             "rollout": state.number,
             "old": state.old_version,
@@ -109,10 +88,57 @@ class Journal:
             **({"reason": state.reason} if state.reason else {}),
         }
         logger.info("rollout %d: %s %s", state.number, line["step"], event)
+        self._append(json.dumps(line) + "\n")
+
+    def put_aside(self) -> Path | None:
+        """Move a state that cannot be read out of the way; where to, or None if it can be read or is not there."""
+        try:
+            self.read()
+        except RolloutError:
+            pass
+        else:
+            return None
+        path = self.folder / "rollout.json"
+        number = 1
+        while (aside := self.folder / f"rollout.damaged-{number}.json").exists():
+            number += 1
+        path.rename(aside)
+        self._append(json.dumps({"time": _now(), "pid": os.getpid(), "event": f"{path.name} put aside as {aside.name}"}) + "\n")
+        return aside
+
+    def want(self, command: str, reason: str) -> str:
+        """Ask whoever has the turn to let this command take over; what to give to `granted`."""
+        text = json.dumps({"command": command, "reason": reason, "id": uuid.uuid4().hex})
+        write_whole(self._wanted, text)
+        return text
+
+    def wanted(self) -> str:
+        """What another command that wants to take over says; empty if none does."""
+        try:
+            found = json.loads(self._wanted.read_bytes())
+            return f"{found['command']} was asked for ({found['reason']})"
+        except FileNotFoundError:
+            return ""
+        except (ValueError, KeyError, TypeError):
+            return "another command was asked for"
+
+    def granted(self, wanted: str) -> None:
+        """This command has the turn. One that was asked for later, and wants to take over from it, still waits."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._wanted.read_text(encoding="utf-8") == wanted:
+                self._wanted.unlink()
+
+    def _append(self, text: str) -> None:
         with (self.folder / "audit.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+            before = os.fstat(stream.fileno()).st_size
+            try:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError:  # a full disk must not leave half a line
+                with contextlib.suppress(OSError):
+                    os.ftruncate(stream.fileno(), before)
+                raise
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -120,3 +146,7 @@ class Journal:
         with (self.folder / "lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

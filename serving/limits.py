@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from multifacet.serving.protocol import admin_pb2
+if TYPE_CHECKING:
+    from multifacet.serving.core.reports import ShadowReport
+
+_BY_CHANCE = 0.01
 
 
 class Limits(BaseModel):
@@ -24,7 +30,10 @@ class Limits(BaseModel):
         default=0.01, description="Most that the mean of the probabilities may move, up or down."
     )
     max_failure_rate: NonNegativeFloat = Field(
-        default=0.01, description="Share of the requests (shadowed ones before the switch, all after it) that may fail."
+        default=0.01,
+        description="Share of the requests (shadowed ones before the switch, all after it) that may fail. More of them are a "
+        "breach only if chance alone would not show as many in one case of a hundred. Requests refused as wrong "
+        "(INVALID_ARGUMENT) may rise by as much above their share under the old version.",
     )
     min_requests: PositiveInt = Field(
         default=20, description="Requests after the switch without which a ranker's share of failures says nothing."
@@ -32,7 +41,43 @@ class Limits(BaseModel):
     watch_s: NonNegativeFloat = Field(default=30.0, description="Seconds after the switch in which failures are watched.")
 
 
-def describe_shadow(shadow: admin_pb2.ShadowReport) -> str:
+def exceeds(num: int, total: int, share: float) -> bool:
+    """Whether so many of a total are more than a share of it, beyond what chance may show.
+
+    Args:
+        num: How many.
+        total: Of how many.
+        share: The share that is allowed.
+
+    Example:
+        >>> exceeds(1, 41, 0.01), exceeds(3, 41, 0.01), exceeds(1, 20, 0.0)
+        (False, True, True)
+    """
+    if num <= share * total or share >= 1:
+        return False
+    if share <= 0:
+        return True
+    # P(X >= num) of a binomial law, from its largest term on: the terms fall at least as a geometric series.
+    log_term = (
+        math.lgamma(total + 1)
+        - math.lgamma(num + 1)
+        - math.lgamma(total - num + 1)
+        + num * math.log(share)
+        + (total - num) * math.log1p(-share)
+    )
+    term = math.exp(log_term)
+    by_chance = 0.0
+    for count in range(num, total + 1):
+        by_chance += term
+        if by_chance > _BY_CHANCE * (1 + 1e-9):
+            return False
+        term *= (total - count) / (count + 1) * share / (1 - share)
+        if term < by_chance * 1e-9 or term < 1e-300:
+            break
+    return True
+
+
+def describe_shadow(shadow: ShadowReport) -> str:
     """A shadow's report in one line."""
     return (
         f"{shadow.compared} candidates compared, {shadow.failed} requests failed, mean |difference| "
@@ -40,9 +85,9 @@ def describe_shadow(shadow: admin_pb2.ShadowReport) -> str:
     )
 
 
-def judge_shadow(shadow: admin_pb2.ShadowReport, limits: Limits) -> str:
+def judge_shadow(shadow: ShadowReport, limits: Limits) -> str:
     """What is wrong with a shadow's report, or nothing."""
-    if shadow.failed > limits.max_failure_rate * (shadow.failed + shadow.requests):
+    if exceeds(shadow.failed, shadow.failed + shadow.requests, limits.max_failure_rate):
         return f"the new version failed on {shadow.failed} of {shadow.failed + shadow.requests} shadowed requests"
     if shadow.compared < limits.min_compared:
         return f"only {shadow.compared} candidates were compared in time, {limits.min_compared} are asked for"

@@ -1,32 +1,34 @@
-"""The gRPC side of a server: binding, health, reflection, errors, announcing and draining."""
+"""The gRPC side of a server: binding, tokens, health, reflection, errors, announcing and draining."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from multifacet.serving.address import Address
-from multifacet.serving.config import read_token
 from multifacet.serving.errors import (
     LOADED_VERSIONS_TRAILER,
     MAX_VERSIONS_TOLD,
     DeadlineExceededError,
-    InvalidRequestError,
     ServingError,
-    UnauthenticatedError,
     VersionNotLoadedError,
     brief,
 )
+from multifacet.serving.gate import Gate
+from multifacet.serving.guarded import ADMIN, HEALTH, GuardedServer
+from multifacet.serving.health import HealthService
+from multifacet.serving.reflected import add_reflection
+from multifacet.serving.secrets_on_disk import ServerIdentity, TokenFile
+from multifacet.serving.waiting_calls import WaitingCalls
 
 if TYPE_CHECKING:
     from multifacet.serving.config import ListenConfig
@@ -36,6 +38,19 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+ALIVE = "alive"
+"""Health's name of a process that answers at all: SERVING until it ends. For liveness; the others are for readiness."""
+_MAX_HALF_CALLS = 64
+_MAX_WATCHES = 64
+_MAX_REFLECTIONS = 4
+_ADMIN_PLACES = 8
+_MAX_WAITING_BYTES = 64 << 20
+_SWEEP_S = 1.0
+_DRAIN_POLL_S = 0.02
+_HALF_CALL_GRACE_S = 0.5
+_IDLE_LOOKS = 10
+_CUT_S = 0.05
+
 
 class Listener:
     """A gRPC server on one address.
@@ -44,8 +59,12 @@ class Listener:
         config: Where and how to listen.
         role: ``lookup`` or ``ranker``.
         service: Full name of the protobuf service, for health and reflection.
-        register: Adds the servicer to the gRPC server.
+        register: Adds the servicers to the gRPC server.
         metrics: Where to count; served over HTTP if the configuration says so.
+
+    Raises:
+        OSError: A token or certificate cannot be read, or the address cannot be bound.
+        ValueError: A token or certificate is none.
     """
 
     def __init__(
@@ -57,40 +76,52 @@ class Listener:
         register: Callable[[grpc.Server], None],
         metrics: ServerMetrics,
     ):
+        Address.parse(config.listen).check_free()
+        if config.metrics_listen is not None:
+            Address.parse(config.metrics_listen).check_free()
         self._config = config
         self._role = role
         self._service = service
         self._metrics = metrics
-        self._token = config.read_token()
-        self._admin_token = read_token(config.admin_token_file)
-        self._workers = ThreadPoolExecutor(config.workers, thread_name_prefix=f"{role}-worker")
-        # Reflection is a stream that its client may leave open: on the shared pool each would take a worker away.
-        self._reflection_worker = ThreadPoolExecutor(1, thread_name_prefix=f"{role}-reflection")
-        self._server = grpc.server(
-            self._workers,
-            options=(
-                # Otherwise a second server binds the same port, and the system deals requests out between the two.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.max_send_message_length", -1),
-            ),
-            maximum_concurrent_rpcs=config.workers + config.max_queued_requests,
+        self._tokens = {"": TokenFile(config.token_file), ADMIN: TokenFile(config.admin_token_file)}
+        self._identity = (
+            ServerIdentity(config.tls_certificate, config.tls_key, config.tls_client_ca)
+            if config.tls_certificate is not None and config.tls_key is not None
+            else None
         )
-        register(cast("grpc.Server", _ParsingServer(self._server, metrics)))
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.waiting = WaitingCalls(_MAX_HALF_CALLS, config.message_timeout_s)
+        self.gate = Gate(config.workers, config.max_queued_requests, max(_MAX_WAITING_BYTES, config.max_message_bytes))
+        self._admin_gate = Gate(_ADMIN_PLACES, 0, 0)
+        # A call has a thread from its headers on, which waits for the message, and for a place among the workers.
+        most_calls = (
+            config.workers + config.max_queued_requests + _MAX_HALF_CALLS + _MAX_WATCHES + _MAX_REFLECTIONS + _ADMIN_PLACES
+        )
+        self._threads = ThreadPoolExecutor(most_calls, thread_name_prefix=f"{role}-call")
+        self._server = grpc.server(self._threads, options=_options(config), maximum_concurrent_rpcs=most_calls)
+        guarded = GuardedServer(
+            self._server,
+            role=role,
+            tokens=self._tokens,
+            gates={"": self.gate, ADMIN: self._admin_gate},
+            waiting=self.waiting,
+            metrics=metrics,
+            max_watches=_MAX_WATCHES,
+        )
+        register(cast("grpc.Server", guarded))
+        self._health = HealthService()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guarded)
+        self._health.set(ALIVE, serving=True)
+        self._is_serving = False
+        self._is_stopping = False
         self.set_health(serving=False)
-        reflected = _Reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        reflected.use_pool(self._reflection_worker)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)
+        add_reflection(guarded, (service, HEALTH), most=_MAX_REFLECTIONS)
+        self._stopped = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name=f"{role}-sweep", daemon=True)
         self.address = ""
         self.metrics_address = ""
 
-    def start(self, details: Mapping[str, Any]) -> str:
-        """Bind, accept requests, and announce it in the log and in the ready file.
-
-        Args:
-            details: Further fields of the announcement, such as the versions.
+    def open(self) -> str:
+        """Bind and answer: health says that requests should not come yet; see `announce` and `set_health`.
 
         Returns:
             The bound address.
@@ -106,7 +137,20 @@ class Listener:
             self._server.stop(None).wait()
             raise
         self._server.start()
-        self.set_health(serving=True)
+        self._sweeper.start()
+        return self.address
+
+    def discard(self) -> None:
+        """Let go of a listener that was never opened."""
+        self._server.stop(None)
+        self._threads.shutdown()
+
+    def announce(self, details: Mapping[str, Any]) -> None:
+        """Say in the log and in the ready file that requests may come.
+
+        Args:
+            details: Further fields of the announcement, such as the versions.
+        """
         announcement = {
             "event": "ready",
             "role": self._role,
@@ -121,7 +165,13 @@ class Listener:
             temporary = self._config.ready_file.with_name(f".{self._config.ready_file.name}.{os.getpid()}")
             temporary.write_text(text + "\n")
             temporary.replace(self._config.ready_file)
-        return self.address
+
+    def say_stopping(self) -> None:
+        """Say by health that no more requests should come, and answer those that do."""
+        self.set_health(serving=False)
+        self._is_stopping = True
+        if self._config.ready_file is not None:
+            self._config.ready_file.unlink(missing_ok=True)
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Refuse new requests, let those in flight end, and release the address.
@@ -129,36 +179,62 @@ class Listener:
         Args:
             drain_timeout_s: Longest wait for requests in flight; those left are cut. None takes the configuration's.
         """
-        self._health.enter_graceful_shutdown()
-        if self._config.ready_file is not None:
-            self._config.ready_file.unlink(missing_ok=True)
+        self.say_stopping()
         timeout_s = self._config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        self._server.stop(timeout_s).wait()
-        self._workers.shutdown()
-        self._reflection_worker.shutdown()
+        began = time.monotonic()
+        ended = self._server.stop(timeout_s)
+        num_idle = 0
+        while not ended.wait(_DRAIN_POLL_S):
+            # Watches and half calls are no requests: they would keep the server until the time is over. A call that came
+            # just before the stop may still be on its way to the gate, so that one idle look is not enough.
+            is_idle = self.gate.is_empty and self._admin_gate.is_empty
+            is_idle = is_idle and (not len(self.waiting) or time.monotonic() - began > _HALF_CALL_GRACE_S)
+            num_idle = num_idle + 1 if is_idle else 0
+            if num_idle == _IDLE_LOOKS:
+                ended = self._server.stop(_CUT_S)
+        self._stopped.set()
+        self._health.close()
+        self._threads.shutdown()
         self._metrics.close()
         logger.info("%s", json.dumps({"event": "stopped", "role": self._role, "address": self.address}))
 
-    def answer(
-        self,
-        call: Callable[[], Answer],
-        context: grpc.ServicerContext,
-        request_id: str = "",
-        *,
-        admin: bool = False,
-    ) -> Answer:
+    def reload(self) -> None:
+        """Read tokens and certificates again."""
+        for token in self._tokens.values():
+            token.reload()
+        if self._identity is not None:
+            self._identity.reload()
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """How many requests are where."""
+        return {
+            "requests_in_flight": ("Requests that are worked on.", self.gate.num_inside),
+            "requests_queued": ("Requests that wait for a worker.", self.gate.num_waiting),
+            "half_calls": ("Calls whose message has not come.", len(self.waiting)),
+            "half_calls_given_up": ("Calls that were cancelled since their message did not come.", self.waiting.num_given_up),
+        }
+
+    @property
+    def is_serving(self) -> bool:
+        """What health says."""
+        return self._is_serving
+
+    @property
+    def token(self) -> TokenFile:
+        """The clients' token."""
+        return self._tokens[""]
+
+    def answer(self, call: Callable[[], Answer], context: grpc.ServicerContext, request_id: str = "") -> Answer:
         """Run one request's handler: its errors become gRPC statuses, and are counted.
 
         Args:
             call: The handler.
             context: The call's context.
             request_id: For the log.
-            admin: Whether the caller must bring the admin token instead of the clients'.
         """
         failure: ServingError
         try:
             _check_active(context)
-            self._check_token(context, self._admin_token if admin else self._token)
             answer = call()
         except ServingError as error:
             failure = error
@@ -169,48 +245,38 @@ class Listener:
             self._metrics.count_request("OK")
             return answer
         self._metrics.count_request(failure.code.name)
-        logger.debug("request %.200r refused: %s: %s", request_id, failure.code.name, brief(failure))
+        logger.info("request %.200r refused: %s: %s", request_id, failure.code.name, brief(failure))
         if isinstance(failure, VersionNotLoadedError):
             context.set_trailing_metadata(((LOADED_VERSIONS_TRAILER, ",".join(failure.loaded[-MAX_VERSIONS_TOLD:])),))
         context.abort(failure.code, brief(failure))
         raise failure  # abort has raised already
 
-    def _check_token(self, context: grpc.ServicerContext, token: str | None) -> None:
-        if token is None:
+    def set_health(self, *, serving: bool) -> None:
+        """Say by gRPC's health service whether requests should come; without effect once it drains."""
+        if self._is_stopping:
             return
-        given = dict(context.invocation_metadata()).get("authorization", "")
-        if not compare_digest(str(given).encode(), f"Bearer {token}".encode()):
-            raise UnauthenticatedError(
-                f"this {self._role} asks for a token: " + ("the one given is not its own" if given else "give the client one")
-            )
+        self._is_serving = serving
+        for name in ("", self._service):
+            self._health.set(name, serving=serving)
 
     def _bind(self) -> str:
-        config = self._config
-        address = Address.parse(config.listen)
+        address = Address.parse(self._config.listen)
         address.refuse_if_taken()
         try:
-            if config.tls_certificate is not None and config.tls_key is not None:
-                client_ca = config.tls_client_ca.read_bytes() if config.tls_client_ca is not None else None
-                credentials = grpc.ssl_server_credentials(
-                    [(config.tls_key.read_bytes(), config.tls_certificate.read_bytes())],
-                    root_certificates=client_ca,
-                    require_client_auth=client_ca is not None,
-                )
-                port = self._server.add_secure_port(address.text, credentials)
+            if self._identity is not None:
+                port = self._server.add_secure_port(address.text, self._identity.credentials())
             else:
                 port = self._server.add_insecure_port(address.text)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address.text}: {error}. Is another server there?") from error
         if address.unix_path is not None:
-            address.unix_path.chmod(0o600)
+            address.unix_path.chmod(self._config.socket_mode)
             return address.text
         return address.with_port(port).text
 
-    def set_health(self, *, serving: bool) -> None:
-        """Say by gRPC's health service whether requests should come; without effect once it drains."""
-        states = health_pb2.HealthCheckResponse
-        for name in ("", self._service):
-            self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
+    def _sweep(self) -> None:
+        while not self._stopped.wait(_SWEEP_S):
+            self.waiting.sweep()
 
 
 def _check_active(context: grpc.ServicerContext) -> None:
@@ -218,55 +284,20 @@ def _check_active(context: grpc.ServicerContext) -> None:
         raise DeadlineExceededError("the request ended before a worker was free")
 
 
-class _ParsingServer:
-    """Takes a service's methods as a gRPC server does, and has their messages parsed within the handler.
-
-    gRPC parses them before: one that is no protobuf is answered INTERNAL, is not counted, logs a traceback, and costs the
-    process 20 KB that it never gets back, whether its sender has a token or not. Here it is an error of the request as any
-    other.
-
-    Args:
-        server: Where the methods go.
-        metrics: Where refusals are counted.
-    """
-
-    def __init__(self, server: grpc.Server, metrics: ServerMetrics):
-        self._server = server
-        self._metrics = metrics
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """What generated code calls first, with handlers that parse too early; see `add_registered_method_handlers`."""
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """What it calls then, with the same handlers by name."""
-        parsing = {name: self._parsing(handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, parsing),))
-        self._server.add_registered_method_handlers(service, parsing)
-
-    def _parsing(self, handler: Any) -> Any:
-        parse, answer = handler.request_deserializer, handler.unary_unary
-
-        def parse_and_answer(content: bytes, context: grpc.ServicerContext) -> Any:
-            try:
-                request = parse(content)
-            except DecodeError as error:
-                refusal = InvalidRequestError(f"the message cannot be read: {error}")
-                self._metrics.count_request(refusal.code.name)
-                context.abort(refusal.code, str(refusal))
-                raise refusal from error  # abort has raised already
-            return answer(request, context)
-
-        return grpc.unary_unary_rpc_method_handler(parse_and_answer, response_serializer=handler.response_serializer)
-
-
-class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]  # grpc_reflection is untyped
-    """Reflection on a thread of its own."""
-
-    def use_pool(self, pool: ThreadPoolExecutor) -> None:
-        """Answer on this pool instead of the server's."""
-
-        def info(requests: Any, context: Any) -> Any:
-            return reflection.ReflectionServicer.ServerReflectionInfo(self, requests, context)
-
-        info.experimental_thread_pool = pool  # type: ignore[attr-defined]  # read by grpc._server
-        self.ServerReflectionInfo = info
+def _options(config: ListenConfig) -> tuple[tuple[str, int], ...]:
+    return (
+        # Otherwise a second server binds the same port, and the system deals requests out between the two.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # A client whose machine vanished says nothing: it is asked, and its connection closed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients ask as well (`serving.channel`); by default more than one question in five minutes ends the connection.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # A connection that nobody uses is closed; a client of ours opens another without losing a request.
+        ("grpc.max_connection_idle_ms", int(config.idle_timeout_s * 1000)),
+    )

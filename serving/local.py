@@ -44,10 +44,11 @@ class ServerProcess:
         self,
         role: Literal["lookup", "ranker"],
         config: ListenConfig,
-        folder: Path,
+        folder: str | os.PathLike[str],
         *,
         startup_timeout_s: float = 90.0,
     ):
+        folder = Path(folder)
         self.role = role
         self.log_path = folder / f"{role}.log"
         self.announcement: dict[str, Any] = {}

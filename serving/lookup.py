@@ -6,6 +6,8 @@ import logging
 import os
 import threading
 import time
+import uuid
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,17 +16,18 @@ import grpc
 import numpy as np
 
 from multifacet.artifacts.manifest import ArtifactError
+from multifacet.serving.address import Address
 from multifacet.serving.admin import AdminServicer
 from multifacet.serving.config import LookupConfig
 from multifacet.serving.connection import ClosedError
-from multifacet.serving.deployed import Deployed
-from multifacet.serving.errors import InvalidRequestError, OverloadedError, VersionNotLoadedError
+from multifacet.serving.deployed import Deployed, Identity
+from multifacet.serving.errors import InvalidRequestError, VersionNotLoadedError
 from multifacet.serving.framed_server import FramedServer
 from multifacet.serving.frames import Kind, padded
 from multifacet.serving.gather import SendBuffer
 from multifacet.serving.half import FetchedRows, LookupHalf
 from multifacet.serving.listener import Listener
-from multifacet.serving.metrics import ServerMetrics
+from multifacet.serving.metrics import ServerMetrics, Status
 from multifacet.serving.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
 from multifacet.serving.plan import version_of
 from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
@@ -56,13 +59,31 @@ class LookupServer:
         self.config = config
         self._loaded: LoadedVersions[LookupHalf] = LoadedVersions("lookup server")
         self.metrics = ServerMetrics("lookup", ("total",))
-        self._deployed = Deployed(self._loaded, self._open, state_file=config.state_file)
-        self._deployed.open(config.releases)
+        self._deployed = Deployed(
+            self._loaded,
+            self._open,
+            identify=self._identify,
+            state_file=config.state_file,
+            administered=config.admin_releases is not None,
+            waits=config.first_start == "wait",
+            budget_bytes=config.memory_budget_bytes,
+        )
+        # Before releases are read, which may take minutes: what is wrong with addresses, tokens, certificates is told at once.
+        if config.framed_listen is not None:
+            Address.parse(config.framed_listen).check_free()
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
-        self._of_thread = threading.local()
+        try:
+            self._deployed.open(config.releases)
+        except BaseException:
+            self._listener.discard()
+            raise
+        self._process = uuid.uuid4().hex
+        self.metrics.report_status(self._measure)
+        self._buffers: deque[SendBuffer] = deque()  # as many as requests were ever worked on at once
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch_files, name="mapped-files", daemon=True)
-        self._framed_send = SendBuffer()
+        self._framed_send = SendBuffer()  # the kernel's answers
+        self._general_send = SendBuffer()  # those of the general way; both are the framed server's one thread's
         self._framed = (
             FramedServer(config, self._answer_frame, self.metrics, self._answer_quickly)
             if config.framed_listen is not None
@@ -89,8 +110,14 @@ class LookupServer:
         """The loaded versions, the oldest first."""
         return self._loaded.versions
 
-    def load(self, path: str | os.PathLike[str]) -> str:
+    def load(self, path: str | os.PathLike[str], *, current: bool = True) -> str:
         """Load a release beside those that are there; while it fails or runs, the others are served as before.
+
+        A version whose files were changed is replaced by an intact copy.
+
+        Args:
+            path: The release.
+            current: Whether it becomes the current one; see `choose`.
 
         Returns:
             Its version.
@@ -98,10 +125,10 @@ class LookupServer:
         Raises:
             ArtifactError: The release is damaged; the file is named.
         """
-        return self._deployed.load(Path(path).absolute(), current=True)
+        return self._deployed.load(Path(path), current=current)
 
     def choose(self, version: str) -> None:
-        """Make a version the one that cannot be retired.
+        """Make a version the current one: the one that cannot be retired, and that rankers take for what is served.
 
         Raises:
             VersionNotLoadedError: It is not loaded.
@@ -137,11 +164,26 @@ class LookupServer:
             current_version=self._loaded.current,
             versions=[
                 admin_pb2.VersionStatus(
-                    version=version, path=str(self._deployed.path(version) or ""), readers=self._loaded.num_readers(version)
+                    version=version,
+                    path=str(self._deployed.path(version) or ""),
+                    readers=self._loaded.num_readers(version),
+                    damaged=half.files.fault,
                 )
-                for version in self._loaded.versions
+                for version, half in self._loaded.items()
             ],
+            process=self._process,
+            remembers=self._deployed.state.known,
+            ready=not self._fault(),
+            not_ready_because=self._fault(),
+            faults=self._deployed.state.faults,
         )
+
+    def _measure(self) -> Status:
+        gauges = self._listener.gauges()
+        if self._framed is not None:
+            gauges["framed_connections"] = ("Framed connections that are open.", self._framed.num_connections)
+            gauges["framed_queued"] = ("Framed requests that wait.", self._framed.num_queued)
+        return Status(versions=self.versions, current=self._loaded.current, ready=self._listener.is_serving, gauges=gauges)
 
     def start(self) -> str:
         """Accept requests.
@@ -155,18 +197,42 @@ class LookupServer:
             except OSError:
                 self._listener.stop(0)
                 raise
-        address = self._listener.start({"versions": list(self.versions), "framed_address": self.framed_address})
+        try:
+            address = self._listener.open()
+        except OSError:
+            if self._framed is not None:
+                self._framed.stop(0)
+            raise
+        self._listener.set_health(serving=not self._fault())
+        if self._fault():
+            logger.warning("not ready: %s", self._fault())
+        self._listener.announce({"versions": list(self.versions), "framed_address": self.framed_address})
         self._watcher.start()
         return address
 
+    def say_stopping(self) -> None:
+        """Say by health that no more requests should come, and answer those that do until `stop`."""
+        self._listener.say_stopping()
+
     def stop(self, drain_timeout_s: float | None = None) -> None:
-        """Drain and stop; see `Listener.stop`."""
+        """Drain both transports at once, and stop; see `Listener.stop`."""
+        self._listener.say_stopping()
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join(_LOOK_EVERY_S)  # it may be reading a large file
+        timeout_s = self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        frames = threading.Thread(target=self._framed.stop, args=(timeout_s,)) if self._framed is not None else None
+        if frames is not None:
+            frames.start()
+        self._listener.stop(timeout_s)
+        if frames is not None:
+            frames.join()
+
+    def reload(self) -> None:
+        """Read tokens and certificates again."""
+        self._listener.reload()
         if self._framed is not None:
-            self._framed.stop(self.config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
-        self._listener.stop(drain_timeout_s)
+            self._framed.token.reload()
 
     def __enter__(self) -> Self:
         self.start()
@@ -178,7 +244,6 @@ class LookupServer:
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
         config = self.config
         unchecked = Release.open(path, verify=False, half="lookup", shard=config.shard)
-        self._check_budget(unchecked)
         files = unchecked.mapped_files(rows=not config.huge_pages)  # before they are checked: none may change in between
         release = Release.open(path, verify=config.verify, half="lookup", shard=config.shard)
         half = LookupHalf(
@@ -193,14 +258,13 @@ class LookupServer:
         logger.info("loaded %r", release)
         return release.version, half
 
-    def _check_budget(self, release: Release) -> None:
-        budget = self.config.memory_budget_bytes
-        held = {version: half.release.lookup_bytes for version, half in self._loaded.items()}
-        if budget is not None and release.version not in held and sum(held.values()) + release.lookup_bytes > budget:
-            raise OverloadedError(
-                f"{release.path} has {release.lookup_bytes} bytes of rows and ids, {sum(held.values())} are held already by "
-                f"{len(held)} versions, and memory_budget_bytes is {budget}: retire a version first, or raise it"
-            )
+    def _identify(self, path: Path) -> Identity:
+        release = Release.open(path, verify=False, half="lookup", shard=self.config.shard)
+        return Identity(release.version, release.lookup_bytes)
+
+    def _fault(self) -> str:
+        """Why requests should not come; empty if they should."""
+        return self._deployed.state.fault
 
     def _register(self, server: grpc.Server) -> None:
         lookup_pb2_grpc.add_LookupServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
@@ -212,11 +276,18 @@ class LookupServer:
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
         """A lookup whose rows are in the message."""
         started_ns = time.perf_counter_ns()
-        send = self._send_buffer()
-        half, all_fetched = self._fetch(request, send)
-        tables = [
-            fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes))) for fetched in all_fetched
-        ]
+        try:
+            send = self._buffers.pop()
+        except IndexError:
+            send = SendBuffer()
+        try:
+            half, all_fetched = self._fetch(request, send)
+            tables = [
+                fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes)))
+                for fetched in all_fetched
+            ]
+        finally:
+            self._buffers.append(send)
         return lookup_pb2.LookupAnswer(
             version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
         )
@@ -224,7 +295,7 @@ class LookupServer:
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""
         started_ns = time.perf_counter_ns()
-        send = self._send_buffer()
+        send = self._general_send
         tables = []
         stop = 0
         half, all_fetched = self._fetch(request, send)
@@ -236,14 +307,6 @@ class LookupServer:
         )
         return answer.SerializeToString(), send.read(0, stop)
 
-    def _send_buffer(self) -> SendBuffer:
-        """This thread's."""
-        try:
-            send: SendBuffer = self._of_thread.send
-        except AttributeError:
-            send = self._of_thread.send = SendBuffer()
-        return send
-
     def _fetch(self, request: lookup_pb2.LookupRequest, send: SendBuffer) -> tuple[LookupHalf, list[FetchedRows]]:
         if not request.version:
             raise InvalidRequestError("the request names no version: a lookup must say which half it belongs to")
@@ -253,6 +316,7 @@ class LookupServer:
             all_fetched = half.fetch(self._read_ids(request, half), send)
             if not half.files.is_intact():
                 raise self._changed(request.version, half)
+        self.metrics.count_version(request.version)
         for table, num_rows, num_unknown_ids, _ in all_fetched:
             self.metrics.count_rows(table.name, num_rows, num_unknown_ids)
         return half, all_fetched
@@ -267,12 +331,16 @@ class LookupServer:
 
     def _watch_files(self) -> None:
         """Look at the mapped files until the server stops, whether requests come or not; a thread's work."""
-        serving = True
+        said = self._fault()
         while not self._stopping.wait(_LOOK_EVERY_S):
-            changed = [version for version, half in self._loaded.items() if not half.files.examine()]
-            if serving != (not changed):
-                serving = not changed
-                self._listener.set_health(serving=serving)
+            for version, half in self._loaded.items():
+                if not half.files.examine():
+                    self._deployed.note_damage(version)
+            fault = self._fault()
+            if said != fault:
+                said = fault
+                logger.warning("%s", f"not ready: {fault}" if fault else "ready again")
+                self._listener.set_health(serving=not fault)
 
     def _read_ids(self, request: lookup_pb2.LookupRequest, half: LookupHalf) -> dict[str, IdArray]:
         """The ids by feature: what is plainly right passes, the rest is looked at closely and refused with its reason."""
@@ -336,6 +404,7 @@ class LookupServer:
         for place, table in enumerate(plan.tables):
             if counts[2 * place]:
                 self.metrics.count_rows(table, counts[2 * place], counts[2 * place + 1])
+        self.metrics.count_version(wanted)
         self.metrics.observe_us({"total": answered.elapsed_us})
         return answered.frame, answered.num_sent
 
@@ -362,6 +431,7 @@ class LookupServer:
                 if half.files.is_intact()
             ],
             max_ids_per_request=self.config.max_ids_per_request,
+            current_version=self._loaded.current,
         )
 
 

@@ -120,8 +120,8 @@ class MappedFiles:
                 return
             self.fault = fault
         logger.error(
-            "%s was changed while it was served (%s): its version is refused from now on. Put an intact copy there, or at "
-            "another path, and restart the server",
+            "%s was changed while it was served (%s): its version is refused from now on. Load an intact copy from another "
+            "path, or put one there and load it or restart the server",
             self._root,
             fault,
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 
 from multifacet.serving.address import Address
 
@@ -17,6 +21,34 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
 _BOUNDS_US: Final = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10_000, 20_000, 50_000, 100_000, 500_000, 1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What a server holds and does, at the moment of a scrape.
+
+    Attributes:
+        versions: Versions held.
+        current: The current one; empty if none.
+        ready: What health says.
+        outcomes: By version, how many requests ended how.
+        gauges: Further numbers by name, each with its description.
+    """
+
+    versions: Sequence[str]
+    current: str
+    ready: bool
+    outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    gauges: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+
+def build_info() -> dict[str, str]:
+    """Versions of what a server is made of."""
+    found = {}
+    for name in ("multifacet", "grpcio", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {**found, "python": platform.python_version()}
 
 
 class _Tally:
@@ -27,6 +59,7 @@ class _Tally:
         self.rows: dict[str, int] = {}
         self.unknown: dict[str, int] = {}
         self.events: dict[str, int] = {}
+        self.versions: dict[str, int] = {}
         self.buckets = {phase: [0] * (len(_BOUNDS_US) + 1) for phase in phases}
         self.sums_us = dict.fromkeys(phases, 0)
 
@@ -50,6 +83,7 @@ class ServerMetrics:
         self._lock = threading.Lock()
         self._tallies: list[_Tally] = []
         self._event_sources: list[Callable[[], Mapping[str, int]]] = []
+        self._status: Callable[[], Status] | None = None
         self._http: tuple[WSGIServer, threading.Thread] | None = None
         self.registry.register(self)  # anything with collect() will do
 
@@ -80,6 +114,15 @@ class ServerMetrics:
         """Report events that something else counts, by name."""
         self._event_sources.append(source)
 
+    def report_status(self, source: Callable[[], Status]) -> None:
+        """Report what the server holds and does at each scrape."""
+        self._status = source
+
+    def count_version(self, version: str) -> None:
+        """Count one answered request of a version."""
+        versions = self._tally().versions
+        versions[version] = versions.get(version, 0) + 1
+
     def collect(self) -> Iterator[Any]:
         """The sums over all threads, as prometheus_client asks for them."""
         with self._lock:
@@ -93,6 +136,7 @@ class ServerMetrics:
                 "table",
                 [tally.unknown for tally in tallies],
             ),
+            ("version_requests", "Requests answered, by version.", "version", [tally.versions for tally in tallies]),
         ):
             family = CounterMetricFamily(f"{self._prefix}_{name}", text, labels=[label])
             for key in sorted({key for counter in counters for key in list(counter)}):
@@ -113,6 +157,36 @@ class ServerMetrics:
             cumulative = [(bound, float(sum(counts[: place + 1]))) for place, bound in enumerate(bounds)]
             latency.add_metric([phase], cumulative, sum(tally.sums_us[phase] for tally in tallies) / 1e6)
         yield latency
+        yield from self._collect_status()
+
+    def _collect_status(self) -> Iterator[Any]:
+        build = InfoMetricFamily(f"{self._prefix}_build", "What runs.")
+        build.add_metric([], build_info())
+        yield build
+        if self._status is None:
+            return
+        status = self._status()
+        held = GaugeMetricFamily(
+            f"{self._prefix}_version_held", "1 for each version held, 2 for the current one.", labels=["version"]
+        )
+        for name in status.versions:
+            held.add_metric([name], 2 if name == status.current else 1)
+        yield held
+        if status.outcomes:
+            family = CounterMetricFamily(
+                f"{self._prefix}_version_outcomes", "How requests ended, by version.", labels=["version", "outcome"]
+            )
+            for name, outcomes in status.outcomes.items():
+                for outcome, count in outcomes.items():
+                    family.add_metric([name, outcome], count)
+            yield family
+        for name, text, value in (
+            ("ready", "Whether requests should come, as the health service says.", float(status.ready)),
+            *((key, text, float(value)) for key, (text, value) in status.gauges.items()),
+        ):
+            gauge = GaugeMetricFamily(f"{self._prefix}_{name}", text)
+            gauge.add_metric([], value)
+            yield gauge
 
     def listen(self, address: str) -> str:
         """Serve the metrics over HTTP.

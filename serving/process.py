@@ -9,8 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from multifacet.serving.config import LookupConfig, RankerConfig
+from multifacet.serving.log_limit import limit_log
+
+if TYPE_CHECKING:
+    from multifacet.serving.config import ListenConfig, LookupConfig, RankerConfig
+    from multifacet.serving.lookup import LookupServer
+    from multifacet.serving.ranker import RankerServer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +41,7 @@ def serve_lookup(config: LookupConfig) -> None:
         try:
             if not stop.is_set():
                 server.start()
-            stop.wait()
+            _run(server, stop, config)
         finally:
             server.stop()
 
@@ -60,13 +66,22 @@ def serve_ranker(config: RankerConfig) -> None:
         server = RankerServer(config)
         try:
             server.start(stopped=stop.is_set)
-            stop.wait()
+            _run(server, stop, config)
         finally:
             server.stop()
 
 
+def _run(server: LookupServer | RankerServer, stop: _Stop, config: ListenConfig) -> None:
+    """Serve until told to end; then let load balancers see it before requests are refused."""
+    while stop.wait():
+        logger.info("SIGHUP: tokens and certificates are read again")
+        server.reload()
+    server.say_stopping()
+    time.sleep(config.drain_delay_s)
+
+
 class _Stop:
-    """Whether the process was told to end.
+    """Whether the process was told to end, or to read files again.
 
     A signal handler sets it, so it has no lock. The main thread alone runs handlers, and a signal that the kernel hands to
     another thread does not wake it: so it looks now and then.
@@ -74,6 +89,11 @@ class _Stop:
 
     def __init__(self) -> None:
         self._is_set = False
+        self._reloads = False
+
+    def ask_reload(self) -> None:
+        """Tell it to read files again."""
+        self._reloads = True
 
     def set(self) -> None:
         """Tell it."""
@@ -83,10 +103,14 @@ class _Stop:
         """Say whether it was told."""
         return self._is_set
 
-    def wait(self) -> None:
-        """Wait until it is told."""
+    def wait(self) -> bool:
+        """Wait until it is told something; whether that is to read files again, and not to end."""
         while not self._is_set:
+            if self._reloads:
+                self._reloads = False
+                return True
             time.sleep(_LOOK_S)
+        return False
 
 
 @contextmanager
@@ -96,10 +120,16 @@ def _until_signalled() -> Iterator[_Stop]:
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         stop.set()
 
+    def note_reload(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.ask_reload()
+
+    limit_log()
+    before_reload = signal.signal(signal.SIGHUP, note_reload)
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGHUP, before_reload)
         # A process that was told to end is ending: told once more, it must not be cut off with another exit status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN if stop.is_set() else before[signal.SIGTERM])

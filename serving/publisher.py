@@ -16,7 +16,7 @@ from multifacet.serving.pooling import Pooling
 from multifacet.serving.release import Release
 from multifacet.serving.upper import UpperModel, load_program
 from multifacet.serving.writer import ReleaseWriter
-from multifacet.tables.codec import encode
+from multifacet.tables.codec.rows import encode
 from multifacet.tables.ids import IdMap
 
 if TYPE_CHECKING:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import numpy as np
@@ -16,19 +19,26 @@ import numpy.typing as npt
 from multifacet.serving.admin import AdminServicer
 from multifacet.serving.config import RankerConfig
 from multifacet.serving.connect import connect_lookup
-from multifacet.serving.deployed import Deployed
-from multifacet.serving.errors import VersionNotLoadedError
+from multifacet.serving.core import readiness
+from multifacet.serving.deployed import Deployed, Identity
+from multifacet.serving.errors import ServingError, UnavailableError, VersionNotLoadedError
 from multifacet.serving.listener import Listener
-from multifacet.serving.metrics import ServerMetrics
+from multifacet.serving.metrics import ServerMetrics, Status
 from multifacet.serving.outcomes import Outcomes
-from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.release import Release
 from multifacet.serving.request_ranker import RequestRanker
 from multifacet.serving.scorer import Scorer
 from multifacet.serving.shadow import Shadow
 from multifacet.serving.versions import LoadedVersions
 
+if TYPE_CHECKING:
+    from multifacet.serving.manifest import ReleaseManifest
+
 logger = logging.getLogger(__name__)
+
+_START_POLL_S = 0.05
+_WATCH_S = 1.0
 
 SERVICE = "multifacet.serving.v1.Ranker"
 _PHASES = tuple(field.name.removesuffix("_us") for field in ranker_pb2.Phases.DESCRIPTOR.fields)
@@ -67,13 +77,37 @@ class RankerServer:
         )
         self._requests = RequestRanker(self._lookup, config, self.metrics)
         self.metrics.add_events(lambda: {f"lookup_{event}": count for event, count in self._lookup.counters().items()})
-        self._deployed = Deployed(self._loaded, self._open, check=self._check_lookup_has, state_file=config.state_file)
+        self._deployed = Deployed(
+            self._loaded,
+            self._open,
+            identify=_identify,
+            check=self._check_lookup_has,
+            shadow=self._shadow.set,
+            state_file=config.state_file,
+            administered=config.admin_releases is not None,
+            waits=config.first_start == "wait",
+        )
         try:
-            self._deployed.open(config.releases)
+            # Before releases are read: what is wrong with addresses, tokens and certificates is told at once.
+            self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
         except BaseException:
             self._lookup.close()
             raise
-        self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
+        try:
+            self._deployed.open(config.releases)
+        except BaseException:
+            self._listener.discard()
+            self._lookup.close()
+            raise
+        self._process = uuid.uuid4().hex
+        self.metrics.report_status(self._measure)
+        self._readiness = readiness.Readiness(
+            lookup=f"lookup server {config.lookup}", answers_without=config.lookup_fallback == "without_tables"
+        )
+        self._readying = threading.Lock()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_lookup, name="lookup-watch", daemon=True)
+        self._announced = False
 
     @property
     def address(self) -> str:
@@ -108,7 +142,7 @@ class RankerServer:
         Raises:
             ArtifactError: The release is damaged, or its upper model does not run; the file is named.
         """
-        return self._deployed.load(Path(path).absolute(), current=current)
+        return self._deployed.load(Path(path), current=current)
 
     def choose(self, version: str) -> None:
         """Answer requests without a version with this one, once the lookup server is seen to have it.
@@ -130,8 +164,6 @@ class RankerServer:
             ValueError: It is the current one: choose another first.
             OverloadedError: It still has readers after that time; it stays.
         """
-        if version == self._shadow.version:
-            self._shadow.set("", 0.0)
         self._deployed.retire(version, timeout_s)
 
     def shadow(self, version: str, share: float) -> None:
@@ -145,10 +177,7 @@ class RankerServer:
             VersionNotLoadedError: It is not loaded here, or not there.
             ValueError: The share is none.
         """
-        if version:
-            self._loaded.get(version)
-            self._check_lookup_has(version)
-        self._shadow.set(version, share)
+        self._deployed.shadow(version, share)
 
     def status(self) -> admin_pb2.ServerStatus:
         """What is loaded, who reads it, how requests ended, and what the shadow showed."""
@@ -162,51 +191,139 @@ class RankerServer:
                     readers=self._loaded.num_readers(version),
                     answered=self._outcomes.answered[version],
                     failed=self._outcomes.failed[version],
+                    refused=self._outcomes.refused[version],
                 )
                 for version in self.versions
             ],
             shadow=self._shadow.report(),
+            process=self._process,
+            remembers=self._deployed.state.known,
+            ready=self._readiness.said.ready,
+            not_ready_because=self._readiness.said.reason,
+            faults=self._deployed.state.faults,
         )
 
+    def _measure(self) -> Status:
+        shadow = self._shadow.report()
+        gauges = {
+            **self._listener.gauges(),
+            "shadow_compared": ("Candidates that shadow traffic compared, since it was set.", shadow.compared),
+            "shadow_failed": ("Requests that the shadow could not score.", shadow.failed),
+            "shadow_mean_abs_difference": ("Mean distance of the probabilities.", shadow.mean_abs_difference),
+            "shadow_mean_difference": ("Mean of shadow less current.", shadow.mean_difference),
+        }
+        outcomes = {
+            version: {
+                "answered": self._outcomes.answered[version],
+                "failed": self._outcomes.failed[version],
+                "refused": self._outcomes.refused[version],
+            }
+            for version in self.versions
+        }
+        ready = self._listener.is_serving
+        return Status(versions=self.versions, current=self.current_version, ready=ready, outcomes=outcomes, gauges=gauges)
+
     def start(self, *, stopped: Callable[[], bool] = lambda: False) -> str:
-        """Wait for the lookup server, then accept requests.
+        """Bind, and wait until the lookup server holds the current version.
+
+        Health says NOT_SERVING until then; admin, if there is one, is up at once.
 
         Args:
-            stopped: Ends the wait early when it says so; nothing is bound then.
+            stopped: Ends the wait early when it says so.
 
         Returns:
             The bound address; empty if `stopped`.
 
         Raises:
-            UnavailableError: The lookup server is not up in time, or lacks a version.
+            UnavailableError: The lookup server is not up in time, or lacks the version; not if there is an admin, who can
+                mend it.
             ValueError: It accepts fewer ids a request than `max_candidates` needs, or holds one shard only.
+            OSError: The address cannot be bound.
         """
-        description = self._lookup.wait_for_versions(self.versions, timeout_s=self.config.startup_timeout_s, stopped=stopped)
-        if description is None:
+        self._listener.open()
+        began = time.monotonic()
+        while not stopped():
+            self._look_at_lookup()
+            said = self._readiness.said
+            if said.ready:
+                break
+            if time.monotonic() - began >= self.config.startup_timeout_s or self._never(said.reason):
+                if self.config.admin_releases is None:
+                    raise self._not_ready(said.reason)
+                break
+            self._stopping.wait(_START_POLL_S)
+        else:
             return ""
-        for entry in description.versions:
-            if entry.version in self.versions and entry.num_shards > 1:
-                raise ValueError(
-                    f"lookup server {self.config.lookup} holds shard {entry.shard_index} of {entry.num_shards} of version "
-                    f"{entry.version}: list all of its shards, with a | between their addresses"
-                )
-        for version, scorer in self._loaded.items():
-            manifest = scorer.manifest
-            # Lists are not counted: how full they are, and how often their ids repeat, is seen in requests alone. One that
-            # has too many distinct ids is refused by the lookup server.
-            num_single = len(manifest.id_features) - len(manifest.list_lengths)
-            most_ids = self.config.max_candidates * num_single + (manifest.sequence.length if manifest.sequence else 0)
-            if most_ids > description.max_ids_per_request:
-                raise ValueError(
-                    f"max_candidates {self.config.max_candidates} needs lookups of up to {most_ids} ids for version "
-                    f"{version}, lookup server {self.config.lookup} accepts {description.max_ids_per_request}: lower "
-                    "max_candidates, or raise its max_ids_per_request"
-                )
-        return self._listener.start({"versions": list(self.versions), "lookup": self.config.lookup})
+        self._watcher.start()
+        return self.address
+
+    def _never(self, reason: str) -> bool:
+        """Whether waiting will not help: a configuration is wrong."""
+        described = self._readiness.described
+        return described is not None and bool(reason) and "is not loaded by" not in reason and not self._readiness.misses
+
+    def _not_ready(self, reason: str) -> Exception:
+        if self._never(reason):
+            return ValueError(reason)
+        return UnavailableError(
+            f"lookup server {self.config.lookup} was not ready within {self.config.startup_timeout_s:g} s: {reason}. Start it "
+            "with the same release, or mend the address."
+        )
+
+    def _watch_lookup(self) -> None:
+        """Look at the lookup servers until the server stops; a thread's work."""
+        while not self._stopping.wait(_WATCH_S):
+            self._look_at_lookup()
+
+    def _look_at_lookup(self) -> None:
+        self._advance_readiness(self._holds())
+        try:
+            event: readiness.Event = _described(self._lookup.describe(timeout_s=min(1.0, self.config.startup_timeout_s)))
+        except ServingError as error:
+            event = readiness.Unreachable(str(error))
+        self._advance_readiness(event)
+
+    def _holds(self) -> readiness.Holds:
+        held = self._loaded.items()
+        state = self._deployed.state
+        needs = tuple(readiness.Need(version, self._most_ids(scorer.manifest)) for version, scorer in held)
+        return readiness.Holds(state.current, state.fault, remembers=state.known, needs=needs)
+
+    def _most_ids(self, manifest: ReleaseManifest) -> int:
+        # Lists are not counted: how full they are, and how often their ids repeat, is seen in requests alone. One that has too
+        # many distinct ids is refused by the lookup server.
+        num_single = len(manifest.id_features) - len(manifest.list_lengths)
+        return self.config.max_candidates * num_single + (manifest.sequence.length if manifest.sequence else 0)
+
+    def _advance_readiness(self, event: readiness.Event) -> None:
+        with self._readying:
+            self._readiness, said = readiness.step(self._readiness, event)
+            for say in said:
+                self._listener.set_health(serving=say.ready)
+                if not say.ready:
+                    logger.warning("not ready: %s", say.reason)
+                elif self._announced:
+                    logger.info("ready again")
+                else:
+                    self._announced = True
+                    self._listener.announce({"versions": list(self.versions), "lookup": self.config.lookup})
+
+    def say_stopping(self) -> None:
+        """Say by health that no more requests should come, and answer those that do until `stop`."""
+        self._listener.say_stopping()
+        self._advance_readiness(readiness.Draining())
+
+    def reload(self) -> None:
+        """Read tokens and certificates again."""
+        self._listener.reload()
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         """Drain and stop; see `Listener.stop`."""
+        self._stopping.set()
+        self.say_stopping()
         self._listener.stop(drain_timeout_s)
+        if self._watcher.is_alive():
+            self._watcher.join()
         self._shadow.close()
         self._lookup.close()
 
@@ -234,12 +351,11 @@ class RankerServer:
         return release.version, scorer
 
     def _check_lookup_has(self, version: str) -> None:
-        there = [entry.version for entry in self._lookup.describe().versions]
-        if version not in there:
-            raise VersionNotLoadedError(
-                f"version {version} is not loaded by lookup server {self.config.lookup}; loaded: {', '.join(there)}",
-                loaded=there,
-            )
+        described = _described(self._lookup.describe())
+        need = readiness.Need(version, self._most_ids(self._loaded.get(version).manifest))
+        fault = readiness.check(described, version, f"lookup server {self.config.lookup}", need)
+        if fault:
+            raise VersionNotLoadedError(fault, loaded=[entry.version for entry in described.versions])
 
     def _register(self, server: grpc.Server) -> None:
         ranker_pb2_grpc.add_RankerServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
@@ -267,6 +383,22 @@ class RankerServer:
             max_candidates=self.config.max_candidates,
             max_sequence_ids=self.config.max_sequence_ids,
         )
+
+
+def _identify(path: Path) -> Identity:
+    return Identity(Release.open(path, verify=False, half="ranker").version)
+
+
+def _described(description: lookup_pb2.LookupDescription) -> readiness.Described:
+    return readiness.Described(
+        tuple(
+            readiness.LookupVersion(entry.version, max(1, entry.num_shards), entry.shard_index)
+            for entry in description.versions
+        ),
+        description.current_version,
+        description.max_ids_per_request,
+        tuple(description.partly_held),
+    )
 
 
 class _Servicer(ranker_pb2_grpc.RankerServicer):

@@ -97,6 +97,20 @@ class ReplicaGroup(Generic[Client]):
         self.count("retries")
         return True
 
+    def attempt_s(self, num_tried: int, deadline: float) -> float:
+        """How long the next server may take: half of what is left as long as another one may be asked after it.
+
+        Else a server that says nothing would have the whole deadline, and none would be left for another. Without budget there
+        will be no other, and it gets what is left.
+
+        Args:
+            num_tried: How many servers were asked before.
+            deadline: The request's, on the clock of `time.monotonic`.
+        """
+        left_s = deadline - time.monotonic()
+        is_last = num_tried + 1 >= min(self.policy.max_attempts, len(self.replicas.all))
+        return max(LEAST_S, left_s if is_last or self.policy.hedges or not self.budget.has() else left_s / 2)
+
     def take_hedge(self, version: str, tried: Sequence[Replica[Client]]) -> Replica[Client] | None:
         """A second server for a request that takes long; None if there is no good one, or no budget."""
         if len(tried) >= self.policy.max_attempts:
@@ -118,4 +132,12 @@ def common_description(descriptions: Sequence[lookup_pb2.LookupDescription]) -> 
     return lookup_pb2.LookupDescription(
         versions=[entry for entry in descriptions[0].versions if all(entry.version in versions for versions in held)],
         max_ids_per_request=min(description.max_ids_per_request for description in descriptions),
+        current_version=common_current(descriptions),
+        partly_held=sorted(set().union(*held) - set.intersection(*held)),
     )
+
+
+def common_current(descriptions: Sequence[lookup_pb2.LookupDescription]) -> str:
+    """The version that several servers all call the current one; empty if they do not agree."""
+    current = {description.current_version for description in descriptions}
+    return current.pop() if len(current) == 1 else ""

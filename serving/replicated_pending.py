@@ -13,7 +13,7 @@ import numpy.typing as npt
 from multifacet.serving.answers import LookupAnswer
 from multifacet.serving.errors import ServingError, UnavailableError
 from multifacet.serving.forks import num_forks, refuse_inherited
-from multifacet.serving.replica_group import ELSEWHERE, LEAST_S
+from multifacet.serving.replica_group import ELSEWHERE
 from multifacet.serving.watch import Watch, descriptor_of
 
 if TYPE_CHECKING:
@@ -164,13 +164,12 @@ class ReplicatedPendingLookup:
 
     def _ask(self, replica: Replica[LookupConnection], *, is_hedge: bool) -> ServingError | None:
         """Send to a server; what went wrong."""
+        timeout_s = self._owner.attempt_s(len(self._tried), self._deadline)
         self._tried.append(replica)
         started = time.monotonic()
         watched = self._owner.policy.hedges
         try:
-            pending = replica.connection.start(
-                self._version, self._ids, timeout_s=max(LEAST_S, self._deadline - started), request_id=self._request_id
-            )
+            pending = replica.connection.start(self._version, self._ids, timeout_s=timeout_s, request_id=self._request_id)
         except ServingError as error:
             self._owner.replicas.give_back_failed(replica, self._version, error)
             return error

@@ -11,24 +11,38 @@ the old retired. Here they are five steps, since each is a point at which one ma
     retired          phase 3: rankers let the old go once its last request ended, then lookup servers did
 
 A step is written down before it begins and after it is done, and only does what it finds undone. So a controller may be
-killed at any moment and run again, or two may run: they take turns, and the second finds the work done.
-`Rollout.rollback` leads back from each step, from a retired old release too, as long as its folder is there.
+killed at any moment and run again, or two may run: they take turns, and the second finds the work done. `Rollout.rollback`
+leads back from each step, from a retired old release too, as long as its folder is there; `Rollout.abandon` settles on a
+version that every server that still answers can serve. Both interrupt a command that is at work.
+
+What is decided is decided in `serving.core.controller`; here are the files, the connections and the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from multifacet.serving.errors import ServingError
-from multifacet.serving.journal import FORWARD, Journal, RolledBackError, RolloutError, State, Step
-from multifacet.serving.limits import Limits, describe_shadow, judge_shadow
+from multifacet.serving.core import controller
+from multifacet.serving.core import rollout_events as core
+from multifacet.serving.core.document import State
+from multifacet.serving.core.reports import HeldVersion, Report, ShadowReport
+from multifacet.serving.errors import DeadlineExceededError, ServingError, UnavailableError
+from multifacet.serving.journal import Journal, RolledBackError, RolloutError
+from multifacet.serving.limits import Limits
 from multifacet.serving.protocol import admin_pb2
 
-_POLL_S = 0.05
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
 
 
 class Server(Protocol):
@@ -55,6 +69,10 @@ class Server(Protocol):
         ...
 
 
+class InterruptedRolloutError(RolloutError):
+    """A rollback, or to abandon the rollout, was asked for meanwhile; that command goes on."""
+
+
 class Rollout:
     """One folder's rollouts, the one under way or the last.
 
@@ -67,17 +85,18 @@ class Rollout:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | os.PathLike[str],
         connect: Callable[[str], contextlib.AbstractContextManager[Server]],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.folder = folder
-        self._journal = Journal(folder)
+        self.folder = Path(folder)
+        self._journal = Journal(self.folder)
         self._connect = connect
         self._clock = clock
         self._sleep = sleep
+        self._failure: Exception | None = None
 
     def state(self) -> State | None:
         """What is written down; None before the first rollout.
@@ -88,7 +107,14 @@ class Rollout:
         return self._journal.read()
 
     def start(
-        self, release: Path, version: str, *, rankers: Sequence[str], lookups: Sequence[str], limits: Limits | None = None
+        self,
+        release: Path,
+        version: str,
+        *,
+        rankers: Sequence[str],
+        lookups: Sequence[str],
+        limits: Limits | None = None,
+        from_version: str = "",
     ) -> State:
         """Plan a rollout; nothing is touched. The same plan twice is one plan.
 
@@ -98,189 +124,252 @@ class Rollout:
             rankers: Addresses of the rankers.
             lookups: Addresses of the lookup servers.
             limits: What the new version must keep to.
+            from_version: The version to start from, and to roll back to, if the rankers do not serve one.
 
         Raises:
-            RolloutError: Another rollout is under way, the rankers do not all serve one version, or serve this one.
+            RolloutError: Another rollout is under way, the rankers do not all serve one version, or serve this one, or the
+                lookup servers do not hold theirs.
+            ServingError: A server cannot be reached.
         """
         with self._journal.turn():
             before = self.state()
-            plan = (version, tuple(rankers), tuple(lookups))
-            if before is not None and not before.is_over:
-                if (before.new_version, before.rankers, before.lookups) == plan:
-                    return before
-                raise RolloutError(
-                    f"rollout {before.number} to version {before.new_version} is at {before.doing or before.done}: advance it, "
-                    "or roll it back, before another starts"
-                )
-            current = {address: self._current(address) for address in rankers}
-            if len(set(current.values())) != 1:
-                raise RolloutError(f"the rankers do not serve one version: {current}. Finish or roll back what was begun.")
-            old_version, old_path = next(iter(current.values()))
-            if old_version == version:
-                raise RolloutError(f"the rankers serve version {version} already")
-            state = State(
+            plan = State(
                 number=1 if before is None else before.number + 1,
-                old_version=old_version,
-                old_path=Path(old_path),
+                old_version=from_version,
+                old_path=Path(),
                 new_version=version,
                 new_path=release,
-                rankers=plan[1],
-                lookups=plan[2],
+                rankers=tuple(rankers),
+                lookups=tuple(lookups),
                 limits=limits or Limits(),
             )
-            self._journal.write(state, "planned")
-            return state
+            return self._drive(
+                controller.Controller(command="start", document=plan, previous=before, from_version=from_version)
+            )
+
+    def adopt(self, release: Path, version: str, *, rankers: Sequence[str], lookups: Sequence[str]) -> State:
+        """Make servers hold and serve one release, without shadow and watch: on the first day, or when the state was lost.
+
+        Args:
+            release: Its folder, as the servers see it.
+            version: Its version.
+            rankers: Addresses of the rankers.
+            lookups: Addresses of the lookup servers.
+
+        Raises:
+            RolloutError: A rollout is under way.
+            ServingError: A server cannot be reached, or refuses.
+        """
+        with self._journal.turn():
+            before = self.state()
+            document = State(
+                number=1 if before is None else before.number + 1,
+                old_version=version,
+                old_path=release,
+                new_version=version,
+                new_path=release,
+                rankers=tuple(rankers),
+                lookups=tuple(lookups),
+                limits=Limits(),
+                done="retired",
+                served=version,
+            )
+            return self._drive(controller.Controller(command="adopt", document=document, previous=before))
 
     def advance(self) -> State:
         """Do the next step, or what is left of one that was begun.
 
+        Once it is over: give a server that was replaced meanwhile what the others have.
+
         Raises:
             RolledBackError: The new version did not keep the limits; the old one serves again.
+            InterruptedRolloutError: Another command took over.
             RolloutError: There is nothing to advance.
-            ServingError: A server could not be reached, or refused; run it again once that is mended, or roll back.
+            ServingError: A server could not be reached, or refused; run it again once that is mended, roll back or abandon.
         """
         with self._journal.turn():
-            state = self._journal.needed()
-            if state.doing == "rolled_back":
-                return self._roll_back(state)
-            if state.is_over:
-                raise RolloutError(f"rollout {state.number} is over ({state.done}): start another")
-            step = FORWARD[FORWARD.index(state.done) + 1]
-            state = state.model_copy(update={"doing": step})
-            self._journal.write(state, "begins")
-            fault = self._do(step, state)
-            if fault:
-                self._roll_back(state.model_copy(update={"reason": fault}))
-                raise RolledBackError(f"rolled back to version {state.old_version}: {fault}")
-            state = state.model_copy(update={"done": step, "doing": None})
-            self._journal.write(state, "done")
-            return state
+            return self._drive(controller.Controller(command="advance", document=self._journal.needed()))
 
     def rollback(self, reason: str = "asked for") -> State:
-        """Serve the old version again and retire the new, from whatever step.
+        """Serve the old version again and retire the new, from whatever step; interrupts a command that is at work.
 
         Args:
             reason: For the audit log.
 
         Raises:
             RolloutError: There is no rollout.
-            ServingError: A server could not be reached, or refused; run it again once that is mended.
+            InterruptedRolloutError: The rollout is abandoned meanwhile.
+            ServingError: A server could not be reached, or refused; run it again once that is mended, or abandon.
         """
-        with self._journal.turn():
+        with self._take_over("rollback", reason):
             state = self._journal.needed()
-            if state.done == "rolled_back":
-                return state
-            return self._roll_back(state if state.doing == "rolled_back" else state.model_copy(update={"reason": reason}))
+            if state.doing != "rolled_back" and state.done != "rolled_back":
+                state = state.model_copy(update={"reason": reason})
+            return self._drive(controller.Controller(command="rollback", document=state))
 
-    def _do(self, step: Step, state: State) -> str:
-        """Do what a step has left undone; what is wrong with the new version, or nothing."""
-        if step == "ranker_loaded":
-            self._load(state.rankers, state.new_path, state.new_version)
-        elif step == "lookup_loaded":
-            self._load(state.lookups, state.new_path, state.new_version)
-        elif step == "shadowed":
-            return self._shadow(state)
-        elif step == "switched":
-            # A server that lost its memory since is given it again, lookup servers before those that ask them.
-            self._load(state.lookups, state.new_path, state.new_version)
-            self._load(state.rankers, state.new_path, state.new_version)
-            return self._switch(state)
-        elif step == "retired":
-            self._retire(state, state.old_version, keep=state.new_version)
-        return ""
+    def abandon(self, reason: str = "given up") -> State:
+        """Give a rollout up: settle on a version that all servers that still answer can serve, and leave the others out.
 
-    def _roll_back(self, state: State) -> State:
-        state = state.model_copy(update={"doing": "rolled_back"})
-        self._journal.write(state, "begins")
-        self._load(state.lookups, state.old_path, state.old_version)
-        self._load(state.rankers, state.old_path, state.old_version)
-        for server in self._servers(state.rankers):
-            server.shadow("", 0.0)
-            server.choose(state.old_version)
-        self._retire(state, state.new_version, keep=state.old_version)
-        state = state.model_copy(update={"done": "rolled_back", "doing": None})
-        self._journal.write(state, "done")
-        return state
+        Preferred is what all of them hold, then what most rankers serve, then the old version. A state that cannot be read is
+        put aside, and no server is asked.
 
-    def _load(self, addresses: Sequence[str], path: Path, version: str) -> None:
-        for address, server in zip(addresses, self._servers(addresses), strict=True):
-            held = _versions(server.status())
-            if version not in held:
-                held = _versions(server.load(path))
-            if version not in held:
+        Args:
+            reason: For the audit log.
+
+        Raises:
+            RolloutError: There is no rollout; or its state could not be read and was put aside.
+            ServingError: No ranker or no lookup server answers, or no version can be served by all.
+        """
+        with self._take_over("abandon", reason):
+            aside = self._journal.put_aside()
+            if aside is not None:
                 raise RolloutError(
-                    f"{address} loaded {path}, but does not hold version {version}: is it another release there?"
+                    f"the state could not be read and was put aside as {aside}: the servers keep what they serve. Start a "
+                    "rollout anew, with --from VERSION if the rankers do not serve one"
                 )
+            state = self._journal.needed().model_copy(update={"reason": reason, "served": "", "left_out": ()})
+            return self._drive(controller.Controller(command="abandon", document=state))
 
-    def _shadow(self, state: State) -> str:
-        limits = state.limits
-        if not limits.shadow_share:
-            return ""
-        for server in self._servers(state.rankers):
-            server.shadow(state.new_version, limits.shadow_share)
-        faults = []
-        for address, server in zip(state.rankers, self._servers(state.rankers), strict=True):
-            deadline = self._clock() + limits.shadow_timeout_s
-            while True:
-                status = server.status()
-                if status.shadow.version != state.new_version:  # it was started again, and forgot
-                    status = server.shadow(state.new_version, limits.shadow_share)
-                if status.shadow.compared >= limits.min_compared or self._clock() >= deadline:
-                    break
-                self._sleep(_POLL_S)
-            self._journal.audit(state, f"shadow at {address}: {describe_shadow(status.shadow)}")
-            if fault := judge_shadow(status.shadow, limits):
-                faults.append(f"{address}: {fault}")
-        for server in self._servers(state.rankers):
-            server.shadow("", 0.0)
-        return "; ".join(faults)
+    @contextlib.contextmanager
+    def _take_over(self, command: str, reason: str) -> Iterator[None]:
+        try:
+            wanted = self._journal.want(command, reason)
+        except OSError as error:
+            raise RolloutError(f"{self.folder} cannot be written ({error}): nothing was changed") from error
+        with self._journal.turn():
+            self._journal.granted(wanted)
+            yield
 
-    def _switch(self, state: State) -> str:
-        limits = state.limits
-        before = {}
-        for address, server in zip(state.rankers, self._servers(state.rankers), strict=True):
-            before[address] = _outcomes(server.status(), state.new_version)
-            server.choose(state.new_version)
-        deadline = self._clock() + limits.watch_s
-        while True:
-            for address, server in zip(state.rankers, self._servers(state.rankers), strict=True):
-                answered, failed = _outcomes(server.status(), state.new_version)
-                answered_before, failed_before = before[address]
-                if answered < answered_before or failed < failed_before:  # it was started again
-                    before[address] = answered_before, failed_before = 0, 0
-                num, num_failed = answered - answered_before + failed - failed_before, failed - failed_before
-                if num >= limits.min_requests and num_failed > limits.max_failure_rate * num:
-                    return f"{address}: {num_failed} of {num} requests failed since the switch"
-            if self._clock() >= deadline:
-                return ""
-            self._sleep(_POLL_S)
+    def _drive(self, state: controller.Controller) -> State:
+        events: deque[core.Event] = deque([core.Began(self._clock())])
+        while events:
+            state, actions = controller.step(state, events.popleft())
+            events.extend(event for action in actions if (event := self._do(action)) is not None)
+        end = state.over
+        if end is None:
+            raise RuntimeError(f"the rollout stopped without an end: {state}")
+        if end.kind == "failed" and self._failure is not None:
+            raise self._failure
+        if end.kind != "done":
+            raise _ERRORS[end.kind](end.text)
+        return state.document
 
-    def _retire(self, state: State, version: str, *, keep: str) -> None:
-        # Rankers first: once none of them holds the version, no lookup for it can come.
-        for server in self._servers(state.rankers):
-            server.retire(version)
-        for server in self._servers(state.lookups):
-            server.choose(keep)
-            server.retire(version)
+    def _do(self, action: core.Action) -> core.Event | None:
+        match action:
+            case core.Note(document, event):
+                return self._note(document, event)
+            case core.Remark(document, event):
+                self._journal.audit(document, event)
+            case core.Ask():
+                return self._ask(action)
+            case core.Sleep(seconds):
+                return self._wait(seconds)
+        return None
 
-    def _current(self, address: str) -> tuple[str, str]:
-        with self._connect(address) as server:
-            status = server.status()
-        path = next((entry.path for entry in status.versions if entry.version == status.current_version), "")
-        return status.current_version, path
+    def _note(self, document: State, event: str) -> core.Noted:
+        try:
+            self._journal.write(document, event)
+        except OSError as error:
+            self._failure = RolloutError(
+                f"{self.folder} cannot be written ({error}): the rollout stays where it was written down to be"
+            )
+            return core.Noted(str(self._failure))
+        return core.Noted()
 
-    def _servers(self, addresses: Sequence[str]) -> Iterator[Server]:
-        for address in addresses:
-            with self._connect(address) as server:
-                yield server
+    def _wait(self, seconds: float) -> core.Event:
+        wanted = self._journal.wanted()
+        if wanted:
+            return core.Interrupted(wanted)
+        self._sleep(seconds)
+        return core.Woke(self._clock())
+
+    def _ask(self, action: core.Ask) -> core.Event:
+        """Ask a server, and look meanwhile whether another command wants to take over."""
+        wanted = self._journal.wanted()
+        if wanted:
+            return core.Interrupted(wanted)
+        try:
+            with self._connect(action.address) as server:
+                answer = _begin(lambda: _call(server, action.call))
+                while not _wait_for(answer, _LOOK_S):
+                    if wanted := self._journal.wanted():
+                        return core.Interrupted(wanted)  # which closes the connection, and so ends the call
+                report = _report(answer.result())
+        except (ServingError, RolloutError, OSError) as error:
+            self._failure = error
+            is_away = isinstance(error, UnavailableError | DeadlineExceededError | OSError)
+            return core.Failed(self._clock(), f"{action.address}: {error}", away=is_away)
+        return core.Answered(self._clock(), report)
 
 
-def _versions(status: admin_pb2.ServerStatus) -> set[str]:
-    return {entry.version for entry in status.versions}
+_ERRORS: dict[str, type[Exception]] = {
+    "failed": ServingError,
+    "interrupted": InterruptedRolloutError,
+    "refused": RolloutError,
+    "rolled back": RolledBackError,
+}
 
 
-def _outcomes(status: admin_pb2.ServerStatus, version: str) -> tuple[int, int]:
-    for entry in status.versions:
-        if entry.version == version:
-            return entry.answered, entry.failed
-    raise ServingError(f"the {status.role} does not hold version {version} any more; it holds {sorted(_versions(status))}")
+def _begin(call: Callable[[], admin_pb2.ServerStatus]) -> Future[admin_pb2.ServerStatus]:
+    answer: Future[admin_pb2.ServerStatus] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:  # noqa: BLE001  (raised where it is waited for)
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="rollout-call", daemon=True).start()
+    return answer
+
+
+def _wait_for(answer: Future[admin_pb2.ServerStatus], seconds: float) -> bool:
+    try:
+        answer.exception(seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _call(server: Server, call: core.Call) -> admin_pb2.ServerStatus:
+    match call:
+        case core.Load(path):
+            return server.load(path)
+        case core.Choose(version):
+            return server.choose(version)
+        case core.Retire(version):
+            return server.retire(version)
+        case core.SetShadow(version, share):
+            return server.shadow(version, share)
+        case core.Status():
+            return server.status()
+
+
+def _report(status: admin_pb2.ServerStatus) -> Report:
+    shadow = status.shadow
+    return Report(
+        role=status.role,
+        current=status.current_version,
+        held=tuple(
+            HeldVersion(
+                version=held.version,
+                path=held.path,
+                answered=held.answered,
+                failed=held.failed,
+                refused=held.refused,
+                damaged=held.damaged,
+            )
+            for held in status.versions
+        ),
+        shadow=ShadowReport(
+            version=shadow.version,
+            share=shadow.share,
+            requests=shadow.requests,
+            compared=shadow.compared,
+            failed=shadow.failed,
+            mean_abs_difference=shadow.mean_abs_difference,
+            mean_difference=shadow.mean_difference,
+        ),
+        process=status.process,
+        remembers=status.remembers,
+    )

@@ -19,7 +19,7 @@ from multifacet.serving.pooling import Pooling
 from multifacet.serving.protocol import ranker_pb2
 from multifacet.serving.release import Release
 from multifacet.serving.upper import UpperModel, load_program
-from multifacet.tables.codec import decode
+from multifacet.tables.codec.rows import decode
 
 if TYPE_CHECKING:
     from multifacet.serving.request_ids import RequestIds

@@ -12,6 +12,7 @@ from multifacet.serving.answers import LookupAnswer, TableRows
 from multifacet.serving.errors import BrokenAnswerError, ServingError, VersionNotLoadedError
 from multifacet.serving.packing import IdArray
 from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.replica_group import common_description
 from multifacet.serving.shards import Partition, partition
 
 
@@ -103,7 +104,12 @@ class ShardSet:
         fits = [entry for entry, shard in zip(description.versions, given, strict=True) if shard == (index, len(self))]
         if given and not fits:
             self._check_shard(index, *given[0])
-        return lookup_pb2.LookupDescription(versions=fits, max_ids_per_request=description.max_ids_per_request)
+        return lookup_pb2.LookupDescription(
+            versions=fits,
+            max_ids_per_request=description.max_ids_per_request,
+            current_version=description.current_version,
+            partly_held=description.partly_held,
+        )
 
     def check(self, index: int, version: str, answer: LookupAnswer) -> None:
         """Refuse an answer of another version, or of another shard.
@@ -176,11 +182,17 @@ class ShardSet:
             )
 
 
-def as_whole(description: lookup_pb2.LookupDescription) -> lookup_pb2.LookupDescription:
+def as_whole(descriptions: Sequence[lookup_pb2.LookupDescription]) -> lookup_pb2.LookupDescription:
     """The description of all shards together from what they have in common."""
+    common = common_description(descriptions)
+    versions = [entry.version for entry in common.versions]
+    # A version that some servers of one shard lack may still be had whole.
+    had = [{*description.partly_held, *(entry.version for entry in description.versions)} for description in descriptions]
     return lookup_pb2.LookupDescription(
-        versions=[lookup_pb2.LookupVersion(version=entry.version, tables=entry.tables) for entry in description.versions],
-        max_ids_per_request=description.max_ids_per_request,
+        versions=[lookup_pb2.LookupVersion(version=entry.version, tables=entry.tables) for entry in common.versions],
+        max_ids_per_request=common.max_ids_per_request,
+        current_version=common.current_version,
+        partly_held=sorted(set.intersection(*had) - set(versions)),
     )
 
 

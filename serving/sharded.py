@@ -12,7 +12,6 @@ from multifacet.serving.errors import ServingError
 from multifacet.serving.lookups import LookupConnection
 from multifacet.serving.packing import as_ids
 from multifacet.serving.protocol import lookup_pb2
-from multifacet.serving.replica_group import common_description
 from multifacet.serving.shard_set import ShardSet, as_whole, cut
 from multifacet.serving.sharded_pending import ShardedPendingLookup
 
@@ -64,7 +63,7 @@ class ShardedLookup(LookupConnection):
             except ServingError as error:
                 self.set.name(index, error)
                 raise
-        return as_whole(common_description(descriptions))
+        return as_whole(descriptions)
 
     def counters(self) -> Mapping[str, int]:
         """The sums over the shards' clients."""

@@ -94,6 +94,7 @@ class LoadedVersions(Generic[T]):
         self._write_lock = threading.Lock()
         self._leases = Leases()
         self._state: tuple[dict[str, T], str] = ({}, "")
+        self._closed: dict[str, tuple[int, T]] = {}
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -132,6 +133,37 @@ class LoadedVersions(Generic[T]):
         with self._write_lock:
             self.get(version)
             self._state = (self._state[0], version)
+
+    def put(self, version: str, loaded: T) -> None:
+        """Serve this under a version, in place of what is there; the current version stays, even if there is none."""
+        with self._write_lock:
+            held, current = self._state
+            self._state = ({**held, version: loaded}, current)
+
+    def make_current(self, version: str) -> None:
+        """Make a held version the current one; an empty one: none is."""
+        with self._write_lock:
+            self._state = (self._state[0], version)
+
+    def close(self, version: str) -> None:
+        """Take no new readers of a version; see `reopen` and `forget`."""
+        with self._write_lock:
+            held, current = self._state
+            self._closed[version] = (list(held).index(version), held[version])
+            self._state = ({known: loaded for known, loaded in held.items() if known != version}, current)
+
+    def reopen(self, version: str) -> None:
+        """Take new readers of a closed version again."""
+        with self._write_lock:
+            place, loaded = self._closed.pop(version)
+            held, current = self._state
+            entries = list(held.items())
+            self._state = (dict([*entries[:place], (version, loaded), *entries[place:]]), current)
+
+    def forget(self, version: str) -> None:
+        """Let go of a closed version; requests under way keep it until they end."""
+        with self._write_lock:
+            del self._closed[version]
 
     def lease(self, wanted: str) -> Lease[T]:
         """Hold a version for the length of a request: see `resolve`, and `num_readers`."""
@@ -173,6 +205,11 @@ class LoadedVersions(Generic[T]):
             VersionNotLoadedError: It is not loaded; the error lists the versions that are.
         """
         held, _ = self._state
+        if not version:
+            listed = ", ".join(held) or "none"
+            raise VersionNotLoadedError(
+                f"no version is the current one of this {self._server}; loaded: {listed}", loaded=tuple(held)
+            )
         if version not in held:
             listed = ", ".join(held) or "none"
             raise VersionNotLoadedError(

@@ -19,7 +19,7 @@ from multifacet.serving.release import ID_MAPS, KIND, POOLING, UPPER, Release
 from multifacet.serving.shards import MAX_SHARDS, SHARD_SEED
 from multifacet.serving.split import TableSplit, split_of
 from multifacet.serving.upper import UpperModel
-from multifacet.tables.codec import row_bytes
+from multifacet.tables.codec.rows import row_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _READ_ONLY = 0o444
+_FOLDER = 0o755
 
 
 class ReleaseWriter:
@@ -223,9 +224,9 @@ class ReleaseWriter:
             raise ArtifactError(
                 f"{self._writer.path}: none of its tables can be split into {self._num_shards} shards; publish it whole"
             )
-        for file in self._writer.directory.rglob("*"):
-            if file.is_file():
-                file.chmod(_READ_ONLY)  # servers have it mapped, as other users too: it is never written to again
+        # Servers have it mapped, as other users too, whatever the umask of who publishes: it is never written to again.
+        for path in (self._writer.directory, *self._writer.directory.rglob("*")):
+            path.chmod(_READ_ONLY if path.is_file() else _FOLDER)
         tasks: tuple[Literal["ctr"], Literal["cvr"]] = ("ctr", "cvr")
         manifest = ReleaseManifest(
             name=self._name,

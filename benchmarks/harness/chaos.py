@@ -18,7 +18,7 @@ from benchmarks.harness.witness import write_witness
 from multifacet.serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout
 
 if TYPE_CHECKING:
-    from multifacet.serving.journal import State
+    from multifacet.serving.core.document import State
 
 logger = logging.getLogger(__name__)
 

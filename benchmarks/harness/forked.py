@@ -9,7 +9,15 @@ from pathlib import Path
 from multifacet.serving import LookupConfig, RankerConfig, serve_lookup, serve_ranker
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["multifacet.serving.lookup", "multifacet.serving.ranker", "benchmarks.harness.chaos"])
+FORKS.set_forkserver_preload(
+    [
+        "multifacet.serving.lookup",
+        "multifacet.serving.ranker",
+        "benchmarks.harness.chaos",
+        "benchmarks.harness.kills",
+        "benchmarks.harness.attacks",
+    ]
+)
 _POLL_S = 0.01
 
 
@@ -29,6 +37,13 @@ class ForkedServer:
         self._process = FORKS.Process(target=_serve, args=(config,), daemon=True)
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        if self._process.pid is None:
+            raise RuntimeError("it was not started")
+        return self._process.pid
+
     def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Wait until it accepts requests.
 
@@ -44,14 +59,19 @@ class ForkedServer:
                 raise TimeoutError(f"the server of {self.address} was not ready within {timeout_s:g} s")
             time.sleep(_POLL_S)
 
-    def restart(self) -> None:
-        """Kill it (SIGKILL) and start it again on its address."""
+    def restart(self, *, wait: bool = True) -> None:
+        """Kill it (SIGKILL) and start it again on its address.
+
+        Args:
+            wait: Whether to wait until it is ready.
+        """
         self._process.kill()
         self._process.join()
         self._ready_file.unlink(missing_ok=True)
         self._process = FORKS.Process(target=_serve, args=(self._config,), daemon=True)
         self._process.start()
-        self.wait_until_ready()
+        if wait:
+            self.wait_until_ready()
 
     def __enter__(self) -> ForkedServer:
         self.wait_until_ready()

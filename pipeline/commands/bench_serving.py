@@ -27,6 +27,8 @@ def bench_serving(
     skew: Annotated[float, typer.Option(min=0.0, help="Exponent of the ids' Zipf law; 0 is uniform.")] = 1.0,
     token_file: Annotated[Path | None, typer.Option(help="File with the server's token.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the authority that signed its certificate.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of a certificate of one's own.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of that certificate's private key.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for results.json and latency.png.")] = None,
     seed: Annotated[int, typer.Option(help="Of ids and moments.")] = 0,
     as_json: AsJson = False,
@@ -41,15 +43,22 @@ def bench_serving(
     if (lookup is None) == (ranker is None):
         raise typer.BadParameter("give --lookup or --ranker, one of them")
     opened = Release.open(release, verify=False)
+    secrets: dict[str, Any] = {
+        "timeout_s": 10,
+        "token_file": token_file,
+        "tls_ca": tls_ca,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+    }
     with ExitStack() as connected:
         draws = []
         for number in range(clients):
             drawn: dict[str, Any] = {"exponent": skew, "seed": seed + number}
             if lookup is not None:
-                asked = connected.enter_context(connect_lookup(lookup, timeout_s=10, token_file=token_file, tls_ca=tls_ca))
+                asked = connected.enter_context(connect_lookup(lookup, **secrets))
                 draws.append(lookup_request(opened, asked, num_ids=ids, **drawn))
             elif ranker is not None:
-                scored = connected.enter_context(RankerClient(ranker, timeout_s=10, token_file=token_file, tls_ca=tls_ca))
+                scored = connected.enter_context(RankerClient(ranker, **secrets))
                 draws.append(rank_request(opened, scored, num_candidates=ids, **drawn))
         for draw in draws:  # connections and kernels are warm before the first request is due
             draw()()
@@ -65,19 +74,20 @@ def bench_serving(
 
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        if result.latency.count:
+        if result.answered:
             plot_latency(result, output / "latency.png", f"{rate:g} requests/s of {ids} ids, skew {skew:g}: {lookup or ranker}")
     if as_json:
         emit_json(document)
     else:
         _print(document)
-    if not result.latency.count:
+    if not result.answered:
         raise typer.Exit(1)
 
 
 def _summary(result: LoadResult, rate: float) -> dict[str, Any]:
     return {
-        "answered": result.latency.count,
+        "answered": result.answered,
+        "not_sent": result.not_sent,
         "answered_per_s": result.answered_per_s,
         "kept_up": result.answered_per_s >= _KEPT_UP * rate,
         "errors": dict(result.errors),
@@ -97,6 +107,10 @@ def _print(document: dict[str, Any]) -> None:
         table.add_row(name, *(f"{value:.3f}" for value in document[f"{name}_ms"].values()))
     stdout.print(table)
     stdout.print(f"{document['answered']} answered, {document['answered_per_s']:.1f} a second", highlight=False)
+    if document["not_sent"]:
+        stdout.print(
+            f"{document['not_sent']} not sent: no client was free; their latency is what they had waited", highlight=False
+        )
     if document["errors"]:
         stdout.print(f"failed: {document['errors']}", highlight=False)
     if not document["kept_up"]:

@@ -11,7 +11,7 @@ from multifacet.pipeline.options import Settings, parse_settings
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from multifacet.serving.journal import State
+    from multifacet.serving.core.document import State
     from multifacet.serving.rollout import Rollout
 
 app = typer.Typer(no_args_is_help=True, help="Move live servers from one release to the next in three phases, and back.")
@@ -19,6 +19,10 @@ app = typer.Typer(no_args_is_help=True, help="Move live servers from one release
 Folder = Annotated[Path, typer.Option("--state", help="Folder of the rollout's state and audit log; one a deployment.")]
 Token = Annotated[Path, typer.Option("--token-file", help="File with the servers' admin token.")]
 Authority = Annotated[Path | None, typer.Option("--tls-ca", help="PEM file of the authority that signed their certificates.")]
+Certificate = Annotated[
+    Path | None, typer.Option("--tls-certificate", help="PEM file of a certificate of one's own, for servers that ask for it.")
+]
+Key = Annotated[Path | None, typer.Option("--tls-key", help="PEM file of that certificate's private key.")]
 Timeout = Annotated[
     float, typer.Option(help="How long one server may take for one change, in seconds; it may restart meanwhile.")
 ]
@@ -32,7 +36,12 @@ def start(
     state: Folder,
     token_file: Token,
     tls_ca: Authority = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
     timeout_s: Timeout = 120.0,
+    from_version: Annotated[
+        str, typer.Option("--from", metavar="VERSION", help="Start from this version, if the rankers do not serve one.")
+    ] = "",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,8 +50,31 @@ def start(
 
     opened = Release.open(release, verify=False)
     limits = Limits(**parse_settings(settings))
-    rollout = _rollout(state, token_file, tls_ca, timeout_s)
-    _show(rollout.start(opened.path, opened.version, rankers=ranker, lookups=lookup, limits=limits), as_json=as_json)
+    rollout = _rollout(state, token_file, (tls_ca, tls_certificate, tls_key), timeout_s)
+    addresses = {"rankers": ranker, "lookups": lookup}
+    path = opened.path.resolve()  # a link may point elsewhere by the time of a rollback
+    _show(rollout.start(path, opened.version, **addresses, limits=limits, from_version=from_version), as_json=as_json)
+
+
+@app.command()
+def adopt(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of the release, as the servers see it.")],
+    ranker: Annotated[list[str], typer.Option(help="Address of a ranker; give all of them.")],
+    lookup: Annotated[list[str], typer.Option(help="gRPC address of a lookup server; give all of them.")],
+    state: Folder,
+    token_file: Token,
+    tls_ca: Authority = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    timeout_s: Timeout = 120.0,
+    as_json: AsJson = False,
+) -> None:
+    """Makes servers hold and serve one release at once: on the first day, or when the state of their rollouts was lost."""
+    from multifacet.serving import Release
+
+    opened = Release.open(release, verify=False)
+    rollout = _rollout(state, token_file, (tls_ca, tls_certificate, tls_key), timeout_s)
+    _show(rollout.adopt(opened.path.resolve(), opened.version, rankers=ranker, lookups=lookup), as_json=as_json)
 
 
 @app.command()
@@ -64,11 +96,16 @@ def advance(
     token_file: Token,
     to_end: Annotated[bool, typer.Option("--to-end", help="All steps that are left, not only the next.")] = False,
     tls_ca: Authority = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
     timeout_s: Timeout = 120.0,
     as_json: AsJson = False,
 ) -> None:
-    """Does the next step, or what is left of one that was interrupted; rolls back if the new version breaks a limit."""
-    rollout = _rollout(state, token_file, tls_ca, timeout_s)
+    """Does the next step, or what is left of one that was interrupted; rolls back if the new version breaks a limit.
+
+    Once the rollout is over, a server that was replaced meanwhile is given what the others have.
+    """
+    rollout = _rollout(state, token_file, (tls_ca, tls_certificate, tls_key), timeout_s)
     reached = rollout.advance()
     while to_end and not reached.is_over:
         reached = rollout.advance()
@@ -81,17 +118,43 @@ def rollback(
     token_file: Token,
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "asked for",
     tls_ca: Authority = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
     timeout_s: Timeout = 120.0,
     as_json: AsJson = False,
 ) -> None:
-    """Serves the old version again and retires the new, from whatever step."""
-    _show(_rollout(state, token_file, tls_ca, timeout_s).rollback(reason), as_json=as_json)
+    """Serves the old version again and retires the new, from whatever step; interrupts a command that is at work."""
+    rollout = _rollout(state, token_file, (tls_ca, tls_certificate, tls_key), timeout_s)
+    _show(rollout.rollback(reason), as_json=as_json)
 
 
-def _rollout(folder: Path, token_file: Path, tls_ca: Path | None, timeout_s: float) -> Rollout:
+@app.command()
+def abandon(
+    state: Folder,
+    token_file: Token,
+    reason: Annotated[str, typer.Option(help="For the audit log.")] = "given up",
+    tls_ca: Authority = None,
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    timeout_s: Timeout = 20.0,
+    as_json: AsJson = False,
+) -> None:
+    """Gives the rollout up: settles on a version that every server that still answers can serve; leaves the others out."""
+    rollout = _rollout(state, token_file, (tls_ca, tls_certificate, tls_key), timeout_s)
+    _show(rollout.abandon(reason), as_json=as_json)
+
+
+def _rollout(folder: Path, token_file: Path, tls: tuple[Path | None, Path | None, Path | None], timeout_s: float) -> Rollout:
     from multifacet.serving import AdminClient, Rollout
 
-    return Rollout(folder, lambda address: AdminClient(address, token_file=token_file, timeout_s=timeout_s, tls_ca=tls_ca))
+    ca, certificate, key = tls
+
+    def connect(address: str) -> AdminClient:
+        return AdminClient(
+            address, token_file=token_file, timeout_s=timeout_s, tls_ca=ca, tls_certificate=certificate, tls_key=key
+        )
+
+    return Rollout(folder, connect)
 
 
 def _no_server(address: str) -> NoReturn:

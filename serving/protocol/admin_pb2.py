@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'multifacet/serving/protocol/admin.proto\x12\x15multifacet.serving.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"!\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"/\n\rShadowRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\x0f\n\rStatusRequest\"\xa2\x01\n\x0cServerStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\t\x12\x36\n\x08versions\x18\x03 \x03(\x0b\x32$.multifacet.serving.v1.VersionStatus\x12\x33\n\x06shadow\x18\x04 \x01(\x0b\x32#.multifacet.serving.v1.ShadowReport\"a\n\rVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07readers\x18\x03 \x01(\r\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\"\x98\x01\n\x0cShadowReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x1b\n\x13mean_abs_difference\x18\x05 \x01(\x01\x12\x17\n\x0fmean_difference\x18\x06 \x01(\x01\x12\x10\n\x08requests\x18\x07 \x01(\x04\x32\xae\x03\n\x05\x41\x64min\x12O\n\x04Load\x12\".multifacet.serving.v1.LoadRequest\x1a#.multifacet.serving.v1.ServerStatus\x12T\n\x06\x43hoose\x12%.multifacet.serving.v1.VersionRequest\x1a#.multifacet.serving.v1.ServerStatus\x12T\n\x06Retire\x12%.multifacet.serving.v1.VersionRequest\x1a#.multifacet.serving.v1.ServerStatus\x12S\n\x06Shadow\x12$.multifacet.serving.v1.ShadowRequest\x1a#.multifacet.serving.v1.ServerStatus\x12S\n\x06Status\x12$.multifacet.serving.v1.StatusRequest\x1a#.multifacet.serving.v1.ServerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'multifacet/serving/protocol/admin.proto\x12\x15multifacet.serving.v1\"\x1b\n\x0bLoadRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"!\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"/\n\rShadowRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\"\x0f\n\rStatusRequest\"\x80\x02\n\x0cServerStatus\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x17\n\x0f\x63urrent_version\x18\x02 \x01(\t\x12\x36\n\x08versions\x18\x03 \x03(\x0b\x32$.multifacet.serving.v1.VersionStatus\x12\x33\n\x06shadow\x18\x04 \x01(\x0b\x32#.multifacet.serving.v1.ShadowReport\x12\x0f\n\x07process\x18\x05 \x01(\t\x12\x11\n\tremembers\x18\x06 \x01(\x08\x12\r\n\x05ready\x18\x07 \x01(\x08\x12\x19\n\x11not_ready_because\x18\x08 \x01(\t\x12\x0e\n\x06\x66\x61ults\x18\t \x03(\t\"\x83\x01\n\rVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07readers\x18\x03 \x01(\r\x12\x10\n\x08\x61nswered\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\x07 \x01(\t\"\x98\x01\n\x0cShadowReport\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x1b\n\x13mean_abs_difference\x18\x05 \x01(\x01\x12\x17\n\x0fmean_difference\x18\x06 \x01(\x01\x12\x10\n\x08requests\x18\x07 \x01(\x04\x32\xae\x03\n\x05\x41\x64min\x12O\n\x04Load\x12\".multifacet.serving.v1.LoadRequest\x1a#.multifacet.serving.v1.ServerStatus\x12T\n\x06\x43hoose\x12%.multifacet.serving.v1.VersionRequest\x1a#.multifacet.serving.v1.ServerStatus\x12T\n\x06Retire\x12%.multifacet.serving.v1.VersionRequest\x1a#.multifacet.serving.v1.ServerStatus\x12S\n\x06Shadow\x12$.multifacet.serving.v1.ShadowRequest\x1a#.multifacet.serving.v1.ServerStatus\x12S\n\x06Status\x12$.multifacet.serving.v1.StatusRequest\x1a#.multifacet.serving.v1.ServerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=179
   _globals['_STATUSREQUEST']._serialized_end=194
   _globals['_SERVERSTATUS']._serialized_start=197
-  _globals['_SERVERSTATUS']._serialized_end=359
-  _globals['_VERSIONSTATUS']._serialized_start=361
-  _globals['_VERSIONSTATUS']._serialized_end=458
-  _globals['_SHADOWREPORT']._serialized_start=461
-  _globals['_SHADOWREPORT']._serialized_end=613
-  _globals['_ADMIN']._serialized_start=616
-  _globals['_ADMIN']._serialized_end=1046
+  _globals['_SERVERSTATUS']._serialized_end=453
+  _globals['_VERSIONSTATUS']._serialized_start=456
+  _globals['_VERSIONSTATUS']._serialized_end=587
+  _globals['_SHADOWREPORT']._serialized_start=590
+  _globals['_SHADOWREPORT']._serialized_end=742
+  _globals['_ADMIN']._serialized_start=745
+  _globals['_ADMIN']._serialized_end=1175
 # @@protoc_insertion_point(module_scope)

@@ -31,30 +31,44 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerStatus(_message.Message):
-    __slots__ = ("role", "current_version", "versions", "shadow")
+    __slots__ = ("role", "current_version", "versions", "shadow", "process", "remembers", "ready", "not_ready_because", "faults")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    REMEMBERS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    NOT_READY_BECAUSE_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
     role: str
     current_version: str
     versions: _containers.RepeatedCompositeFieldContainer[VersionStatus]
     shadow: ShadowReport
-    def __init__(self, role: _Optional[str] = ..., current_version: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[VersionStatus, _Mapping]]] = ..., shadow: _Optional[_Union[ShadowReport, _Mapping]] = ...) -> None: ...
+    process: str
+    remembers: bool
+    ready: bool
+    not_ready_because: str
+    faults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, role: _Optional[str] = ..., current_version: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[VersionStatus, _Mapping]]] = ..., shadow: _Optional[_Union[ShadowReport, _Mapping]] = ..., process: _Optional[str] = ..., remembers: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_because: _Optional[str] = ..., faults: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class VersionStatus(_message.Message):
-    __slots__ = ("version", "path", "readers", "answered", "failed")
+    __slots__ = ("version", "path", "readers", "answered", "failed", "refused", "damaged")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     version: str
     path: str
     readers: int
     answered: int
     failed: int
-    def __init__(self, version: _Optional[str] = ..., path: _Optional[str] = ..., readers: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+    refused: int
+    damaged: str
+    def __init__(self, version: _Optional[str] = ..., path: _Optional[str] = ..., readers: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., damaged: _Optional[str] = ...) -> None: ...
 
 class ShadowReport(_message.Message):
     __slots__ = ("version", "share", "compared", "failed", "mean_abs_difference", "mean_difference", "requests")

@@ -54,12 +54,16 @@ class LookupDescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class LookupDescription(_message.Message):
-    __slots__ = ("versions", "max_ids_per_request")
+    __slots__ = ("versions", "max_ids_per_request", "current_version", "partly_held")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_IDS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PARTLY_HELD_FIELD_NUMBER: _ClassVar[int]
     versions: _containers.RepeatedCompositeFieldContainer[LookupVersion]
     max_ids_per_request: int
-    def __init__(self, versions: _Optional[_Iterable[_Union[LookupVersion, _Mapping]]] = ..., max_ids_per_request: _Optional[int] = ...) -> None: ...
+    current_version: str
+    partly_held: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, versions: _Optional[_Iterable[_Union[LookupVersion, _Mapping]]] = ..., max_ids_per_request: _Optional[int] = ..., current_version: _Optional[str] = ..., partly_held: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LookupVersion(_message.Message):
     __slots__ = ("version", "tables", "shard_index", "num_shards")

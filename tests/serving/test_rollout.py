@@ -22,8 +22,8 @@ from multifacet.serving import (
     RolloutError,
     VersionNotLoadedError,
 )
+from multifacet.serving.core.document import FORWARD
 from multifacet.serving.deployed import Deployed, inside
-from multifacet.serving.journal import FORWARD
 from multifacet.serving.protocol import admin_pb2
 from multifacet.serving.shadow import Shadow
 from multifacet.serving.versions import LoadedVersions
@@ -69,7 +69,7 @@ class Bookkeeping:
             check=self.check,
             state_file=fleet.folder / f"{address}.json",
         )
-        self.shadow_version = ""
+        self.shadow_version, self.shadow_share = "", 0.0
         self.deployed.open(configured)
 
     def check(self, version):
@@ -82,12 +82,14 @@ class Bookkeeping:
         return admin_pb2.ServerStatus(
             role=self.role,
             current_version=self.loaded.current,
+            remembers=self.deployed.state.known,
             versions=[
                 admin_pb2.VersionStatus(version=version, path=str(self.deployed.path(version)))
                 for version in self.loaded.versions
             ],
             shadow=admin_pb2.ShadowReport(
                 version=self.shadow_version,
+                share=self.shadow_share,
                 requests=10,
                 compared=10 if self.shadow_version else 0,
                 mean_abs_difference=difference,
@@ -103,7 +105,7 @@ class Remote:
         self.server = server
 
     def load(self, path):
-        return self._call(lambda: self.server.deployed.load(path, current=self.server.role == "lookup"))
+        return self._call(lambda: self.server.deployed.load(path))
 
     def choose(self, version):
         return self._call(lambda: self.server.deployed.choose(version))
@@ -111,9 +113,9 @@ class Remote:
     def retire(self, version):
         return self._call(lambda: self.server.deployed.retire(version))
 
-    def shadow(self, version, share):  # noqa: ARG002
+    def shadow(self, version, share):
         def change():
-            self.server.shadow_version = version
+            self.server.shadow_version, self.server.shadow_share = version, share
 
         return self._call(change)
 

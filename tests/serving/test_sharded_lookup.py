@@ -229,6 +229,10 @@ def test_shards_of_two_replicas_each_survive_one_slow_and_one_that_is_away(
                 started = time.monotonic()
                 np.testing.assert_array_equal(client.lookup(split.version, PINS).tables["pin_kge"].rows, expected)
                 assert time.monotonic() - started < 2
+            for _ in range(60):  # by chance it may not have been asked
+                if client.counters()["ejections"]:
+                    break
+                client.lookup(split.version, PINS)
             assert client.counters()["ejections"] >= 1
             held.set()
 

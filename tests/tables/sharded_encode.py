@@ -17,7 +17,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed import DistributedModelParallel
 
 from multifacet.tables import encode, gather_rows
-from multifacet.tables.codec import Precision
+from multifacet.tables.codec.rows import Precision
 
 NUM_ROWS, DIM = 1001, 16
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")

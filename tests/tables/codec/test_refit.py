@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from multifacet.tables import Precision, decode, encode, relative_error, row_bytes
-from multifacet.tables.codec import Rounding
+from multifacet.tables.codec.rows import Rounding
 
 ROUNDINGS: tuple[Rounding, ...] = ("minmax", "greedy", "refit")
 

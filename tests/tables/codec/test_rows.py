@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from multifacet.tables.codec import decode, encode, row_bytes
+from multifacet.tables.codec.rows import decode, encode, row_bytes
 
 FUSED = [("int8", 8), ("int4", 4)]
 PRECISIONS = ["fp32", "fp16", "int8", "int4"]
