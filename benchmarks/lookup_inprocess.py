@@ -22,7 +22,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTable
 
 from benchmarks.harness import HIGHER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, ROW_BYTES, drawn_chunks
-from multifacet.serving.gather import MappedRows, Memory, SendBuffer, huge_copy
+from multifacet.serving.lookup.rows import MappedRows, Memory, SendBuffer, huge_copy
 from multifacet.tables import decode
 
 BATCH = 2000

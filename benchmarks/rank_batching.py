@@ -20,8 +20,8 @@ import psutil
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import write_release
 from multifacet.serving import LookupConfig, RankerClient, RankerConfig, Release, ServerProcess
-from multifacet.serving.openloop import run_open_loop
-from multifacet.serving.workload import rank_request
+from multifacet.serving.load.open_loop import run_open_loop
+from multifacet.serving.load.workload import rank_request
 from multifacet.tables import IdMap
 
 LIMIT_MS = 50.0

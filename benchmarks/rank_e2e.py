@@ -27,13 +27,13 @@ from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.releases import DIM, NUM_DENSE, write_release
 from multifacet.ranking.model.sequence import Pooling, SequencePooling
 from multifacet.serving import LookupConfig, RankerClient, RankerConfig, RankerServer, Release, ServerProcess
-from multifacet.serving.answers import LookupAnswer, TableRows
-from multifacet.serving.gather import SendBuffer
-from multifacet.serving.half import LookupHalf
-from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.client.lookups import LookupConnection
+from multifacet.serving.lookup.mapped_release import LookupHalf
+from multifacet.serving.lookup.rows import SendBuffer
 from multifacet.serving.protocol import lookup_pb2
-from multifacet.serving.request_ids import RequestIds
-from multifacet.serving.scorer import Scorer
+from multifacet.serving.ranker.request_ids import RequestIds
+from multifacet.serving.ranker.scorer import Scorer
+from multifacet.serving.wire.answers import LookupAnswer, TableRows
 from multifacet.tables import IdMap, decode
 
 Tables = Literal["remote", "in_process", "in_process_fp32", "sequence_attention", "sequence_transformer"]

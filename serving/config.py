@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from multifacet.serving.address import Address
+from multifacet.serving.addresses import Address
 from multifacet.serving.fleet import Fleet
 from multifacet.serving.policy import ReplicaPolicy
-from multifacet.serving.secrets_on_disk import read_token
+from multifacet.serving.secrets import read_token
 
 
 class ListenConfig(BaseModel):

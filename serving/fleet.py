@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multifacet.serving.address import Address
-from multifacet.serving.answers import Shard
+from multifacet.serving.addresses import Address
+from multifacet.serving.wire.answers import Shard
 
 FRAMED = "framed:"
 _FORM = "addresses of replicas with a comma between them, shards with a | between them, such as a:1,b:1|c:1,d:1"

@@ -15,8 +15,8 @@ from multifacet.serving.log_limit import limit_log
 
 if TYPE_CHECKING:
     from multifacet.serving.config import ListenConfig, LookupConfig, RankerConfig
-    from multifacet.serving.lookup import LookupServer
-    from multifacet.serving.ranker import RankerServer
+    from multifacet.serving.lookup.server import LookupServer
+    from multifacet.serving.ranker.server import RankerServer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def serve_lookup(config: LookupConfig) -> None:
     faulthandler.enable()  # a mapped file that is cut while its rows are read ends the process: with a line at least
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
-        from multifacet.serving.lookup import LookupServer  # noqa: PLC0415
+        from multifacet.serving.lookup.server import LookupServer  # noqa: PLC0415
 
         server = LookupServer(config)
         try:
@@ -60,7 +60,7 @@ def serve_ranker(config: RankerConfig) -> None:
     with _until_signalled() as stop:
         import torch  # noqa: PLC0415
 
-        from multifacet.serving.ranker import RankerServer  # noqa: PLC0415
+        from multifacet.serving.ranker.server import RankerServer  # noqa: PLC0415
 
         torch.set_num_threads(config.intra_op_threads)
         server = RankerServer(config)

@@ -13,7 +13,7 @@ from multiprocessing.synchronize import Event
 
 import grpc
 
-from multifacet.serving.frames import Header, Kind
+from multifacet.serving.wire.frames import Header, Kind
 
 _PAUSE_S = 0.01
 _HELD = 400

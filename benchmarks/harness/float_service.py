@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from multifacet.serving.release import Release
+from multifacet.serving.release.release import Release
 from multifacet.tables import decode
 
 _METHOD = "/plain.Rows/Get"

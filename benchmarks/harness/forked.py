@@ -11,8 +11,8 @@ from multifacet.serving import LookupConfig, RankerConfig, serve_lookup, serve_r
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "multifacet.serving.lookup",
-        "multifacet.serving.ranker",
+        "multifacet.serving.lookup.server",
+        "multifacet.serving.ranker.server",
         "benchmarks.harness.chaos",
         "benchmarks.harness.kills",
         "benchmarks.harness.attacks",

@@ -17,10 +17,10 @@ import grpc
 import numpy as np
 
 from multifacet.serving import LookupClient, ServingError
-from multifacet.serving.channel import open_channel
-from multifacet.serving.frames import HEADER_BYTES, Header, Kind
-from multifacet.serving.packing import pack_ids
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
+from multifacet.serving.wire.channel import open_channel
+from multifacet.serving.wire.frames import HEADER_BYTES, Header, Kind
+from multifacet.serving.wire.packing import pack_ids
 
 _LOOKUP = "/multifacet.serving.v1.Lookup/Lookup"
 _RESET = struct.pack("ii", 1, 0)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from multifacet.ranking.export.programs import export_pooling
-from multifacet.serving.manifest import ReleaseSequence
-from multifacet.serving.writer import ReleaseWriter
+from multifacet.serving.release.manifest import ReleaseSequence
+from multifacet.serving.release.writer import ReleaseWriter
 from multifacet.tables import IdMap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from multifacet.ranking.model.sequence import SequencePooling
-    from multifacet.serving.release import Release
+    from multifacet.serving.release.release import Release
 
 DIM = 64
 ROW_BYTES = DIM // 2 + 4

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multifacet.serving.release import Release
-from multifacet.serving.writer import ReleaseWriter
+from multifacet.serving.release.release import Release
+from multifacet.serving.release.writer import ReleaseWriter
 from multifacet.tables import IdMap, encode
 
 IDS = 500

@@ -11,7 +11,7 @@ import typer
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from multifacet.serving.openloop import LoadResult
+    from multifacet.serving.load import LoadResult
 
 _KEPT_UP = 0.98
 
@@ -37,8 +37,7 @@ def bench_serving(
     import json
 
     from multifacet.serving import RankerClient, Release, connect_lookup
-    from multifacet.serving.openloop import run_open_loop
-    from multifacet.serving.workload import lookup_request, rank_request
+    from multifacet.serving.load import lookup_request, rank_request, run_open_loop
 
     if (lookup is None) == (ranker is None):
         raise typer.BadParameter("give --lookup or --ranker, one of them")

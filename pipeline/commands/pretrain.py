@@ -293,7 +293,7 @@ def _pretrain_pairs(
     import numpy as np
 
     from multifacet import contrastive
-    from multifacet.contrastive.positives.positives import hold_out_latest
+    from multifacet.contrastive.positives import hold_out_latest
 
     read = contrastive.read_pairs(path, columns=columns.split(",") if columns else ("user", "item"), weight=weight)
     # Pairs have no times, so that a query's held-out items are a random choice.

@@ -11,8 +11,8 @@ from multifacet.pipeline.options import Settings, parse_settings
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
+    from multifacet.serving import Rollout
     from multifacet.serving.core.document import State
-    from multifacet.serving.rollout import Rollout
 
 app = typer.Typer(no_args_is_help=True, help="Move live servers from one release to the next in three phases, and back.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multifacet.serving.openloop import LoadResult
+    from multifacet.serving.load import LoadResult
 
 _TICKS = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from multifacet.serving.core.document import FORWARD, State
 from multifacet.serving.core.document import Step as StepName
 from multifacet.serving.core.judging import Outcomes, judge_outcomes, outcomes_of
+from multifacet.serving.core.limits import describe_shadow, exceeds, judge_shadow
 from multifacet.serving.core.reports import Report
 from multifacet.serving.core.rollout_events import (
     Action,
@@ -50,7 +51,6 @@ from multifacet.serving.core.rollout_events import (
     Watch,
     Woke,
 )
-from multifacet.serving.limits import describe_shadow, exceeds, judge_shadow
 
 POLL_S = 0.05
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from multifacet.serving.limits import Limits
+from multifacet.serving.core.limits import Limits
 
 Step = Literal["planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired", "rolled_back", "abandoned"]
 FORWARD: tuple[Step, ...] = ("planned", "ranker_loaded", "lookup_loaded", "shadowed", "switched", "retired")

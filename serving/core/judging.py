@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multifacet.serving.core.limits import Limits, exceeds
 from multifacet.serving.core.reports import Report
-from multifacet.serving.limits import Limits, exceeds
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
+from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, canonical_bytes, remove_stale_temporaries
 from multifacet.artifacts import files as filetree
-from multifacet.artifacts.manifest import canonical_bytes
 
 
 def write(path: Path, contents: dict[str, bytes] | None = None, *, replace: bool = False, **fields: object) -> Artifact:
@@ -303,7 +302,7 @@ class TestReplacing:
 
 KILLED_WRITER = """
 import os, sys
-from multifacet.artifacts.artifact import ArtifactWriter
+from multifacet.artifacts import ArtifactWriter
 with ArtifactWriter(sys.argv[1], kind="note") as writer:
     with open(writer.directory / "a", "wb") as stream:
         stream.write(b"x" * 1_000_000)
@@ -314,7 +313,7 @@ with ArtifactWriter(sys.argv[1], kind="note") as writer:
 
 FULL_DISK_WRITER = """
 import resource, sys
-from multifacet.artifacts.artifact import ArtifactWriter
+from multifacet.artifacts import ArtifactWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 with ArtifactWriter(sys.argv[1], kind="note") as writer:
     for number in range(200):

@@ -30,7 +30,7 @@ from multifacet.serving import (
     connect_lookup,
     publish,
 )
-from multifacet.serving.lookups import LookupConnection
+from multifacet.serving.client.lookups import LookupConnection
 from multifacet.tables import IdMap, decode, encode
 
 DENSE = ("age_days", "price", "hour")

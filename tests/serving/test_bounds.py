@@ -15,10 +15,10 @@ import pytest
 
 from multifacet.serving import FramedLookupClient, InvalidRequestError, LookupConfig, ServingError
 from multifacet.serving.errors import brief
-from multifacet.serving.framed_server import FramedServer
-from multifacet.serving.metrics import ServerMetrics
-from multifacet.serving.packing import check_features
+from multifacet.serving.framed.server import FramedServer
 from multifacet.serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
+from multifacet.serving.server.metrics import ServerMetrics
+from multifacet.serving.wire.packing import check_features
 
 NAMES = {
     "many": [f"{number:06d}" for number in range(40_000)],

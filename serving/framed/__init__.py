@@ -1,0 +1,1 @@
+"""The framed transport: the server's side of connections, and one exchange on them."""

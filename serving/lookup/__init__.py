@@ -1,0 +1,1 @@
+"""The lookup server: the CPU half of releases, rows by id."""

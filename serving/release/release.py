@@ -1,0 +1,241 @@
+"""A release: both halves of a trained model, ready to serve, under one version.
+
+On disk::
+
+    manifest.json              kind "release"; the sha256 of its canonical bytes IS the version
+    lookup/<table>.rows        quantised rows back to back, row i at byte i x row_bytes: made to be mapped
+    lookup/id_maps/...         external id -> row
+    ranker/upper.pt2           torch.export program: dense, embeddings -> logits
+    ranker/pooling.pt2         of a model that reads a sequence: its rows, their number, candidates' rows -> pooled rows
+
+A table that is split over N lookup hosts has its rows and its id map in ``lookup/shard-<s>-of-<N>/`` instead, once for each
+shard s. A host needs the manifest and its own part of the files: see `serving.release.parts`.
+
+This module does not import torch: a lookup server ships bytes and never decodes them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from multifacet.artifacts import MANIFEST_NAME, Artifact, ArtifactError
+from multifacet.serving.release.index_check import check_index
+from multifacet.serving.release.manifest import ReleaseManifest
+from multifacet.serving.release.mapped_files import MappedFiles, open_plain
+from multifacet.serving.release.parts import choose_shard, files_of
+from multifacet.tables.ids import IdMap
+
+if TYPE_CHECKING:
+    from multifacet.serving.release.manifest import Precision, ReleaseTable
+    from multifacet.serving.release.parts import Half
+
+KIND = "release"
+UPPER = "ranker/upper.pt2"
+POOLING = "ranker/pooling.pt2"
+ID_MAPS = "id_maps"
+"""Folder of id maps, beside the rows that they are for."""
+_MAPPED = (".rows", ".safetensors")
+
+
+class Release:
+    """A published model, opened.
+
+    Attributes:
+        version: sha256 (hex) of the manifest: equal content has an equal version. All shards and the ranker half have the
+            same one.
+        manifest: The release's description.
+        shard: Which of `num_shards` shards was opened; None for a release that is not split, or was opened for all of them.
+    """
+
+    def __init__(self, artifact: Artifact, manifest: ReleaseManifest, shard: int | None = None):
+        self._artifact = artifact
+        self.manifest = manifest
+        self.version: str = artifact.fingerprint
+        self.shard = shard
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        half: Half | None = None,
+        shard: int | None = None,
+    ) -> Release:
+        """Open a release.
+
+        Args:
+            path: Its directory.
+            verify: Whether to read the files and compare their checksums. Names and sizes are compared in any case.
+            half: Open this half only. The files of the other need not be there: a ranker needs no tables.
+            shard: With half="lookup", for a release in shards: which of them. The others need not be there. None takes the
+                only one that is there.
+
+        Raises:
+            ArtifactError: A file is missing, extra, truncated or changed (named in the message), the manifest is not
+                a release's, a table's file does not have rows x row_bytes bytes, or there is no such shard.
+        """
+        chosen: list[tuple[ReleaseManifest, int | None]] = []
+
+        def select(artifact: Artifact) -> list[str]:
+            manifest = _read(artifact)
+            chosen.append((manifest, choose_shard(artifact.path, manifest.num_shards, half, shard)))
+            return files_of(artifact.manifest["files"], half, chosen[-1][1])
+
+        if os.path.lexists(Path(path) / MANIFEST_NAME):
+            os.close(open_plain(Path(path) / MANIFEST_NAME))  # a pipe in its place would be waited for
+        artifact = Artifact.open(path, kind=KIND, verify=verify, select=select)
+        return cls(artifact, *chosen[-1])
+
+    @property
+    def path(self) -> Path:
+        """The release's directory."""
+        return self._artifact.path
+
+    @property
+    def precision(self) -> Precision:
+        """The precision asked for at publishing."""
+        return self.manifest.precision
+
+    @property
+    def tables(self) -> tuple[ReleaseTable, ...]:
+        """The tables; see `ReleaseManifest` for the upper model's slots."""
+        return self.manifest.tables
+
+    @property
+    def num_shards(self) -> int:
+        """How many lookup hosts its tables are split over."""
+        return self.manifest.num_shards
+
+    @property
+    def lookup_bytes(self) -> int:
+        """Bytes of the lookup half, or of this shard of it: what it takes of memory once all of it was read."""
+        files: Mapping[str, Mapping[str, int]] = self._artifact.manifest["files"]
+        return sum(files[name]["bytes"] for name in files_of(files, "lookup", self.shard))
+
+    @property
+    def upper_path(self) -> Path:
+        """The exported upper model."""
+        return self._artifact.file(UPPER)
+
+    @property
+    def pooling_path(self) -> Path:
+        """The exported pooling of the sequence.
+
+        Raises:
+            ArtifactError: The model reads none.
+        """
+        return self._artifact.file(POOLING)
+
+    def map_rows(self, table: ReleaseTable, *, populate: bool = False) -> npt.NDArray[np.uint8]:
+        """Map a table's rows into memory, read-only; of a split table those of the shard that was opened.
+
+        Args:
+            table: One of `tables`.
+            populate: Whether to map every page at once instead of at its first use.
+
+        Returns:
+            uint8 [rows, row_bytes]; the file stays mapped as long as the array lives.
+
+        Raises:
+            ArtifactError: The table is split, and no shard was opened.
+        """
+        self._check_opened(table)
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+        descriptor = open_plain(self._artifact.file(table.file(self.shard)))
+        try:
+            mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.rows_of(self.shard), table.row_bytes)
+
+    def mapped_files(self, *, rows: bool = True) -> MappedFiles:
+        """Watch the files that are mapped while the lookup half is served.
+
+        Args:
+            rows: Whether the tables are among them, beside the id maps.
+
+        Raises:
+            ArtifactError: One is not a plain file.
+        """
+        files: Mapping[str, Mapping[str, str]] = self._artifact.manifest["files"]
+        names = [
+            name for name in files_of(files, "lookup", self.shard) if name.endswith(".safetensors" if not rows else _MAPPED)
+        ]
+        return MappedFiles(self.path, [(name, files[name]["sha256"]) for name in names])
+
+    def id_map(self, name: str) -> IdMap:
+        """Load an id map by its name.
+
+        Returns:
+            Of a split table, an exact map of the ids of the shard that was opened, or a hashed map of the whole table.
+
+        Raises:
+            ArtifactError: Another release has taken this one's place since it was opened, the tables are split and no shard
+                was opened, or the map is none, of another type, or names rows beyond its table.
+        """
+        table = next(table for table in self.tables if table.id_map == name)
+        self._check_opened(table)
+        folder = self.path / table.folder(self.shard) / ID_MAPS
+        try:
+            loaded = IdMap.load(folder, name)
+        except (ValueError, OSError) as error:
+            raise ArtifactError(f"{folder / name} cannot be read as an id map: {error}. Publish the model again.") from error
+        self._artifact.check_unreplaced()
+        if loaded.index is not None:
+            check_index(loaded.index.arrays, loaded.num_rows, folder / name)
+        expected = self.manifest.id_types[table.feature]
+        if loaded.id_type != expected:
+            raise ArtifactError(
+                f"{folder / name} is of {loaded.id_type} ids, the manifest says {expected}. Publish the model again."
+            )
+        return loaded
+
+    def _check_opened(self, table: ReleaseTable) -> None:
+        if table.shard_rows and self.shard is None:
+            raise ArtifactError(
+                f"{self.path}: table {table.name!r} is split into {self.num_shards} shards: open one of them, "
+                'Release.open(path, half="lookup", shard=0)'
+            )
+
+    def __repr__(self) -> str:
+        num_rows = sum(table.rows_of(self.shard) for table in self.tables)
+        shards = "" if self.num_shards == 1 else f", shards={self.num_shards}"
+        shards = shards if self.shard is None else f", shard={self.shard} of {self.num_shards}"
+        sequence = self.manifest.sequence
+        reads = "" if sequence is None else f", {sequence.feature}={sequence.length}"
+        return (
+            f"Release({self.manifest.name}, tables={len(self.tables)}, rows={num_rows}, dim={self.manifest.dim}{reads}, "
+            f"precision={self.precision}{shards}, version={self.version[:12]})"
+        )
+
+
+def _read(artifact: Artifact) -> ReleaseManifest:
+    """The manifest, checked: of every part, whether it is there or not."""
+    try:
+        manifest = ReleaseManifest.model_validate(artifact.manifest)
+    except ValidationError as error:
+        raise ArtifactError(f"{artifact.path}: the manifest is not a release's: {error}") from error
+    files: Mapping[str, Mapping[str, object]] = artifact.manifest["files"]
+    for table in manifest.tables:
+        for shard in range(manifest.num_shards) if table.shard_rows else (None,):
+            name, rows = table.file(shard), table.rows_of(shard)
+            if name not in files or files[name]["bytes"] != rows * table.row_bytes:
+                given = files.get(name, {}).get("bytes", "no")
+                raise ArtifactError(
+                    f"{artifact.path}: {name} has {given} bytes: {rows} rows of {table.row_bytes} bytes "
+                    f"take {rows * table.row_bytes}. Publish the model again."
+                )
+    for program in (UPPER, POOLING) if manifest.sequence is not None else (UPPER,):
+        if program not in files:
+            raise ArtifactError(f"{artifact.path}: there is no {program}. Publish the model again.")
+    return manifest

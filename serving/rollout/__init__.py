@@ -1,0 +1,1 @@
+"""Moving live servers from one release to the next, and back."""

@@ -1,0 +1,1 @@
+"""The shell that both servers share: listening, guarding, metrics, the versions held, admin."""

@@ -1,0 +1,1 @@
+"""What travels: ids and rows packed, frames, answers, and a client's channel."""
