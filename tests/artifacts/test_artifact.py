@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, canonical_bytes, remove_stale_temporaries
+from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, remove_stale_temporaries
 from multifacet.artifacts import files as filetree
+from multifacet.artifacts.manifest import canonical_bytes
 
 
 def write(path: Path, contents: dict[str, bytes] | None = None, *, replace: bool = False, **fields: object) -> Artifact:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter, canonical_bytes
+from multifacet.artifacts import Artifact, ArtifactError, ArtifactWriter
+from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.tables import Snapshot, SnapshotTable
 
 

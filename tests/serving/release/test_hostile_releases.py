@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifacet.artifacts import canonical_bytes
+from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.serving import LookupConfig, Release
 from multifacet.serving.lookup.mapped_release import LookupHalf
 from multifacet.serving.release.upper import UpperModel, load_program

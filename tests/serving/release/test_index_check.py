@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from multifacet.artifacts import ArtifactError, canonical_bytes
+from multifacet.artifacts import ArtifactError
+from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.serving import LookupConfig, LookupServer, Release
 from multifacet.serving.lookup.mapped_release import LookupHalf
 from multifacet.serving.release.index_check import check_index

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from multifacet.artifacts import canonical_bytes
+from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.serving import Release, publish
 from multifacet.serving.lookup.mapped_release import LookupHalf
 from multifacet.serving.release.manifest import ReleaseManifest, ReleaseTable
