@@ -20,11 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from multifacet.artifacts import ArtifactError
 from multifacet.artifacts.manifest import canonical_bytes
 from multifacet.serving import LookupConfig, Release
 from multifacet.serving.lookup.mapped_release import LookupHalf
 from multifacet.serving.release.upper import UpperModel, load_program
-from multifacet.tables import ArtifactError
 
 SECONDS = 1.0
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
