@@ -325,7 +325,7 @@ def test_a_client_believes_no_broken_server(tmp_path, answer):
             pytest.raises(Exception, match=r"framed:|frame") as caught,
         ):
             client.lookup("0" * 64, {"pin": [1]})
-        assert type(caught.value).__module__.startswith("serving")
+        assert type(caught.value).__module__.startswith("multifacet.serving")
         thread.join()
 
 
