@@ -9,16 +9,9 @@ from multifacet.ranking.evaluation.calibration import (
     expected_calibration_error,
 )
 from multifacet.ranking.evaluation.delong import DeLongTest, delong_covariance, delong_interval, delong_test
-from multifacet.ranking.evaluation.metrics import (
-    bootstrap_roc_auc,
-    compare,
-    evaluate,
-    group_roc_auc,
-    log_loss,
-    normalized_entropy,
-    pr_auc,
-    roc_auc,
-)
+from multifacet.ranking.evaluation.intervals import bootstrap_roc_auc
+from multifacet.ranking.evaluation.metrics import group_roc_auc, log_loss, normalized_entropy, pr_auc, roc_auc
+from multifacet.ranking.evaluation.models import compare, evaluate
 from multifacet.ranking.evaluation.segments import evaluate_segments, standard_segments
 from multifacet.ranking.examples.examples import Examples
 from multifacet.ranking.examples.exposures import build_examples

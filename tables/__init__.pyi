@@ -15,6 +15,6 @@ from .neighbors import find_neighbors as find_neighbors
 from .optim.adagrad import RowwiseAdagrad as RowwiseAdagrad
 from .optim.adagrad import accumulate_rows as accumulate_rows
 from .sharded_rows import gather_rows as gather_rows
-from .snapshot import OptimizerRows as OptimizerRows
 from .snapshot import Snapshot as Snapshot
-from .snapshot import SnapshotTable as SnapshotTable
+from .snapshot_table import OptimizerRows as OptimizerRows
+from .snapshot_table import SnapshotTable as SnapshotTable

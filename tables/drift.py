@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from multifacet.tables.snapshot import Snapshot, SnapshotTable
+    from multifacet.tables.snapshot import Snapshot
+    from multifacet.tables.snapshot_table import SnapshotTable
 
 __all__ = ["TableDrift", "compare_snapshots", "compare_tables", "match_ids"]
 
@@ -100,7 +101,7 @@ def compare_snapshots(
     """
     for name, given in (("old", old), ("new", new)):
         expect_attributes(name, given, ("node_types", "vectors", "trained"), "Snapshot")
-    from multifacet.tables.snapshot import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
+    from multifacet.tables.snapshot_table import SnapshotTable  # noqa: PLC0415 - it imports FBGEMM, which opening this module need not
 
     tables = {
         node_type: SnapshotTable(ids=new.ids(node_type), vectors=new.vectors(node_type), trained=new.trained(node_type))

@@ -1,4 +1,4 @@
-"""Ranking metrics with bootstrap intervals over users."""
+"""Ranking metrics of one model's scores."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from multifacet.inputs import expect_type, kind, number, takes, whole
-from multifacet.kernels.threads import run_ranges
-from multifacet.ranking.evaluation.calibration import as_numbers, correct_for_sampling
-from multifacet.ranking.examples.examples import Examples
+from multifacet.inputs import expect_type
+from multifacet.ranking.evaluation.calibration import as_numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 _LOG_CLIP = 1e-7
-_NO_WEIGHTS = np.zeros(0, np.int64)
+NO_WEIGHTS = np.zeros(0, np.int64)
 
 
 def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
@@ -39,9 +37,9 @@ def roc_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | 
         >>> roc_auc(np.array([0, 1, 1]), np.array([0.1, 0.1, 0.9]))
         0.75
     """
-    order, tie_ends = _presort(labels, scores)
-    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
-    return float(_weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, np.ones(1, np.int64), shares))
+    order, tie_ends = presort(labels, scores)
+    shares = NO_WEIGHTS if weights is None else row_weights(labels, weights, order)
+    return float(weighted_roc_auc(labels[order] > 0, np.zeros(len(labels), np.int64), tie_ends, np.ones(1, np.int64), shares))
 
 
 def pr_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
@@ -58,8 +56,8 @@ def pr_auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | N
     Raises:
         ValueError: As `roc_auc`.
     """
-    order, tie_ends = _presort(labels, scores)
-    shares = _row_weights(labels, weights, order)[::-1]
+    order, tie_ends = presort(labels, scores)
+    shares = row_weights(labels, weights, order)[::-1]
     ends = len(labels) - np.concatenate([[0], tie_ends[:-1]])  # rows at or above each distinct score
     positives = np.cumsum(shares * (labels[order][::-1] > 0))[ends - 1][::-1]
     above = np.cumsum(shares)[ends - 1][::-1]
@@ -112,12 +110,12 @@ def group_roc_auc(
         >>> group_roc_auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.8, 0.9]), np.array([7, 7, 8, 8]))
         1.0
     """
-    _presort(labels, scores)
+    presort(labels, scores)
     if np.shape(groups) != np.shape(labels):
         raise ValueError(f"labels are {list(np.shape(labels))} and groups {list(np.shape(groups))}; expected one axis alike")
     _, group = np.unique(groups, return_inverse=True)
     order = np.lexsort((scores, group))
-    area, share = _group_areas(labels[order] > 0, scores[order], group[order], _row_weights(labels, weights, order))
+    area, share = _group_areas(labels[order] > 0, scores[order], group[order], row_weights(labels, weights, order))
     return float(area / share) if share else float("nan")
 
 
@@ -134,232 +132,7 @@ def normalized_entropy(labels: NDArray[Any], probabilities: NDArray[Any], weight
     return loss / log_loss(labels, np.full(len(labels), mean), weights)
 
 
-@takes(num_resamples=whole(1), seed=whole(0), population=kind(np.ndarray))
-def bootstrap_roc_auc(
-    labels: NDArray[Any],
-    scores: NDArray[Any],
-    users: NDArray[Any],
-    *,
-    num_resamples: int = 200,
-    seed: int = 0,
-    population: NDArray[Any] | None = None,
-    weights: NDArray[Any] | None = None,
-) -> NDArray[np.float64]:
-    """Compute ROC-AUC on resamples of users: a user's rows are drawn together, with replacement.
-
-    The rows of one user are not independent, so resampling rows would give intervals that are too narrow. The same
-    users and seed give the same resamples, so two models' areas can be subtracted resample by resample.
-
-    Args:
-        labels: 0 or 1, [n].
-        scores: [n].
-        users: User of each row, [n].
-        num_resamples: Resamples R.
-        seed: Seed of the draws.
-        population: Distinct users that are drawn from, ascending; those of the rows by default. Named when several sets
-            of rows, not all with rows of every user, must get the same resamples.
-        weights: What each row counts for, [n]; None: 1. A whole number counts as so many rows.
-
-    Returns:
-        float64 [R]; NaN for a resample without positives or without negatives.
-
-    Raises:
-        ValueError: As `roc_auc`, or if a row's user is not in the population.
-    """
-    order, tie_ends = _presort(labels, scores)
-    if np.shape(users) != labels.shape:
-        raise ValueError(f"labels are {list(labels.shape)} and users are {list(np.shape(users))}; expected one axis alike")
-    distinct, user_idx = np.unique(users, return_inverse=True)
-    if population is not None:
-        strangers = np.setdiff1d(distinct, population, assume_unique=True)
-        if len(strangers):
-            raise ValueError(
-                f"{len(strangers)} users, {strangers[0]} the first, are not in the population of {len(population)}"
-            )
-        user_idx = np.searchsorted(population, distinct)[user_idx]
-        distinct = population
-    draws = np.random.default_rng(seed).multinomial(len(distinct), np.full(len(distinct), 1 / len(distinct)), num_resamples)
-    positive, row_user_idx = labels[order] > 0, user_idx[order]
-    shares = _NO_WEIGHTS if weights is None else _row_weights(labels, weights, order)
-    areas = np.empty(num_resamples, dtype=np.float64)
-
-    def resample(start: int, stop: int) -> None:
-        for resample_number in range(start, stop):
-            areas[resample_number] = _weighted_roc_auc(positive, row_user_idx, tie_ends, draws[resample_number], shares)
-
-    run_ranges(resample, num_resamples, min_size=8)
-    return areas
-
-
-@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
-def evaluate(
-    scores: NDArray[np.float32],
-    examples: Examples,
-    *,
-    num_resamples: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Measure scores against labels; where examples have weights, each counts for its weight in all but the numbers of them.
-
-    Args:
-        scores: Probabilities of (ctr, cvr), [n, 2].
-        examples: The scored examples.
-        num_resamples: Bootstrap resamples of users for the ROC-AUC's interval.
-        confidence: Coverage of the interval.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Under "ctr", and under "cvr" over the examples whose label is known (absent if there are none or they are
-        all alike): num_examples, num_positives, roc_auc, roc_auc_low, roc_auc_high, group_roc_auc (within users; absent if no
-        user has both labels), pr_auc, log_loss,
-        normalized_entropy and calibration (mean prediction / mean label). For "ctr" also calibration_corrected:
-        the same over all exposures that could be drawn, with predictions and rows corrected for the sampling.
-
-    Raises:
-        ValueError: If the shapes do not match, a score is no probability, or the CTR labels are all alike.
-    """
-    expect_type("scores", scores, np.ndarray)
-    expect_type("examples", examples, Examples)
-    if scores.shape != (len(examples), 2):
-        raise ValueError(f"scores are {list(scores.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError("scores are not all within [0, 1]; pass probabilities, not logits")
-    metrics = {
-        "ctr": _task_metrics(
-            scores[:, 0],
-            examples.ctr_label,
-            examples.user_id,
-            examples.weight,
-            num_resamples=num_resamples,
-            confidence=confidence,
-            seed=seed,
-        )
-    }
-    metrics["ctr"]["calibration_corrected"] = _calibration_corrected(scores[:, 0], examples)
-    known = np.isfinite(examples.cvr_label)
-    if len(np.unique(examples.cvr_label[known])) == 2:
-        metrics["cvr"] = _task_metrics(
-            scores[known, 1],
-            examples.cvr_label[known],
-            examples.user_id[known],
-            None if examples.weight is None else examples.weight[known],
-            num_resamples=num_resamples,
-            confidence=confidence,
-            seed=seed,
-        )
-    return metrics
-
-
-@takes(confidence=number(above=0, below=1), num_resamples=whole(1), seed=whole(0))
-def compare(
-    scores: NDArray[np.float32],
-    baseline: NDArray[np.float32],
-    examples: Examples,
-    *,
-    num_resamples: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Measure the difference in ROC-AUC between two models on the same resamples of users, by the examples' weights if any.
-
-    Args:
-        scores: Probabilities of (ctr, cvr), [n, 2].
-        baseline: The same of the model to compare with.
-        examples: The scored examples.
-        num_resamples: Bootstrap resamples of users.
-        confidence: Coverage of the interval.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Under "ctr" and, where labels are known, "cvr": difference, difference_low and difference_high of ROC-AUC, and
-        p_value, two-sided: twice the smaller share of resamples on either side of no difference, at least
-        2 / (num_resamples + 1), which is as little as so many resamples can tell.
-    """
-    expect_type("examples", examples, Examples)
-    for name, values in (("scores", scores), ("baseline", baseline)):
-        expect_type(name, values, np.ndarray)
-        if values.shape != (len(examples), 2):
-            raise ValueError(f"{name} is {list(values.shape)}; expected [{len(examples)}, 2], columns ctr and cvr")
-    differences: dict[str, dict[str, float]] = {}
-    for task, (column, labels) in enumerate((("ctr", examples.ctr_label), ("cvr", examples.cvr_label))):
-        known = np.isfinite(labels)
-        if len(np.unique(labels[known])) < 2:
-            continue
-        users = examples.user_id[known]
-        pair = [values[known, task] for values in (scores, baseline)]
-        weights = None if examples.weight is None else examples.weight[known]
-        areas = [roc_auc(labels[known], values, weights) for values in pair]
-        resampled = [
-            bootstrap_roc_auc(labels[known], values, users, num_resamples=num_resamples, seed=seed, weights=weights)
-            for values in pair
-        ]
-        resampled_difference = resampled[0] - resampled[1]
-        low, high = _interval(resampled_difference, confidence)
-        differences[column] = {
-            "difference": areas[0] - areas[1],
-            "difference_low": low,
-            "difference_high": high,
-            "p_value": _p_value(resampled_difference),
-        }
-    return differences
-
-
-def _task_metrics(
-    scores: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    users: NDArray[np.int64],
-    weights: NDArray[np.float32] | None,
-    *,
-    num_resamples: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, float]:
-    resampled = bootstrap_roc_auc(labels, scores, users, num_resamples=num_resamples, seed=seed, weights=weights)
-    low, high = _interval(resampled, confidence)
-    within = group_roc_auc(labels, scores, users, weights)
-    predicted, observed = (np.average(values.astype(np.float64), weights=weights) for values in (scores, labels))
-    grouped = {} if np.isnan(within) else {"group_roc_auc": within}
-    return {
-        "num_examples": len(labels),
-        "num_positives": int(labels.sum()),
-        "roc_auc": roc_auc(labels, scores, weights),
-        "roc_auc_low": low,
-        "roc_auc_high": high,
-        **grouped,
-        "pr_auc": pr_auc(labels, scores, weights),
-        "log_loss": log_loss(labels, scores, weights),
-        "normalized_entropy": normalized_entropy(labels, scores, weights),
-        "calibration": float(predicted / observed),
-    }
-
-
-def _calibration_corrected(scores: NDArray[np.float32], examples: Examples) -> float:
-    """Compute predicted over observed responses over all exposures that could be drawn.
-
-    A drawn negative stands for 1 / sampling_rate exposures.
-    """
-    corrected = correct_for_sampling(scores, examples.negative_rate)
-    weight = 1 / examples.sampling_rate.astype(np.float64)
-    if examples.weight is not None:
-        weight *= examples.weight
-    return float((weight * corrected).sum() / (weight * examples.ctr_label).sum())
-
-
-def _interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _p_value(differences: NDArray[np.float64]) -> float:
-    known = differences[np.isfinite(differences)]
-    # One more on each side, so that no finite number of resamples makes a difference certain.
-    tail = min((known <= 0).sum(), (known >= 0).sum()) + 1
-    return min(1.0, 2 * float(tail) / (len(known) + 1))
-
-
-def _presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def presort(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows by ascending score, and the end of each run of tied scores."""
     _check_columns(labels, scores, "scores")
     if not np.isfinite(scores).all():
@@ -389,7 +162,7 @@ def _checked_weights(labels: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.
     return shares
 
 
-def _row_weights(
+def row_weights(
     labels: NDArray[Any], weights: NDArray[Any] | None, order: NDArray[np.int64]
 ) -> NDArray[np.int64] | NDArray[np.float64]:
     """Return what sorted rows count for: integers where they have no weights, which add up exactly."""
@@ -403,7 +176,7 @@ def _row_weights(
 
 
 @numba.njit(nogil=True, cache=True)
-def _weighted_roc_auc(
+def weighted_roc_auc(
     positive: NDArray[np.bool_],
     user_idx: NDArray[np.int64],
     tie_ends: NDArray[np.int64],

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multifacet.inputs import expect_type, number
-from multifacet.ranking.evaluation.metrics import evaluate
+from multifacet.ranking.evaluation.models import evaluate
 from multifacet.ranking.examples.examples import Examples
 
 if TYPE_CHECKING:

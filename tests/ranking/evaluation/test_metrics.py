@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from multifacet.ranking import Examples, compare, evaluate
-from multifacet.ranking.evaluation.metrics import bootstrap_roc_auc, log_loss, normalized_entropy, pr_auc, roc_auc
+from multifacet.ranking.evaluation.intervals import bootstrap_roc_auc
+from multifacet.ranking.evaluation.metrics import log_loss, normalized_entropy, pr_auc, roc_auc
 from tests.ranking.conftest import Planted
 
 labelled_scores = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=60).filter(
