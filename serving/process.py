@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from multifacet.serving.addresses import Address
 from multifacet.serving.log_limit import limit_log
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def serve_lookup(config: LookupConfig) -> None:
         OSError: The address cannot be bound.
     """
     faulthandler.enable()  # a mapped file that is cut while its rows are read ends the process: with a line at least
+    _check_addresses(config.listen, config.framed_listen, config.metrics_listen)
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
         from multifacet.serving.lookup.server import LookupServer  # noqa: PLC0415
@@ -57,6 +59,7 @@ def serve_ranker(config: RankerConfig) -> None:
         UnavailableError: The lookup server is not up in time, or lacks a version.
         OSError: The address cannot be bound.
     """
+    _check_addresses(config.listen, config.metrics_listen)
     with _until_signalled() as stop:
         import torch  # noqa: PLC0415
 
@@ -69,6 +72,13 @@ def serve_ranker(config: RankerConfig) -> None:
             _run(server, stop, config)
         finally:
             server.stop()
+
+
+def _check_addresses(*addresses: str | None) -> None:
+    """Refuse what cannot be listened on before releases are read, which may take minutes."""
+    for address in addresses:
+        if address is not None:
+            Address.parse(address).check_free()
 
 
 def _run(server: LookupServer | RankerServer, stop: _Stop, config: ListenConfig) -> None:

@@ -16,7 +16,6 @@ import grpc
 import numpy as np
 
 from multifacet.artifacts import ArtifactError
-from multifacet.serving.addresses import Address
 from multifacet.serving.config import LookupConfig
 from multifacet.serving.errors import InvalidRequestError, VersionNotLoadedError
 from multifacet.serving.framed.connection import ClosedError
@@ -68,9 +67,7 @@ class LookupServer:
             waits=config.first_start == "wait",
             budget_bytes=config.memory_budget_bytes,
         )
-        # Before releases are read, which may take minutes: what is wrong with addresses, tokens, certificates is told at once.
-        if config.framed_listen is not None:
-            Address.parse(config.framed_listen).check_free()
+        # Before releases are read, which may take minutes: what is wrong with tokens and certificates is told at once.
         self._listener = Listener(config, role="lookup", service=SERVICE, register=self._register, metrics=self.metrics)
         try:
             self._deployed.open(config.releases)

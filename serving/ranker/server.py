@@ -88,7 +88,7 @@ class RankerServer:
             waits=config.first_start == "wait",
         )
         try:
-            # Before releases are read: what is wrong with addresses, tokens and certificates is told at once.
+            # Before releases are read: what is wrong with tokens and certificates is told at once.
             self._listener = Listener(config, role="ranker", service=SERVICE, register=self._register, metrics=self.metrics)
         except BaseException:
             self._lookup.close()

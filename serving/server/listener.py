@@ -76,9 +76,6 @@ class Listener:
         register: Callable[[grpc.Server], None],
         metrics: ServerMetrics,
     ):
-        Address.parse(config.listen).check_free()
-        if config.metrics_listen is not None:
-            Address.parse(config.metrics_listen).check_free()
         self._config = config
         self._role = role
         self._service = service

@@ -45,6 +45,8 @@ from multifacet.serving import (
     UnavailableError,
     connect_lookup,
     publish,
+    serve_lookup,
+    serve_ranker,
 )
 from multifacet.serving.numba_cache import settle
 
@@ -499,11 +501,11 @@ def test_what_is_wrong_with_an_address_is_told_before_the_release_is_read(tmp_pa
         port = taken.getsockname()[1]
         for field in ("listen", "framed_listen", "metrics_listen"):
             with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-                LookupServer(LookupConfig(releases=(nothing,), **{field: f"127.0.0.1:{port}"}))
+                serve_lookup(LookupConfig(releases=(nothing,), **{field: f"127.0.0.1:{port}"}))
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-            RankerServer(RankerConfig(releases=(nothing,), lookup="127.0.0.1:9", listen=f"127.0.0.1:{port}"))
+            serve_ranker(RankerConfig(releases=(nothing,), lookup="127.0.0.1:9", listen=f"127.0.0.1:{port}"))
     with pytest.raises(OSError, match="there is no folder"):
-        LookupServer(LookupConfig(releases=(nothing,), listen=f"unix:{nothing}/sock"))
+        serve_lookup(LookupConfig(releases=(nothing,), listen=f"unix:{nothing}/sock"))
     with pytest.raises(OSError, match="token"):
         LookupServer(LookupConfig(releases=(nothing,), token_file=tmp_path / "token"))
 
