@@ -250,3 +250,23 @@ def _refuse_duplicates(what: str, names: Sequence[str]) -> None:
             msg = f"{what} {name!r} is declared twice (as {seen[name.lower()]!r}; case does not count); rename one"
             raise ValueError(msg)
         seen[name.lower()] = name
+
+
+def choose_relations(
+    schema: GraphSchema, relations: Sequence[str] | None, surface: Surface | None, types: Sequence[str] | None
+) -> list[Relation]:
+    """Give the relations of a view: those named, of a surface, and with both ends of the types that are kept.
+
+    Raises:
+        GraphError: Nothing has such a name, or a named relation ends in a type that is not kept.
+    """
+    chosen = [schema.relation(name) for name in relations] if relations is not None else list(schema.relations)
+    chosen = [relation for relation in chosen if surface is None or relation.surface == surface]
+    if types is None:
+        return chosen
+    kept = {schema.node(name).name for name in types}
+    outside = [relation for relation in chosen if not {relation.src, relation.dst} <= kept]
+    if relations is not None and outside:
+        msg = f"relation {outside[0]} has an end that is not of types={list(types)}; add its type, or leave it out"
+        raise GraphError(msg)
+    return [relation for relation in chosen if relation not in outside]

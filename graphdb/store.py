@@ -22,7 +22,7 @@ from multifacet.graphdb.loading.report import LoadReport
 from multifacet.graphdb.loading.source import Source
 from multifacet.graphdb.queries.queries import Direction, Queries
 from multifacet.graphdb.queries.statistics import count_all, describe_all
-from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface
+from multifacet.graphdb.schema import GraphSchema, NodeType, Relation, Surface, choose_relations
 from multifacet.graphdb.sql import select
 from multifacet.graphdb.storage import evolution, retention
 from multifacet.graphdb.storage.compaction import compact
@@ -31,7 +31,6 @@ from multifacet.graphdb.storage.edge_storage import EdgeStorage, Storage, log_fo
 from multifacet.graphdb.storage.layout import all_edges
 from multifacet.graphdb.storage.session import Session, back_up
 from multifacet.graphdb.times import Time, utc
-from multifacet.graphdb.windows.window import choose_relations
 
 if TYPE_CHECKING:
     from multifacet.graphdb.view import GraphView
