@@ -35,7 +35,7 @@ def undocumented(room: str) -> Iterator[str]:
     for name in module.__all__:
         thing = getattr(module, name)
         path = f"multifacet.{room}.{name}"
-        if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        if not (inspect.isclass(thing) or (inspect.isroutine(thing) and thing.__name__ == name)):
             continue  # a constant or the name of a type, which the page shows as it is written
         if not inspect.getdoc(thing):
             yield path
