@@ -21,12 +21,13 @@ import reference
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?\)")
+WHOLE_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)\)")
 FENCE = re.compile(r"^```.*?^```$|^    .*?$", flags=re.MULTILINE | re.DOTALL)
 LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", ".txt": "text", "": "text"}
 
 
 def on_config(config: Any) -> Any:
-    """List every decision and every result, and give the reference a tree without links, which it does not follow."""
+    """List every decision and every result, and copy the rooms for the reference, which follows no links."""
     for section in config.nav:
         if "Explanation" in section:
             section["Explanation"][-1] = {"Decisions": _listed("adr")}
@@ -36,7 +37,9 @@ def on_config(config: Any) -> Any:
     shutil.rmtree(tree, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.parquet", "*.so")
     shutil.copytree(ROOT / "multifacet", tree, ignore=ignored)
-    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(tree.parent)]
+    for module in tree.rglob("*.py"):  # "Examples" is the section that mkdocstrings shows as code
+        text = module.read_text()
+        module.write_text(re.sub(r"^( +)Example:$", r"\1Examples:", text, flags=re.MULTILINE))
     return config
 
 
@@ -67,7 +70,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links to files of the repository to their pages."""
+    """Lead links to files of the repository to their pages, and links to folders to their index."""
 
     def lead(match: re.Match[str]) -> str:
         path = _path_of(match[2], page.file.src_uri)
@@ -76,7 +79,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = posixpath.relpath(_source_page(path), posixpath.dirname(page.file.src_uri) or ".")
         return f"{match[1]}{target}{match[3] or ''})"
 
-    return LINK.sub(lead, markdown)
+    def unfold(match: re.Match[str]) -> str:
+        folder = DOCS / posixpath.dirname(page.file.src_uri) / match[2]
+        if not folder.is_dir():
+            return match[0]
+        return f"[{match[1]}]({match[2].rstrip('/')}/index.md)" if (folder / "index.md").exists() else match[1]
+
+    return LINK.sub(lead, WHOLE_LINK.sub(unfold, markdown))
 
 
 def _listed(folder: str) -> list[Any]:

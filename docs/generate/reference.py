@@ -133,7 +133,7 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _metavar(parameter: Any) -> str:
-    name = str(parameter.human_readable_name).upper()
+    name = str(parameter.metavar or parameter.name).upper().replace("_", "-")
     return name if parameter.required else f"[{name}]"
 
 
