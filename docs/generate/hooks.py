@@ -8,15 +8,12 @@ has documented.
 import posixpath
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+import reference  # its neighbour: mkdocs imports hooks with their folder on the path
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -30,9 +27,10 @@ def on_config(config: Any) -> Any:
     """List every decision and every result, and copy the rooms for the reference, which follows no links."""
     for section in config.nav:
         if "Explanation" in section:
-            section["Explanation"][-1] = {"Decisions": _listed("adr")}
+            section["Explanation"][-1] = {"Decisions": ["adr/index.md", *_listed("adr", "*.md")]}
         if "Results" in section:
-            section["Results"] = _listed("results")
+            reports = _listed("results", "2*.md")[::-1]
+            section["Results"] = ["results/index.md", {"Notes": _listed("results", "notes-*.md")}, {"Reports": reports}]
     tree = ROOT / "build" / "reference" / "multifacet"
     shutil.rmtree(tree, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.parquet", "*.so")
@@ -88,10 +86,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(lead, WHOLE_LINK.sub(unfold, markdown))
 
 
-def _listed(folder: str) -> list[Any]:
-    newest_first = sorted((page for page in (DOCS / folder).glob("*.md") if page.name != "index.md"), reverse=folder == "results")
-    titles = [{page.read_text().splitlines()[0].removeprefix("# "): f"{folder}/{page.name}"} for page in newest_first]
-    return [f"{folder}/index.md", *titles]
+def _listed(folder: str, pattern: str) -> list[Any]:
+    pages = sorted(page for page in (DOCS / folder).glob(pattern) if page.name != "index.md")
+    names = {page: page.read_text().splitlines()[0].removeprefix("# ").removeprefix("Notes: ") for page in pages}
+    return [{name[0].upper() + name[1:]: f"{folder}/{page.name}"} for page, name in names.items()]
 
 
 def _path_of(target: str, uri: str) -> str | None:

@@ -1,6 +1,7 @@
 """The reference: a page a room from its face and its docstrings, one of the commands, one of the configurations."""
 
 import ast
+import html
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+
+from multifacet.pipeline.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("graphdb", "tables", "training", "kge", "contrastive", "ranking", "serving", "artifacts", "inputs")
@@ -54,9 +57,8 @@ def room_page(room: str) -> str:
     module = importlib.import_module(f"multifacet.{room}")
     lines = [f"# multifacet.{room}", "", inspect.getdoc(module) or "", ""]
     for name, home in homes(room).items():
-        thing = getattr(module, name)
         lines += [f"::: {home}.{name}", ""]
-        if isinstance(thing, type) and issubclass(thing, BaseModel):  # its fields have a table of their own
+        if name in configurations():  # its fields have a table of their own
             lines[-1:] = ["    options:", "      members: false", "      show_signature: false", ""]
             lines += [f"Its fields: [configuration](configuration.md#{name.lower()}).", ""]
     return "\n".join(lines)
@@ -69,7 +71,7 @@ def configurations() -> dict[str, type[BaseModel]]:
         module = importlib.import_module(f"multifacet.{room}")
         for name in module.__all__:
             thing = getattr(module, name)
-            if isinstance(thing, type) and issubclass(thing, BaseModel):
+            if isinstance(thing, type) and issubclass(thing, BaseModel) and thing.model_fields:
                 found[name] = thing
     return found
 
@@ -83,16 +85,13 @@ def configuration_page() -> str:
         lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
         for field, info in config.model_fields.items():
             kind = info.annotation.__name__ if isinstance(info.annotation, type) else str(info.annotation)
-            cells = [f"`{field}`", f"`{_short(kind)}`", _default(info), info.description or ""]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+            lines.append(_table_row(_code(field), _code(_short(kind)), _default(info), info.description or ""))
         lines.append("")
     return "\n".join(lines)
 
 
 def commands_page() -> str:
     """Write every command of `multifacet` with its arguments and options."""
-    from multifacet.pipeline.cli import app
-
     lines = ["# Commands", "", "Every command ends with 0 for success, 1 for failure and 2 for wrong usage.", ""]
     for path, command in _commands(typer.main.get_command(app), "multifacet"):
         lines += [f"## {path}", "", inspect.cleandoc(command.help or ""), ""]
@@ -138,12 +137,12 @@ def _metavar(parameter: Any) -> str:
 
 
 def _row(parameter: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in parameter.opts) if parameter.opts[0].startswith("-") else _metavar(parameter)
-    names = f"`{names}`" if "`" not in names else names
+    is_option = parameter.param_type_name == "option"
+    names = ", ".join(_code(name) for name in parameter.opts) if is_option else _code(_metavar(parameter))
     default = parameter.default
-    shown = "required" if parameter.required else "" if default in (None, False, (), []) or callable(default) else f"`{default}`"
-    meaning = (getattr(parameter, "help", None) or "").replace("\n", " ").replace("|", "\\|")
-    return f"| {names} | {meaning} | {shown} |"
+    is_plain = default is None or default is False or default in ((), []) or callable(default)
+    shown = "required" if parameter.required else "" if is_plain else _code(str(default))
+    return _table_row(names, getattr(parameter, "help", None) or "", shown)
 
 
 def _default(info: Any) -> str:
@@ -152,7 +151,15 @@ def _default(info: Any) -> str:
     if info.default is PydanticUndefined or info.default_factory is not None:
         return "derived"
     value = info.default
-    return f"`{type(value).__name__}()`" if isinstance(value, BaseModel) else f"`{value!r}`"
+    return _code(f"{type(value).__name__}()" if isinstance(value, BaseModel) else repr(value))
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+
+
+def _table_row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("\n", " ").replace("|", "&#124;") for cell in cells) + " |"
 
 
 def _short(kind: str) -> str:

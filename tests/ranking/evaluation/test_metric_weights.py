@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
 from multifacet import ranking
-
 from tests.ranking.conftest import Planted
 
 
