@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "results" not in page.parts)
 FOLDERS = "|".join(
-    [link.name for link in (ROOT / "multifacet").iterdir() if link.is_symlink()] + ["tests", "benchmarks", "examples"]
+    ["tests", "benchmarks", "examples", *(link.name for link in (ROOT / "multifacet").iterdir() if link.is_symlink())]
 )
 PHRASES = (
     "is true too often must not be kept",
