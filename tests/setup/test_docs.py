@@ -82,6 +82,32 @@ def test_files_that_a_page_names_exist(page: Path):
     assert [name for name in sorted(named - new) if not (ROOT / name).exists()] == []
 
 
+def find(path: str) -> object:
+    """Find what `room.name` or `room.module.name` means below multifacet; AttributeError where it means nothing."""
+    first, *names = path.split(".")
+    module, found = f"multifacet.{first}", importlib.import_module(f"multifacet.{first}")
+    for name in names:
+        module = f"{module}.{name}"
+        if not hasattr(found, name) and isinstance(found, ModuleType) and importlib.util.find_spec(module):
+            importlib.import_module(module)
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_names_that_a_page_uses_exist(page: Path):
+    text = page.read_text()
+    rooms = "kge|contrastive|ranking|serving|training|tables|artifacts|inputs"
+    for path in set(re.findall(rf"`((?:{rooms})(?:\.[A-Za-z_]+)+)[(`]", text)):
+        find(path)
+    diffs = "".join(re.findall(r"^```diff\n.*?^```$", text, flags=re.MULTILINE | re.DOTALL))
+    for module, names in re.findall(
+        r"^ *from multifacet\.([\w.]+) import ([\w, ]+)$", text.replace(diffs, ""), flags=re.MULTILINE
+    ):
+        for name in names.split(", "):
+            find(f"{module}.{name}")
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_into_a_page_find_their_heading(page: Path):
     for target, heading in re.findall(r"\]\(([^)#\s]*\.md)?#([^)]+)\)", page.read_text()):
