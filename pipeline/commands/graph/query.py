@@ -113,8 +113,8 @@ def degree_ranges(degree: list[int], nodes: list[int]) -> list[dict[str, Any]]:
 
     Example:
         >>> degree_ranges([0, 1, 2, 3, 9], [5, 1, 2, 1, 1])[2:]
-        [{'degree': '2 to 3', 'nodes': 3, 'edges': 7, 'share of edges': '44%'}, \
-{'degree': '8 to 15', 'nodes': 1, 'edges': 9, 'share of edges': '56%'}]
+        [{'degree': '2 to 3', 'nodes': 3, 'edges': 7, 'share of edges': '41%'}, \
+{'degree': '8 to 15', 'nodes': 1, 'edges': 9, 'share of edges': '53%'}]
     """
     ranges: dict[int, list[int]] = {}
     for value, count in zip(degree, nodes, strict=True):
