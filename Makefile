@@ -17,7 +17,7 @@ UV_COMPILE_FLAGS ?= --torch-backend=cpu
 BIN := .venv/bin
 UV_COMPILE := uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate $(UV_COMPILE_FLAGS)
 
-.PHONY: help demo test test-pyg-lib lint format doctor hooks requirements wheel clean distclean venv venv-dev
+.PHONY: help demo test test-pyg-lib lint format docs doctor hooks requirements wheel clean distclean venv venv-dev
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,14 +36,18 @@ test-pyg-lib: venv-dev  ## the tests that pyg-lib touches, with pyg-lib (PYG_LIB
 	$(BIN)/python -c "import torch_geometric.typing as t; assert t.WITH_PYG_LIB, 'pyg-lib does not load with this torch'"
 	$(BIN)/python -m pytest tests/graphdb/sampling tests/graphdb/test_pyg.py -k "sampling or pygs" $(PYTEST_ARGS)
 
-lint: venv-dev  ## ruff, formatting, types, and the order of the rooms
-	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+lint: venv-dev  ## ruff, formatting, types, the order of the rooms, and spelling
+	@status=0; for linter in "ruff check ." "ruff format --check ." mypy lint-imports codespell; do \
 		echo "$(BIN)/$$linter"; $(BIN)/$$linter || status=1; \
 	done; exit $$status
 
 format: venv-dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv-dev  ## build the documentation site, build/site (strict: a broken link or an undocumented name fails)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --clean
 
 doctor: venv  ## check the installation, and print the line that mends each fault
 	$(BIN)/multifacet doctor
@@ -54,6 +58,7 @@ hooks: venv-dev  ## run the linters before every commit
 requirements:  ## pin the lists anew from pyproject.toml (needs uv)
 	$(UV_COMPILE) pyproject.toml --extra cpu --extra demo --no-emit-package torch -o requirements/cpu.txt
 	$(UV_COMPILE) --group dev --no-emit-package torch -c requirements/cpu.txt -o requirements/dev.txt
+	$(UV_COMPILE) --group docs -c requirements/cpu.txt -c requirements/dev.txt -o requirements/docs.txt
 
 wheel: venv  ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

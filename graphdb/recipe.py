@@ -76,7 +76,7 @@ class Recipe(_Section):
     title: str = Field(description="one line about the dataset")
     license: str = Field(description="the data's licence")
     homepage: str = Field(description="where the data is published")
-    source: RecipeSource
+    source: RecipeSource = Field(description="the raw files, and how they are read")
     steps: dict[str, str] = Field(default_factory=dict, description="tables made first, in order: name -> SQL")
     nodes: dict[str, dict[str, Any]] = Field(description="node types, each with the SQL of its rows")
     relations: dict[str, dict[str, Any]] = Field(description="relations, each with the SQL of its rows")

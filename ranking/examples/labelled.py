@@ -164,7 +164,7 @@ def read_times(source: Any, columns: LabelledColumns) -> NDArray[np.datetime64]:
         columns: Which column holds the times.
 
     Returns:
-        datetime64[us] [n]; times of a zone are turned to UTC.
+        datetime64[us], shape [n]; times of a zone are turned to UTC.
 
     Raises:
         ValueError: If no column is named, or it holds no times, or nulls.

@@ -170,7 +170,7 @@ class Replicas(Generic[Client]):
                 replica.probe_wait_s = 0.0
 
     def give_back_failed(self, replica: Replica[Client], version: str, error: ServingError) -> None:
-        """Count a request as failed, and think about the server what the error says about it."""
+        """Count a request as failed, and update the server's health from the error."""
         if isinstance(error, DeadlineExceededError):
             self.give_back(replica, late=True)
             return

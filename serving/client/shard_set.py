@@ -98,7 +98,7 @@ class ShardSet:
         """The versions of which a server holds the shard that it should; others, whole or cut otherwise, may be there too.
 
         Raises:
-            BrokenAnswerError: It holds no version of which that is so.
+            BrokenAnswerError: The server holds no version cut into these shards.
         """
         given = [(entry.shard_index, max(1, entry.num_shards)) for entry in description.versions]
         fits = [entry for entry, shard in zip(description.versions, given, strict=True) if shard == (index, len(self))]

@@ -44,7 +44,7 @@ class Outcome:
     """How one request ends.
 
     Attributes:
-        degraded: Whether it was answered, but without its rows: a version of which that is true too often must not be kept.
+        degraded: Whether it was answered, but without its rows. Too many degraded answers roll the version back.
     """
 
     __slots__ = ("degraded",)

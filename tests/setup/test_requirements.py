@@ -25,7 +25,7 @@ def pyproject(repository: Path) -> dict[str, Any]:
     return tomllib.loads((repository / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("name", ["cpu.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["cpu.txt", "dev.txt", "docs.txt"])
 def test_every_line_is_one_exact_public_version(repository: Path, name: str):
     lines = (repository / "requirements" / name).read_text().splitlines()
     assert lines
@@ -37,6 +37,10 @@ def test_the_lists_agree_with_each_other(repository: Path):
     cpu = read_pins(repository / "requirements" / "cpu.txt")
     dev = read_pins(repository / "requirements" / "dev.txt")
     assert {name: dev[name] for name in cpu.keys() & dev.keys()} == {name: cpu[name] for name in cpu.keys() & dev.keys()}
+    docs = read_pins(repository / "requirements" / "docs.txt")
+    assert {name: docs[name] for name in docs.keys() & (cpu | dev).keys()} == {
+        name: (cpu | dev)[name] for name in docs.keys() & (cpu | dev).keys()
+    }
 
 
 def test_no_list_has_torch_or_the_cuda_build_of_fbgemm(repository: Path):
@@ -70,9 +74,11 @@ def test_the_pins_satisfy_what_the_project_asks_for(repository: Path, pyproject:
     for line in [*pyproject["project"]["dependencies"], *extras["cpu"], *extras["demo"]]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(cpu[canonicalize_name(requirement.name)]), line
-    for line in pyproject["dependency-groups"]["dev"]:
-        requirement = Requirement(line)
-        assert requirement.specifier.contains(dev[canonicalize_name(requirement.name)]), line
+    docs = read_pins(repository / "requirements" / "docs.txt")
+    for group, pins in (("dev", dev), ("docs", docs)):
+        for line in pyproject["dependency-groups"][group]:
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
 
 
 def test_the_doctor_expects_what_is_installed(repository: Path, pyproject: dict[str, Any]):
