@@ -215,7 +215,7 @@ def test_a_server_that_is_started_on_a_pipe_ends_with_a_reason(release, tmp_path
 _CUT = """
 import os, sys, threading
 from multifacet.serving import LookupConfig, connect_lookup, serve_lookup
-from multifacet.serving import mapped_files
+from multifacet.serving.release import mapped_files
 import numpy as np
 
 mapped_files.MappedFiles.is_whole = lambda self: True  # the cut comes between the look and the copy

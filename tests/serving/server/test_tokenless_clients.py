@@ -148,7 +148,8 @@ def test_a_message_without_its_token_is_not_read(release, token):
         before = own_bytes(os.getpid())
         for _ in range(4):
             send(50)
-        assert own_bytes(os.getpid()) - before < 150e6  # client and server together; 800 MB were sent
+        # Client and server together. The client may still hold the last 50 messages, 200 MB; 800 MB were sent.
+        assert own_bytes(os.getpid()) - before < 300e6
 
 
 @pytest.mark.parametrize("version", ["", "alpha"])
