@@ -60,9 +60,9 @@ def run(quick: bool) -> Iterator[Row]:
     num_requests = 500 if quick else 3000
     config = {"rows": num_rows, "dim": DIM, "ids": NUM_IDS, "requests": num_requests, "codec_rows": CODEC_ROWS}
     with ExitStack() as held:
-        folder = _folder(num_rows, held)
-        worker = held.enter_context(_worker())
-        published = _published(folder, num_rows, worker)
+        folder = large_folder(num_rows, held)
+        worker = held.enter_context(spawned_worker())
+        published = publish_large(folder, num_rows, worker)
         path = folder / "release"
         case = f"{num_rows // 1_000_000}M rows"
         yield Row(case=f"{case}, publish", metric=_SECONDS, value=published["seconds"], config=config)
@@ -74,9 +74,9 @@ def run(quick: bool) -> Iterator[Row]:
             yield Row(case=opened, metric=_OWN_MEMORY, value=own, config=config)
         bare = np.percentile(worker.submit(_gather, path, num_requests).result(), [50, 99])
         worker.shutdown()  # and nothing of the table stays mapped
-        client = held.enter_context(_worker())
+        client = held.enter_context(spawned_worker())
         sockets = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="multifacet-bench-")))
-        with _serve(path, sockets, populate=True) as server:
+        with serve_large(path, sockets, populate=True) as server:
             for transport, address in (("frames", f"framed:unix:{sockets / 'frames.sock'}"), ("grpc", server.address)):
                 latencies_ms, server_ms = client.submit(_ask, address, path, num_requests, 200, 1).result()
                 for metric, quantile, peer in ((_P50, 50, bare[0]), (_P99, 99, bare[1])):
@@ -94,14 +94,14 @@ def _cold(case: str, path: Path, sockets: Path, client: ProcessPoolExecutor, con
     """Requests of a table that is on the disk only, and what warming it up takes and gives."""
     address = f"framed:unix:{sockets / 'frames.sock'}"
     _drop(path)
-    with _serve(path, sockets, populate=False):
+    with serve_large(path, sockets, populate=False):
         latencies_ms, _ = client.submit(_ask, address, path, 30, 0, 2).result()
     for metric, quantile in ((_P50, 50), (_P99, 99)):
         value = float(np.percentile(latencies_ms, quantile))
         yield Row(case=f"{case}, frames, cold", metric=metric, value=value, config={**config, "requests": 30})
     _drop(path)
     started = time.perf_counter()
-    with _serve(path, sockets, populate=True):
+    with serve_large(path, sockets, populate=True):
         yield Row(case=f"{case}, warm-up and start", metric=_SECONDS, value=time.perf_counter() - started, config=config)
         latencies_ms, _ = client.submit(_ask, address, path, 300, 0, 3).result()
     for metric, quantile in ((_P50, 50), (_P99, 99)):
@@ -109,7 +109,7 @@ def _cold(case: str, path: Path, sockets: Path, client: ProcessPoolExecutor, con
         yield Row(case=f"{case}, frames, first after warm-up", metric=metric, value=value, config={**config, "requests": 300})
 
 
-def _folder(num_rows: int, held: ExitStack) -> Path:
+def large_folder(num_rows: int, held: ExitStack) -> Path:
     """Where the release lies or will lie.
 
     Raises:
@@ -136,7 +136,7 @@ def _available_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _published(folder: Path, num_rows: int, worker: ProcessPoolExecutor) -> dict[str, float]:
+def publish_large(folder: Path, num_rows: int, worker: ProcessPoolExecutor) -> dict[str, float]:
     """How the release was published, now or by an earlier run."""
     document = folder / _PUBLISHED
     if not document.exists():
@@ -148,7 +148,7 @@ def _published(folder: Path, num_rows: int, worker: ProcessPoolExecutor) -> dict
     return published
 
 
-def _worker() -> ProcessPoolExecutor:
+def spawned_worker() -> ProcessPoolExecutor:
     """A process to measure in: it holds nothing else, and starts with no memory of this one's."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
@@ -183,9 +183,22 @@ def _open(small: Path, path: Path, verify: bool) -> tuple[float, float]:
     return seconds, float(max(1, peak.growth))
 
 
-def _serve(path: Path, folder: Path, *, populate: bool) -> ServerProcess:
+def serve_large(path: Path, folder: Path, *, populate: bool, **options: Any) -> ServerProcess:
+    """A server of a release, in a process of its own, with a socket in the folder.
+
+    Args:
+        path: The release; it is not verified.
+        folder: Where the socket lies.
+        populate: As `LookupConfig.populate`.
+        **options: Further fields of `LookupConfig`.
+    """
     config = LookupConfig(
-        releases=(path,), verify=False, populate=populate, framed_listen=f"unix:{folder / 'frames.sock'}", listen="127.0.0.1:0"
+        releases=(path,),
+        verify=False,
+        populate=populate,
+        framed_listen=f"unix:{folder / 'frames.sock'}",
+        listen="127.0.0.1:0",
+        **options,
     )
     return ServerProcess("lookup", config, folder, startup_timeout_s=300)
 
@@ -205,7 +218,7 @@ def _ask(address: str, path: Path, num_requests: int, num_before: int, seed: int
     with connect_lookup(address, timeout_s=60) as client:
         client.describe()
         for _ in range(num_before + num_requests):
-            ids = _drawn_ids(generator)
+            ids = drawn_ids(generator)
             started = time.perf_counter()
             answer = client.lookup(version, {"pin": ids})
             latencies_ms.append((time.perf_counter() - started) * 1e3)
@@ -227,7 +240,8 @@ def _gather(path: Path, num_requests: int) -> list[float]:
     return latencies_ms[200:]
 
 
-def _drawn_ids(generator: np.random.Generator) -> npt.NDArray[np.int64]:
+def drawn_ids(generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Ids of one request, uniform over all int64."""
     return generator.integers(-(2**63), 2**63 - 1, NUM_IDS)
 
 

@@ -7,6 +7,9 @@ from .client.grpc_clients import RankerClient as RankerClient
 from .config import LookupConfig as LookupConfig
 from .config import RankerConfig as RankerConfig
 from .core.limits import Limits as Limits
+from .delta.fold import fold as fold
+from .delta.publish import publish_delta as publish_delta
+from .delta.writer import DeltaWriter as DeltaWriter
 from .errors import BrokenAnswerError as BrokenAnswerError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import InvalidRequestError as InvalidRequestError

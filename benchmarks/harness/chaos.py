@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from benchmarks.harness.forked import FORKS, ForkedServer
 from benchmarks.harness.load import Asker, Tally
-from benchmarks.harness.witness import write_witness
+from benchmarks.harness.witness import write_witness, write_witness_delta
 from multifacet.serving import AdminClient, Limits, LookupConfig, RankerConfig, Release, Rollout
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class Chaos:
         seed: Chooses victims and moments.
         num_askers: Clients that ask all the time.
         interval_s: Between two requests of one client.
+        deltas: Whether every second release is a delta over the one that is served.
 
     Attributes:
         kills: How often each part was killed while it was at work.
     """
 
-    def __init__(self, folder: Path, *, seed: int = 0, num_askers: int = 2, interval_s: float = 0.02):
+    def __init__(self, folder: Path, *, seed: int = 0, num_askers: int = 2, interval_s: float = 0.02, deltas: bool = False):
+        self._deltas = deltas
         self.kills: Counter[Victim] = Counter()
         self._folder = folder
         self._random = random.Random(seed)  # noqa: S311  (moments, not secrets)
@@ -95,7 +97,8 @@ class Chaos:
         """Publish the next release and move the deployment to it, under kills; its last version is retired."""
         self._number += 1
         path = self._folder / f"release-{self._number}"
-        self._until_done("publisher", path.exists, _publish, (path, self._number), victims)
+        base = self.release.path if self._deltas and self._number % 2 == 0 else None
+        self._until_done("publisher", path.exists, _publish, (path, self._number, base), victims)
         release = Release.open(path)  # whole, or this raises
         rollout = self._rollout()
         limits = Limits(
@@ -201,8 +204,11 @@ def _open_rollout(folder: Path) -> Rollout:
     return Rollout(folder / "state", lambda address: AdminClient(address, token_file=folder / "token", timeout_s=120))
 
 
-def _publish(path: Path, number: int) -> None:
-    write_witness(path, number)
+def _publish(path: Path, number: int, base: Path | None) -> None:
+    if base is None:
+        write_witness(path, number)
+    else:
+        write_witness_delta(path, number, base)
 
 
 def _control(folder: Path, action: str) -> None:

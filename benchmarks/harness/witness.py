@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from multifacet.serving import DeltaWriter
 from multifacet.serving.release.release import Release
 from multifacet.serving.release.writer import ReleaseWriter
 from multifacet.tables import IdMap, encode
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 IDS = 500
 FEATURES = ("user", "pin")
@@ -42,11 +47,7 @@ def write_witness(path: Path, number: int, *, replace: bool = False) -> Release:
         number: What its rows say.
         replace: Whether a release that is there may be replaced.
     """
-    rows = torch.zeros(IDS + 1, DIM)
-    rows[:, 0] = number
-    rows[:, 1] = torch.arange(IDS + 1)
-    batch = torch.export.Dim("batch", min=1)
-    example = (torch.zeros(3, len(FEATURES)), torch.zeros(3, len(FEATURES), DIM))
+    rows = _rows(number)
     writer = ReleaseWriter(
         path,
         name=f"witness-{number}",
@@ -61,5 +62,28 @@ def write_witness(path: Path, number: int, *, replace: bool = False) -> Release:
         for feature in FEATURES:
             chunks = [encode(rows, "fp32")]
             writer.add_table(feature, chunks, feature=feature, node_type=feature, facet=None, id_map="ids")
-        writer.add_upper(torch.export.export(Witness(number).eval(), example, dynamic_shapes=({0: batch}, {0: batch})))
+        writer.add_upper(_export(number))
     return writer.open()
+
+
+def write_witness_delta(path: Path, number: int, base: Path) -> Release:
+    """Write the release of a number as a delta over that of another one: every row differs, so a mixed one is seen."""
+    rows = encode(_rows(number), "fp32")
+    with DeltaWriter(path, base, parents=("0" * 64,)) as writer:
+        for feature in FEATURES:
+            writer.change_rows(feature, range(IDS + 1), rows)
+        writer.add_upper(_export(number))
+    return writer.open()
+
+
+def _rows(number: int) -> Tensor:
+    rows = torch.zeros(IDS + 1, DIM)
+    rows[:, 0] = number
+    rows[:, 1] = torch.arange(IDS + 1)
+    return rows
+
+
+def _export(number: int) -> ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    example = (torch.zeros(3, len(FEATURES)), torch.zeros(3, len(FEATURES), DIM))
+    return torch.export.export(Witness(number).eval(), example, dynamic_shapes=({0: batch}, {0: batch}))

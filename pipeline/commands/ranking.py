@@ -1,4 +1,4 @@
-"""`multifacet train`, `evaluate`, `publish` and `verify`: from snapshots to a release."""
+"""`multifacet train`, `evaluate`, `publish`, `fold` and `verify`: from snapshots to a release."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, show_bytes, stdout
 
 if TYPE_CHECKING:
-    from multifacet import ranking
+    from multifacet import ranking, serving
     from multifacet.tables import Snapshot
 
 TrainPaths = Annotated[
@@ -73,6 +73,7 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(publish)
+    app.command()(fold)
     app.command()(verify)
 
 
@@ -317,15 +318,47 @@ def publish(
     output: Annotated[Path, typer.Argument(help="Release to write: a folder that does not exist yet.")],
     precision: Annotated[Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="Precision of the tables' rows.")] = "int4",
     shards: Annotated[int, typer.Option(min=1, help="Lookup hosts that the tables' rows are split over.")] = 1,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write only what differs from this release, in its precision and shards. Servers look for it beside."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="With --base: rows that moved by at most this share of their length stay as they are."),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Cuts a model into its lookup half and its ranker half, under one version."""
     from multifacet import serving
 
-    release = serving.publish(model, output, precision=precision, shards=shards)
+    if base is None:
+        if tolerance:
+            raise typer.BadParameter("--tolerance compares with a base: give --base RELEASE")
+        release = serving.publish(model, output, precision=precision, shards=shards)
+    else:
+        if shards != 1 or precision != "int4":
+            raise typer.BadParameter("--base says the precision and the shards: leave --precision and --shards out")
+        release = serving.publish_delta(model, output, base, tolerance=tolerance)
+    _emit_release(release, as_json=as_json)
+
+
+def fold(
+    release: Release,
+    output: Annotated[Path, typer.Argument(help="Release to write: a folder that does not exist yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Writes the whole release that a delta and its bases are; every score stays what it was, under another version."""
+    from multifacet import serving
+
+    _emit_release(serving.fold(release, output), as_json=as_json)
+
+
+def _emit_release(release: serving.Release, *, as_json: bool) -> None:
     if as_json:
-        fields = {"release": str(output), "version": release.version, "precision": release.precision}
-        emit_json({**fields, "shards": release.num_shards})
+        fields = {"release": str(release.path), "version": release.version, "precision": release.precision}
+        emit_json({**fields, "shards": release.num_shards, "base": release.base or None, "bytes": release.lookup_bytes})
     else:
         stdout.print(release)
 
@@ -340,16 +373,22 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Reads every file of a release and compares its checksum; fails by the file's name."""
+    """Reads every file of a release, and of those that it lies over, and compares its checksum; fails by the file's name."""
     from multifacet import serving
+    from multifacet.serving.release.bases import lineage
 
     if shard is not None and half != "lookup":
         msg = "--shard goes with --half lookup"
         raise typer.BadParameter(msg)
     opened = serving.Release.open(release, verify=True, half=half, shard=shard)
+    if half != "ranker":  # which needs no rows, and so no base
+        lineage(opened, verify=True, half=half)
     if as_json:
         sequence = opened.manifest.sequence
         fields = {"release": str(release), "version": opened.version, "precision": opened.precision}
-        emit_json({**fields, "sequence": None if sequence is None else sequence.model_dump(mode="json")})
+        emit_json(
+            {**fields, "sequence": None if sequence is None else sequence.model_dump(mode="json"), "base": opened.base or None}
+        )
     else:
-        stdout.print(f"{release}: version {opened.version}, whole and unchanged", soft_wrap=True)
+        over = f", over {opened.base}" if opened.base else ""
+        stdout.print(f"{release}: version {opened.version}{over}, whole and unchanged", soft_wrap=True)

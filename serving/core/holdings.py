@@ -219,12 +219,10 @@ def _start_identified(state: Holdings, event: Identified) -> Step:
         if state.started.document is None:  # given twice: the last one counts
             return _next_to_open(replace(state, held=held, to_open=state.to_open[1:]))
         return _next_to_open(replace(state, to_open=state.to_open[1:]))
-    fault = _beyond_budget(state, Entry(event.version, event.path, event.num_bytes))
+    fault = _beyond_budget(state, event.entry)
     if fault is not None:
         return _skip(state, fault)
-    return replace(state, to_open=(Entry(event.version, event.path, event.num_bytes), *state.to_open[1:])), (
-        Open(event.path, event.version),
-    )
+    return replace(state, to_open=(event.entry, *state.to_open[1:])), (Open(event.path, event.version),)
 
 
 def _start_opened(state: Holdings, event: Opened) -> Step:
@@ -294,7 +292,7 @@ def _identified(state: Holdings, event: Identified) -> Step:
             joined = replace(other, tickets=other.tickets + opening.tickets, current=other.current or opening.current)
             openings = _without(_swap(state.openings, other, joined), opening)
             return replace(state, openings=openings), ()
-    entry = Entry(event.version, event.path, event.num_bytes)
+    entry = event.entry
     fault = _beyond_budget(state, entry)
     if fault is not None:
         return _refused(state, Refused(event.path, fault))
@@ -324,14 +322,22 @@ def _beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
     on_their_way = [opening.entry for opening in state.openings if opening.entry.version]
     on_their_way += [change.entry for change in state.changes if change.kind == "load"]
     others = [held for held in (*state.held, *on_their_way) if held.version != entry.version]
-    num_bytes = sum(held.num_bytes for held in others)
-    if budget is None or num_bytes + entry.num_bytes <= budget:
+    held_bytes = _memory(others)
+    more = _memory([*others, entry]) - held_bytes
+    if budget is None or held_bytes + more <= budget:
         return None
     return Fault(
         "overloaded",
-        f"{entry.path} has {entry.num_bytes} bytes of rows and ids, {num_bytes} are held already by {len(others)} versions, "
+        f"{entry.path} has {more} bytes of rows and ids, {held_bytes} are held already by {len(others)} versions, "
         f"and memory_budget_bytes is {budget}: retire a version first, or raise it",
     )
+
+
+def _memory(entries: list[Entry]) -> int:
+    """Bytes of some releases together: what several lie over is there once."""
+    wholes = {entry.whole: entry.whole_bytes for entry in entries if entry.whole}
+    shared = sum(num_bytes for version, num_bytes in wholes.items() if all(entry.version != version for entry in entries))
+    return sum(entry.num_bytes for entry in entries) + shared
 
 
 def _opening(state: Holdings, path: str) -> Opening:

@@ -10,11 +10,19 @@ from multifacet.serving.core.faults import Fault
 
 @dataclass(frozen=True)
 class Entry:
-    """A release: its version (empty while it is not known) and its folder."""
+    """A release: its version (empty while it is not known) and its folder.
+
+    Attributes:
+        num_bytes: Memory that it has for itself.
+        whole: Of a delta the version of the whole release that it lies over.
+        whole_bytes: Memory of that one, which all that lie over it share.
+    """
 
     version: str
     path: str
     num_bytes: int = 0
+    whole: str = ""
+    whole_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,18 @@ class ShadowAsked:
 
 @dataclass(frozen=True)
 class Identified:
-    """A folder's manifest was read."""
+    """A folder's manifest was read; see `Entry` for its memory."""
 
     path: str
     version: str
     num_bytes: int = 0
+    whole: str = ""
+    whole_bytes: int = 0
+
+    @property
+    def entry(self) -> Entry:
+        """The release that it is."""
+        return Entry(self.version, self.path, self.num_bytes, self.whole, self.whole_bytes)
 
 
 @dataclass(frozen=True)

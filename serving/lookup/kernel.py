@@ -20,6 +20,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from multifacet.kernels.hashing import hash_rows
+from multifacet.serving.lookup.changed_ids import amend
+from multifacet.serving.lookup.changed_rows import locate
 from multifacet.serving.lookup.rows import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
 from multifacet.serving.release.sharding.hashed_shard import find_hashed
 from multifacet.serving.wire.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
@@ -34,15 +36,21 @@ VERSION_END: Final = HEADER_BYTES + 2 + VERSION_BYTES
 NUM_FEATURES, NUM_MAPS, NUM_TABLES, MAX_IDS, HEAD_BYTES = range(5)
 PLAN_HEAD: Final = 5
 FEATURE_FIELDS: Final = 2  # where the name begins in the text, its length
-MAP_FIELDS: Final = 9
-"""Of a map: feature, kind, six fields of that kind, and the row of an unknown id or, if it is hashed, the table's size.
+AMEND_FIELDS: Final = 12
+MAP_FIELDS: Final = 9 + AMEND_FIELDS
+"""Of a map: feature, kind, six fields of that kind, and the row of an unknown id or, if it is hashed, the table's size; then
+starts, buckets, keys, rows, ids and shift of the ids that deltas added, and of those that they dropped.
 
 exact           starts, buckets, keys, rows, ids, shift
 hashed          0, 0, 0, 0, 0, seed
 hashed shard    shard, shards, first row, rows of the whole table, 0, seed
 """
 EXACT, HASHED, HASHED_SHARD = range(3)
-TABLE_FIELDS: Final = 6  # map, address, rows, bytes of a row, where its message begins in the text, its length
+CHANGE_FIELDS: Final = 3
+TABLE_FIELDS: Final = 6 + CHANGE_FIELDS
+"""Of a table: map, address, rows, bytes of a row, where its message begins in the text, its length; then of changed rows the
+address of the words, their number, and the first row (see `serving.lookup.changed_rows`), zeros if there are none.
+"""
 RESULTS: Final = 3  # length of the answer, how much of it was sent, microseconds; then for each table rows and unknown ids
 
 _MAGIC: Final = tuple(MAGIC)
@@ -179,7 +187,35 @@ def _find(plan: Any, at: Any, ids: Any, rows: Any) -> Any:
     starts = carray(_pointer(plan[at + 2], np.int32), (plan[at + 3],))
     keys = carray(_pointer(plan[at + 4], np.int64), (plan[at + 6],))
     places = carray(_pointer(plan[at + 5], np.int32), (plan[at + 6],))
-    return np.int64(find_ids(starts, keys, places, np.uint64(plan[at + 7]), last, ids, rows))
+    unknown = np.int64(find_ids(starts, keys, places, np.uint64(plan[at + 7]), last, ids, rows))
+    if plan[at + 13] or plan[at + 19]:
+        added, added_keys, added_rows = _index(plan, at + 9)
+        dropped, dropped_keys, dropped_rows = _index(plan, at + 15)
+        shifts = np.uint64(plan[at + 14]), np.uint64(plan[at + 20])
+        unknown = np.int64(
+            amend(
+                added,
+                added_keys,
+                added_rows,
+                shifts[0],
+                dropped,
+                dropped_keys,
+                dropped_rows,
+                shifts[1],
+                unknown,
+                last,
+                ids,
+                rows,
+            )
+        )
+    return unknown
+
+
+@numba.njit(nogil=True, cache=True)
+def _index(plan: Any, at: Any) -> Any:
+    starts = carray(_pointer(plan[at], np.int32), (plan[at + 1],))
+    keys = carray(_pointer(plan[at + 2], np.int64), (plan[at + 4],))
+    return starts, keys, carray(_pointer(plan[at + 3], np.int32), (plan[at + 4],))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -194,6 +230,17 @@ def _gather(plan: Any, at: Any, rows: Any, words: Any, halves: Any, shorts: Any,
         gather_rows(carray(_pointer(plan[at + 1], np.uint16), (plan[at + 2], row_bytes >> 1)), rows, shorts, start)
     else:
         gather_rows(carray(_pointer(plan[at + 1], np.uint8), (plan[at + 2], row_bytes)), rows, out, start)
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy_rows(plan: Any, at: Any, rows: Any, places: Any, words: Any, halves: Any, shorts: Any, out: Any, start: Any) -> None:
+    """As `_gather`, for a table that may have changed rows; `places` is room for as many as there are rows."""
+    if plan[at + 6]:
+        marks = carray(_pointer(plan[at + 6], np.uint64), (plan[at + 7],))
+        locate(marks, np.uint64(plan[at + 8]), rows, places)
+        _gather(plan, at, places[: len(rows)], words, halves, shorts, out, start)
+    else:
+        _gather(plan, at, rows, words, halves, shorts, out, start)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -286,13 +333,14 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
     sent = np.int64(0)
     length = results[0]
     clock = np.empty(2, np.int64)
+    places = np.empty(_CHUNK_ROWS, np.uint64)
     for table in range(plan[NUM_TABLES]):
         size, at = _size(plan, spans, table)
         begin = results[RESULTS + 2 * table]
         results[RESULTS + 2 * table] = size
         if size > PROBE_ROWS:
             started_us = now_us(clock)
-            _gather(plan, at, found[begin : begin + PROBE_ROWS], memory, halves, shorts, out, place)
+            _copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, memory, halves, shorts, out, place)
             if now_us(clock) - started_us > DISK_US:
                 ask_disk(np.uintp(plan[at + 1]), np.uintp(plan[at + 3]), found[begin + PROBE_ROWS : begin + size])
         done = np.int64(0)
@@ -301,7 +349,7 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
             end = place + step * plan[at + 3]
             if end & 7:
                 memory[end >> 3] = 0
-            _gather(plan, at, found[begin + done : begin + done + step], memory, halves, shorts, out, place)
+            _copy_rows(plan, at, found[begin + done : begin + done + step], places, memory, halves, shorts, out, place)
             done += step
             place = (end + ROW_ALIGNMENT - 1) & ~(ROW_ALIGNMENT - 1)
             if stream >= 0 and place < length and step == _CHUNK_ROWS:

@@ -9,7 +9,19 @@ import numpy as np
 
 from multifacet.kernels.hashing import seed_stream
 from multifacet.serving.errors import InvalidRequestError
-from multifacet.serving.lookup.kernel import EXACT, HASHED, HASHED_SHARD, RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
+from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.lookup.changed_rows import ChangedRows
+from multifacet.serving.lookup.kernel import (
+    AMEND_FIELDS,
+    CHANGE_FIELDS,
+    EXACT,
+    HASHED,
+    HASHED_SHARD,
+    RESULTS,
+    TOO_LITTLE_ROOM,
+    VERSION_BYTES,
+    answer,
+)
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.release.sharding.hashed_shard import HashedShard
 from multifacet.serving.wire.frames import HEADER_BYTES, Kind, pack_header
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
     from multifacet.serving.lookup.rows import MappedRows, SendBuffer
     from multifacet.serving.release.manifest import ReleaseTable
     from multifacet.serving.release.release import Release
-    from multifacet.tables.ids import IdMap
+    from multifacet.tables.ids import IdIndex, IdMap
 
 VERSION_HEAD = b"\x0a\x40"
 """Tag and length of a request's version, which its message begins with."""
@@ -59,8 +71,8 @@ class LookupPlan:
     def __init__(
         self,
         release: Release,
-        tables: Sequence[tuple[ReleaseTable, MappedRows]],
-        id_maps: Mapping[str, IdMap | HashedShard],
+        tables: Sequence[tuple[ReleaseTable, MappedRows | ChangedRows]],
+        id_maps: Mapping[str, IdMap | HashedShard | ChangedIds],
         max_ids: int,
     ):
         version = release.version
@@ -91,6 +103,7 @@ class LookupPlan:
                 table.row_bytes,
                 len(text),
                 len(head),
+                *_change_fields(rows),
             )
             text += head
         self._plan = np.array(plan, np.int64)
@@ -149,9 +162,12 @@ class LookupPlan:
             if self.answer(frame, send) is None:
                 raise InvalidRequestError(f"a lookup of feature {feature!r} is not understood by the kernel")
 
-    def _map_fields(self, id_map: IdMap | HashedShard) -> tuple[int, ...]:
+    def _map_fields(self, id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
+        return *self._whole_fields(id_map), *_amend_fields(id_map)
+
+    def _whole_fields(self, id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
         index = id_map.index
-        if index is None:
+        if not isinstance(id_map, ChangedIds) and index is None:
             seeds = seed_stream(id_map.seed, 1)
             self._held_seeds.append(seeds)
             seed = seeds.ctypes.data
@@ -159,10 +175,26 @@ class LookupPlan:
                 part = id_map.shard, id_map.num_shards, id_map.first_row, id_map.whole_rows
                 return HASHED_SHARD, *part, 0, seed, id_map.oov_row
             return HASHED, 0, 0, 0, 0, 0, seed, id_map.num_rows
-        arrays = index.arrays
-        starts, ids, rows = arrays["starts"], arrays["keys"], arrays["rows"]
-        addresses = starts.ctypes.data, len(starts), ids.ctypes.data, rows.ctypes.data
-        return EXACT, *addresses, len(ids), index.shift, id_map.num_rows - 1
+        return EXACT, *_index_fields(index), id_map.oov_row or 0
+
+
+def _change_fields(rows: MappedRows | ChangedRows) -> tuple[int, ...]:
+    if not isinstance(rows, ChangedRows):
+        return (0,) * CHANGE_FIELDS
+    return rows.words.ctypes.data, len(rows.words), int(rows.first.view(np.int64))
+
+
+def _amend_fields(id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
+    if not isinstance(id_map, ChangedIds):
+        return (0,) * AMEND_FIELDS
+    return *_index_fields(id_map.added), *_index_fields(id_map.dropped)
+
+
+def _index_fields(index: IdIndex | None) -> tuple[int, ...]:
+    if index is None:
+        raise TypeError("an exact map has an index")
+    starts, ids, rows = index.arrays["starts"], index.arrays["keys"], index.arrays["rows"]
+    return starts.ctypes.data, len(starts), ids.ctypes.data, rows.ctypes.data, len(ids), index.shift
 
 
 def version_of(frame: Buffer) -> str:

@@ -79,8 +79,9 @@ class MappedRows:
         if table.ctypes.data & 7 or not table.flags.c_contiguous:
             raise ValueError(f"a table of {table.shape} bytes is not contiguous or not aligned to 8 bytes")
         rows = huge_copy(table) if huge_pages else table
-        self._row_bytes: int = table.shape[1]
-        self._width = next(place for place, word in enumerate(_WORDS) if self._row_bytes % word().itemsize == 0)
+        self.num_rows: int = table.shape[0]
+        self.row_bytes: int = table.shape[1]
+        self._width = next(place for place, word in enumerate(_WORDS) if self.row_bytes % word().itemsize == 0)
         self._words: npt.NDArray[Any] = rows.view(_WORDS[self._width])
 
     @property
@@ -88,18 +89,19 @@ class MappedRows:
         """Where its first byte is."""
         return int(self._words.ctypes.data)
 
-    def gather(self, rows: npt.NDArray[np.int32], memory: Memory, start: int) -> int:
+    def gather(self, rows: npt.NDArray[np.int32] | npt.NDArray[np.uint64], memory: Memory, start: int) -> int:
         """Copy rows, releasing the interpreter's lock while it does.
 
         Args:
-            rows: int32 [n], each within the table: the caller's id map guarantees it.
+            rows: int32 [n], each within the table: the caller's id map guarantees it. Or uint64 [n]: their distance from the
+                table's first row, in rows and modulo 2^64, wherever they are.
             memory: Where to; long enough.
             start: The byte to begin at, a multiple of 8.
 
         Returns:
             The byte after the rows and the zeros that pad them to a multiple of 8.
         """
-        stop = start + len(rows) * self._row_bytes
+        stop = start + len(rows) * self.row_bytes
         if stop & 7:
             memory[0][stop >> 3] = 0
         gather_mapped(self._words, rows, memory[self._width], start)
@@ -120,14 +122,19 @@ def huge_copy(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     Returns:
         Read-only uint8 [num_rows, row_bytes].
     """
-    area = mmap.mmap(-1, table.nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area.madvise(mmap.MADV_HUGEPAGE)
-    memory = np.frombuffer(area, np.uint8)
-    start = -memory.ctypes.data % _HUGE_PAGE_BYTES
-    copy = memory[start : start + table.nbytes].reshape(table.shape)
+    copy = huge_memory(table.nbytes).reshape(table.shape)
     np.copyto(copy, table)
     copy.flags.writeable = False
     return copy
+
+
+def huge_memory(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Memory of this process that the system backs with huge pages where it can; zeros, uint8 [num_bytes]."""
+    area = mmap.mmap(-1, num_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(area, np.uint8)
+    start = -memory.ctypes.data % _HUGE_PAGE_BYTES
+    return memory[start : start + num_bytes]
 
 
 def _views(memory: npt.NDArray[np.uint64]) -> Memory:

@@ -15,16 +15,15 @@ from typing import Self
 import grpc
 import numpy as np
 
-from multifacet.artifacts import ArtifactError
 from multifacet.serving.config import LookupConfig
 from multifacet.serving.errors import InvalidRequestError, VersionNotLoadedError
 from multifacet.serving.framed.connection import ClosedError
 from multifacet.serving.framed.server import FramedServer
 from multifacet.serving.lookup.kernel_plan import version_of
 from multifacet.serving.lookup.mapped_release import FetchedRows, LookupHalf
+from multifacet.serving.lookup.opening import identify, open_half
 from multifacet.serving.lookup.rows import SendBuffer
 from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from multifacet.serving.release.release import Release
 from multifacet.serving.server.admin import AdminServicer
 from multifacet.serving.server.deployed import Deployed, Identity
 from multifacet.serving.server.listener import Listener
@@ -239,25 +238,12 @@ class LookupServer:
         self.stop()
 
     def _open(self, path: Path) -> tuple[str, LookupHalf]:
-        config = self.config
-        unchecked = Release.open(path, verify=False, half="lookup", shard=config.shard)
-        files = unchecked.mapped_files(rows=not config.huge_pages)  # before they are checked: none may change in between
-        release = Release.open(path, verify=config.verify, half="lookup", shard=config.shard)
-        half = LookupHalf(
-            release,
-            populate=config.populate,
-            huge_pages=config.huge_pages,
-            max_ids=config.max_ids_per_request,
-            files=files,
-        )
-        if release.version != unchecked.version or not files.examine():
-            raise ArtifactError(f"{path} was changed while it was loaded ({files.fault or 'replaced'}): load it again")
-        logger.info("loaded %r", release)
-        return release.version, half
+        half = open_half(path, self.config, dict(self._loaded.items()).get)
+        logger.info("loaded %r", half.release)
+        return half.release.version, half
 
     def _identify(self, path: Path) -> Identity:
-        release = Release.open(path, verify=False, half="lookup", shard=self.config.shard)
-        return Identity(release.version, release.lookup_bytes)
+        return identify(path, self.config)
 
     def _fault(self) -> str:
         """Why requests should not come; empty if they should."""

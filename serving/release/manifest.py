@@ -16,6 +16,28 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """A name that may become a file's name."""
 
 
+class TableDelta(BaseModel):
+    """What a delta's table holds of its own; the other rows are the base's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    changed: tuple[NonNegativeInt, ...] = Field(
+        min_length=1, description="How many of the base's rows are others now; of a split table in each shard."
+    )
+    added: tuple[NonNegativeInt, ...] = Field(
+        min_length=1, description="How many rows of new ids stand behind the base's rows; of a split table in each shard."
+    )
+
+
+class ReleaseBase(BaseModel):
+    """The release that a delta is laid over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str = Field(pattern=r"^[0-9a-f]{64}$", description="Its version.")
+    depth: PositiveInt = Field(description="How many deltas there are from the whole release to this one.")
+
+
 class ReleaseTable(BaseModel):
     """One quantised embedding table of a release."""
 
@@ -42,6 +64,7 @@ class ReleaseTable(BaseModel):
         default=(),
         description="Number of rows in each shard, an out-of-vocabulary row included; empty if every lookup host has all rows.",
     )
+    delta: TableDelta | None = Field(default=None, description="Of a delta: which of its rows are in its own files.")
 
     def folder(self, shard: int | None) -> str:
         """Folder of its rows within the release, and of its id map's folder; a shard matters to a split table only."""
@@ -52,8 +75,23 @@ class ReleaseTable(BaseModel):
         return f"{self.folder(shard)}/{self.name}.rows"
 
     def rows_of(self, shard: int | None) -> int:
-        """Number of rows in that file."""
+        """Number of rows that its ids may have there; all of them are in that file, but for a delta's."""
         return self.shard_rows[shard] if self.shard_rows and shard is not None else self.rows
+
+    def changed_file(self, shard: int | None = None) -> str:
+        """Name of the file of the row numbers that a delta changes."""
+        return f"{self.folder(shard)}/{self.name}.changed"
+
+    def changes(self, shard: int | None) -> tuple[int, int]:
+        """How many rows a delta changes and adds there; none if the release is whole."""
+        if self.delta is None:
+            return 0, 0
+        part = shard if self.shard_rows and shard is not None else 0
+        return self.delta.changed[part], self.delta.added[part]
+
+    def stored_rows(self, shard: int | None) -> int:
+        """Number of rows in that file."""
+        return self.rows_of(shard) if self.delta is None else sum(self.changes(shard))
 
 
 class ReleaseSequence(BaseModel):
@@ -91,6 +129,24 @@ class ReleaseManifest(BaseModel):
     id_types: dict[str, Literal["int64", "string"]] = Field(description="Type of the ids of each feature.")
     num_shards: PositiveInt = Field(default=1, description="How many lookup hosts the split tables are split over.")
     sequence: ReleaseSequence | None = Field(default=None, description="The sequence that the model reads, if any.")
+    base: ReleaseBase | None = Field(default=None, description="The release that it is laid over; None for a whole release.")
+
+    @model_validator(mode="after")
+    def _fit_base(self) -> Self:
+        for table in self.tables:
+            if (table.delta is None) != (self.base is None):
+                raise ValueError(f"table {table.name!r} is a delta without a base, or whole in a delta")
+            if table.delta is None:
+                continue
+            num_parts = len(table.shard_rows) or 1
+            if {len(table.delta.changed), len(table.delta.added)} != {num_parts}:
+                raise ValueError(f"table {table.name!r} has {num_parts} parts, its delta others: {table.delta}")
+            for part in range(num_parts):
+                shard = part if table.shard_rows else None
+                changed, added = table.changes(shard)
+                if added >= table.rows_of(shard) or changed > table.rows_of(shard) - added:
+                    raise ValueError(f"table {table.name!r} has {table.rows_of(shard)} rows, its delta more: {table.delta}")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

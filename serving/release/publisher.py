@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -150,54 +151,92 @@ def publish(
         ArtifactError: The model is damaged, its parts contradict each other, or the release exists already.
         ValueError: A table cannot be encoded (a value that is not finite, or leaves the format's range).
     """
-    artifact = Artifact.open(model_path, kind=MODEL_KIND)
-    try:
-        if "request_pooling" not in (artifact.manifest.get("sequence") or {"request_pooling": ""}):
-            raise ArtifactError(
-                f"{artifact.path}: the model reads a sequence, and an older version exported it without what serving needs: "
-                "train it again"
-            )
-        model = ModelManifest.model_validate(artifact.manifest)
-    except ValidationError as error:
-        raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
-    program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
-    num_slots = len(model.slots) or len(model.tables)
-    # Before the tables, which take long to write: they are written behind them.
-    UpperModel(program, num_dense=len(model.dense_features), num_slots=num_slots, dim=model.dim)
-    pooling: ExportedProgram | None = None
-    if model.sequence is not None:
-        pooling = load_program(artifact.file(model.sequence.request_pooling), allow_sample_inputs=True)
-        Pooling(pooling, length=model.sequence.length, num_facets=len(model.sequence.facets), dim=model.dim)
+    model = TrainedModel.open(model_path)
     writer = ReleaseWriter(
         release_path,
-        name=model.name,
-        parents=(artifact.fingerprint,),
-        dense_features=model.dense_features,
-        dim=model.dim,
+        name=model.manifest.name,
+        parents=(model.artifact.fingerprint,),
+        dense_features=model.manifest.dense_features,
+        dim=model.manifest.dim,
         precision=precision,
-        id_maps=_load_id_maps(artifact, model),
+        id_maps=model.id_maps,
         num_shards=shards,
-        sequence=model.release_sequence(),
+        sequence=model.manifest.release_sequence(),
         replace=replace,
     )
     with writer:
-        for table in model.tables:
+        for table in model.manifest.tables:
             writer.add_table(
                 table.name,
-                _encoded(artifact, table, precision),
+                model.encoded(table, precision),
                 feature=table.feature,
                 node_type=table.node_type,
                 facet=table.facet,
                 id_map=table.id_map,
-                reads=model.reads(table),
+                reads=model.manifest.reads(table),
                 list_length=table.list_length,
             )
-        writer.add_upper(program)
-        if pooling is not None:
-            writer.add_pooling(pooling)
+        writer.add_upper(model.upper)
+        if model.pooling is not None:
+            writer.add_pooling(model.pooling)
     release = writer.open()
     logger.info("published %s at %s", release, release.path)
     return release
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, opened for publishing.
+
+    Attributes:
+        artifact: Its artefact.
+        manifest: What serving reads of its manifest.
+        upper: The exported upper model, checked.
+        pooling: The exported pooling of its sequence, checked; None if it reads none.
+        id_maps: Its id maps by name.
+    """
+
+    artifact: Artifact
+    manifest: ModelManifest
+    upper: ExportedProgram
+    pooling: ExportedProgram | None
+    id_maps: dict[str, IdMap]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a trained model, and check that its parts belong together.
+
+        Raises:
+            ArtifactError: It is damaged, or its parts contradict each other.
+        """
+        artifact = Artifact.open(path, kind=MODEL_KIND)
+        try:
+            if "request_pooling" not in (artifact.manifest.get("sequence") or {"request_pooling": ""}):
+                raise ArtifactError(
+                    f"{artifact.path}: the model reads a sequence, and an older version exported it without what serving "
+                    "needs: train it again"
+                )
+            model = ModelManifest.model_validate(artifact.manifest)
+        except ValidationError as error:
+            raise ArtifactError(f"{artifact.path}: the manifest is not a trained model's: {error}") from error
+        program = load_program(artifact.file(model.upper), allow_sample_inputs=True)
+        num_slots = len(model.slots) or len(model.tables)
+        # Before the tables, which take long to write: they are written behind them.
+        UpperModel(program, num_dense=len(model.dense_features), num_slots=num_slots, dim=model.dim)
+        pooling: ExportedProgram | None = None
+        if model.sequence is not None:
+            pooling = load_program(artifact.file(model.sequence.request_pooling), allow_sample_inputs=True)
+            Pooling(pooling, length=model.sequence.length, num_facets=len(model.sequence.facets), dim=model.dim)
+        return cls(artifact, model, program, pooling, _load_id_maps(artifact, model))
+
+    def encoded(self, table: ModelTable, precision: Precision) -> Iterator[Tensor]:
+        """A table's rows, encoded chunk by chunk: uint8 [n, row_bytes] each.
+
+        Raises:
+            ArtifactError: The file is not what the manifest says.
+            ValueError: A value cannot be encoded.
+        """
+        return _encoded(self.artifact, table, precision)
 
 
 def _load_id_maps(artifact: Artifact, model: ModelManifest) -> dict[str, IdMap]:

@@ -8,6 +8,12 @@ On disk::
     ranker/upper.pt2           torch.export program: dense, embeddings -> logits
     ranker/pooling.pt2         of a model that reads a sequence: its rows, their number, candidates' rows -> pooled rows
 
+A delta says in its manifest which release it is laid over, and has only what differs::
+
+    lookup/<table>.rows        the rows that changed, and behind them those of new ids
+    lookup/<table>.changed     int32 row numbers of the former, ascending
+    lookup/id_maps/added/...   new ids, in the order of their rows; lookup/id_maps/dropped/... ids that it forgets
+
 A table that is split over N lookup hosts has its rows and its id map in ``lookup/shard-<s>-of-<N>/`` instead, once for each
 shard s. A host needs the manifest and its own part of the files: see `serving.release.parts`.
 
@@ -20,7 +26,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +48,11 @@ UPPER = "ranker/upper.pt2"
 POOLING = "ranker/pooling.pt2"
 ID_MAPS = "id_maps"
 """Folder of id maps, beside the rows that they are for."""
-_MAPPED = (".rows", ".safetensors")
+ADDED = "added"
+DROPPED = "dropped"
+"""Folders of a delta's ids, in that of id maps."""
+_MAPPED = (".rows", ".safetensors", ".changed")
+_ROW_NUMBER = np.dtype("<i4")
 
 
 class Release:
@@ -116,8 +126,16 @@ class Release:
         return self.manifest.num_shards
 
     @property
+    def base(self) -> str:
+        """Version of the release that it is laid over; empty for a whole release."""
+        return self.manifest.base.version if self.manifest.base is not None else ""
+
+    @property
     def lookup_bytes(self) -> int:
-        """Bytes of the lookup half, or of this shard of it: what it takes of memory once all of it was read."""
+        """Bytes of the lookup half, or of this shard of it: what it takes of memory once all of it was read.
+
+        Those of a delta are its own, without its base's.
+        """
         files: Mapping[str, Mapping[str, int]] = self._artifact.manifest["files"]
         return sum(files[name]["bytes"] for name in files_of(files, "lookup", self.shard))
 
@@ -149,6 +167,8 @@ class Release:
             ArtifactError: The table is split, and no shard was opened.
         """
         self._check_opened(table)
+        if not table.stored_rows(self.shard):
+            return np.empty((0, table.row_bytes), np.uint8)
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
         descriptor = open_plain(self._artifact.file(table.file(self.shard)))
         try:
@@ -156,7 +176,48 @@ class Release:
         finally:
             os.close(descriptor)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.rows_of(self.shard), table.row_bytes)
+        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.stored_rows(self.shard), table.row_bytes)
+
+    def changed_rows(self, table: ReleaseTable) -> npt.NDArray[np.int32]:
+        """Read which of the base's rows a delta changes.
+
+        Args:
+            table: One of `tables`.
+
+        Returns:
+            int32 [changed], ascending, in the order of the table's file.
+
+        Raises:
+            ArtifactError: They do not ascend, or are beyond the base's rows.
+        """
+        self._check_opened(table)
+        path = self._artifact.file(table.changed_file(self.shard))
+        descriptor = open_plain(path)
+        with os.fdopen(descriptor, "rb") as stream:
+            rows = np.fromfile(stream, _ROW_NUMBER)
+        num_changed, num_added = table.changes(self.shard)
+        base_rows = table.rows_of(self.shard) - num_added
+        ascend = len(rows) == num_changed and bool((rows[1:] > rows[:-1]).all())
+        if not ascend or (len(rows) and not 0 <= rows[0] <= rows[-1] < base_rows):
+            raise ArtifactError(
+                f"{path}: {num_changed} ascending rows below {base_rows} were expected. Publish the delta again."
+            )
+        return rows.astype(np.int32, copy=False)
+
+    def changed_ids(self, table: ReleaseTable, folder: Literal["added", "dropped"]) -> IdMap | None:
+        """Load the ids that a delta adds to a table's id map, or drops of it.
+
+        Returns:
+            An exact map of them, their rows in the order of the added ones; None if there are none.
+
+        Raises:
+            ArtifactError: It is no such map.
+        """
+        self._check_opened(table)
+        directory = self.path / table.folder(self.shard) / ID_MAPS / folder
+        if f"{directory.relative_to(self.path)}/{table.id_map}.json" not in self._artifact.manifest["files"]:
+            return None
+        return self._load_map(directory, table)
 
     def mapped_files(self, *, rows: bool = True) -> MappedFiles:
         """Watch the files that are mapped while the lookup half is served.
@@ -185,7 +246,12 @@ class Release:
         """
         table = next(table for table in self.tables if table.id_map == name)
         self._check_opened(table)
-        folder = self.path / table.folder(self.shard) / ID_MAPS
+        if self.base:
+            raise ArtifactError(f"{self.path} is a delta: its ids are those of {self.base[:12]} and its own changes to them")
+        return self._load_map(self.path / table.folder(self.shard) / ID_MAPS, table)
+
+    def _load_map(self, folder: Path, table: ReleaseTable) -> IdMap:
+        name = table.id_map
         try:
             loaded = IdMap.load(folder, name)
         except (ValueError, OSError) as error:
@@ -209,13 +275,14 @@ class Release:
 
     def __repr__(self) -> str:
         num_rows = sum(table.rows_of(self.shard) for table in self.tables)
+        over = f", over={self.base[:12]}" if self.base else ""
         shards = "" if self.num_shards == 1 else f", shards={self.num_shards}"
         shards = shards if self.shard is None else f", shard={self.shard} of {self.num_shards}"
         sequence = self.manifest.sequence
         reads = "" if sequence is None else f", {sequence.feature}={sequence.length}"
         return (
             f"Release({self.manifest.name}, tables={len(self.tables)}, rows={num_rows}, dim={self.manifest.dim}{reads}, "
-            f"precision={self.precision}{shards}, version={self.version[:12]})"
+            f"precision={self.precision}{shards}{over}, version={self.version[:12]})"
         )
 
 
@@ -228,13 +295,16 @@ def _read(artifact: Artifact) -> ReleaseManifest:
     files: Mapping[str, Mapping[str, object]] = artifact.manifest["files"]
     for table in manifest.tables:
         for shard in range(manifest.num_shards) if table.shard_rows else (None,):
-            name, rows = table.file(shard), table.rows_of(shard)
-            if name not in files or files[name]["bytes"] != rows * table.row_bytes:
-                given = files.get(name, {}).get("bytes", "no")
-                raise ArtifactError(
-                    f"{artifact.path}: {name} has {given} bytes: {rows} rows of {table.row_bytes} bytes "
-                    f"take {rows * table.row_bytes}. Publish the model again."
-                )
+            sizes = {table.file(shard): (table.stored_rows(shard), table.row_bytes)}
+            if table.delta is not None:
+                sizes[table.changed_file(shard)] = (table.changes(shard)[0], _ROW_NUMBER.itemsize)
+            for name, (rows, row_bytes) in sizes.items():
+                if name not in files or files[name]["bytes"] != rows * row_bytes:
+                    given = files.get(name, {}).get("bytes", "no")
+                    raise ArtifactError(
+                        f"{artifact.path}: {name} has {given} bytes: {rows} rows of {row_bytes} bytes "
+                        f"take {rows * row_bytes}. Publish the model again."
+                    )
     for program in (UPPER, POOLING) if manifest.sequence is not None else (UPPER,):
         if program not in files:
             raise ArtifactError(f"{artifact.path}: there is no {program}. Publish the model again.")

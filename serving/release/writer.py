@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from types import TracebackType
@@ -22,6 +23,8 @@ from multifacet.serving.release.upper import UpperModel
 from multifacet.tables.codec import row_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from torch.export import ExportedProgram
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_READ_ONLY = 0o444
+READ_ONLY = 0o444
 _FOLDER = 0o755
 
 
@@ -98,7 +101,7 @@ class ReleaseWriter:
                 raise
         self._writer.__exit__(kind, error, trace)
         if kind is None:
-            (self._writer.path / MANIFEST_NAME).chmod(_READ_ONLY)
+            (self._writer.path / MANIFEST_NAME).chmod(READ_ONLY)
 
     def add_table(
         self,
@@ -208,6 +211,10 @@ class ReleaseWriter:
         Pooling(program, length=self._sequence.length, num_facets=len(self._sequence.slots), dim=self._dim)
         torch.export.save(program, self._writer.directory / POOLING)
 
+    def copy_programs(self, release: Release) -> None:
+        """Take the upper model, and the pooling of the sequence, from a release that has the same tables."""
+        copy_programs(release, self._writer.directory)
+
     def _finish(self) -> None:
         for name, id_map in self._id_maps.items():
             split = self._split(name)
@@ -224,9 +231,7 @@ class ReleaseWriter:
             raise ArtifactError(
                 f"{self._writer.path}: none of its tables can be split into {self._num_shards} shards; publish it whole"
             )
-        # Servers have it mapped, as other users too, whatever the umask of who publishes: it is never written to again.
-        for path in (self._writer.directory, *self._writer.directory.rglob("*")):
-            path.chmod(_READ_ONLY if path.is_file() else _FOLDER)
+        make_read_only(self._writer.directory)
         tasks: tuple[Literal["ctr"], Literal["cvr"]] = ("ctr", "cvr")
         manifest = ReleaseManifest(
             name=self._name,
@@ -246,3 +251,19 @@ class ReleaseWriter:
     def open(self) -> Release:
         """The release that the block wrote; its files were hashed just now."""
         return Release.open(self._writer.path, verify=False)
+
+
+def copy_programs(release: Release, directory: Path) -> None:
+    """Copy a release's programs, byte by byte."""
+    shutil.copyfile(release.upper_path, directory / UPPER)
+    if release.manifest.sequence is not None:
+        shutil.copyfile(release.pooling_path, directory / POOLING)
+
+
+def make_read_only(directory: Path) -> None:
+    """Let everybody read a release, and nobody write to it.
+
+    Servers have it mapped, as other users too, whatever the umask of who publishes: it is never written to again.
+    """
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(READ_ONLY if path.is_file() else _FOLDER)

@@ -34,10 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Identity:
-    """What a release's manifest says, before its files are read."""
+    """What a release's manifest says, before its files are read; see `Entry` for its memory."""
 
     version: str
     num_bytes: int = 0
+    whole: str = ""
+    whole_bytes: int = 0
 
 
 class Deployed(Generic[T]):
@@ -222,7 +224,7 @@ class Deployed(Generic[T]):
             found = identify()
         except Exception as error:  # noqa: BLE001  (whatever a damaged release raises: somebody waits for the answer)
             return self._refused(path, error)
-        return events.Identified(path, found.version, found.num_bytes)
+        return events.Identified(path, found.version, found.num_bytes, found.whole, found.whole_bytes)
 
     def _open(self, path: str) -> events.Event:
         try:

@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,19 @@ def write_model(path: Path, *, seed: int) -> TrainedModel:
         "advertiser": IdMap.exact(list(ADVERTISERS)),
     }
     weights = {name: torch.randn(id_maps[id_map].num_rows, DIM, generator=generator) for name, _, id_map in TABLES}
+    return save_model(path, id_maps, weights, make_upper(generator))
+
+
+def make_upper(generator: torch.Generator) -> Upper:
     upper = Upper(len(DENSE), len(TABLES), DIM)
     with torch.no_grad():
         for parameter in (*upper.parameters(), upper.mean):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
         upper.hidden.weight[:, : len(DENSE)] *= 4
+    return upper
+
+
+def save_model(path: Path, id_maps: dict[str, IdMap], weights: dict[str, torch.Tensor], upper: Upper) -> TrainedModel:
     with ArtifactWriter(path, kind="ranking-model") as writer:
         for folder in ("vectors", "id_maps"):
             (writer.directory / folder).mkdir()
@@ -138,6 +146,39 @@ def write_model(path: Path, *, seed: int) -> TrainedModel:
 @pytest.fixture(scope="session")
 def export_upper() -> Callable[..., None]:
     return export
+
+
+@pytest.fixture(scope="session")
+def change_model() -> Callable[..., TrainedModel]:
+    """Writes the model after more training: some rows moved, pins added and dropped, another upper model."""
+
+    def change(
+        model: TrainedModel,
+        path: Path,
+        *,
+        seed: int,
+        share: float = 0.1,
+        added: Sequence[int] = (),
+        dropped: Sequence[int] = (),
+    ) -> TrainedModel:
+        generator = torch.Generator().manual_seed(seed)
+        pins = model.id_maps["pin"]
+        rows = np.arange(pins.num_rows - 1)
+        ids = np.empty(len(rows), np.int64)
+        ids[pins.rows(pins.known_ids(rows))] = pins.known_ids(rows)
+        kept = np.flatnonzero(~np.isin(ids, dropped))
+        id_maps = model.id_maps | {"pin": IdMap.exact(np.concatenate([ids[kept], np.array(added, np.int64)]))}
+        weights = {}
+        for name, _, id_map in TABLES:
+            table = model.weights[name].clone()
+            moved = torch.rand(len(table), generator=generator) < share
+            table[moved] += torch.randn(int(moved.sum()), DIM, generator=generator)
+            if id_map == "pin":
+                table = torch.cat([table[kept], torch.randn(len(added), DIM, generator=generator), table[-1:]])
+            weights[name] = table
+        return save_model(path, id_maps, weights, make_upper(generator))
+
+    return change
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ class ExactSplit:
     def __init__(self, id_map: IdMap, num_shards: int):
         self._id_type = id_map.id_type
         self._num_shards = num_shards
-        self._ids = _ids_by_row(id_map)
+        self._ids = ids_by_row(id_map)
         self._shards = shard_of(self._ids, num_shards).astype(np.uint16)
         self.shard_rows = tuple((np.bincount(self._shards, minlength=num_shards) + 1).tolist())
 
@@ -123,7 +123,7 @@ def split_of(id_map: IdMap, num_shards: int) -> TableSplit | None:
     return HashedSplit(id_map, num_shards) if can_split(id_map) else None
 
 
-def _ids_by_row(id_map: IdMap) -> IdArray:
+def ids_by_row(id_map: IdMap) -> IdArray:
     """The ids that an exact map knows, in the order of their rows."""
     if id_map.num_rows == 1:
         return np.empty(0, np.int64) if id_map.id_type == "int64" else np.empty(0, np.object_)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks.harness.chaos import Chaos
 
 
-def test_every_part_may_be_killed_during_a_rollout_and_a_rollback(tmp_path):
-    with Chaos(tmp_path, seed=1) as chaos:
+@pytest.mark.parametrize("deltas", [False, True], ids=["whole", "delta"])
+def test_every_part_may_be_killed_during_a_rollout_and_a_rollback(deltas, tmp_path):
+    with Chaos(tmp_path, seed=1, deltas=deltas) as chaos:
         first = chaos.release.version
         assert chaos.roll_out("publisher", "controller", "lookup").done == "retired"
         second = chaos.release.version
+        assert bool(chaos.release.base) is deltas
         assert chaos.roll_back("ranker").done == "rolled_back"
         tally = chaos.finish()
     assert (tally.mixed, tally.lost) == (0, 0)

@@ -1,0 +1,1 @@
+"""Deltas: releases that hold only what differs from the release that they are laid over."""
