@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 import torch
 
 from multifacet.artifacts.manifest import canonical_bytes
-from multifacet.serving import Release, publish
+from multifacet.serving import Release, publish, publish_delta
 from multifacet.serving.lookup.mapped_release import LookupHalf
-from multifacet.serving.release.manifest import ReleaseManifest, ReleaseTable
+from multifacet.serving.release.manifest import ReleaseBase, ReleaseManifest, ReleaseTable, TableDelta
 from multifacet.serving.release.sharding.hashed_shard import HashedShard
 from multifacet.serving.release.sharding.shards import SHARD_SEED, shard_of
 from multifacet.tables import IdMap, decode
@@ -29,7 +30,7 @@ IDS = {
 @pytest.fixture(scope="module")
 def reader():
     (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-    assert len(block.splitlines()) < 140
+    assert len(block.splitlines()) < 180
     names: dict[str, object] = {}
     exec(compile(block, "docs/release-format.md", "exec"), names)  # noqa: S102
     return names
@@ -72,6 +73,25 @@ def test_it_reads_shards(model, tmp_path, reader):
                 np.testing.assert_allclose(given, _expected(release, shard, table, pin), rtol=1e-6)
 
 
+def test_it_reads_deltas(model, release, change_model, tmp_path, reader):
+    first = change_model(model, tmp_path / "m1", seed=1, added=[10_001, 10_002], dropped=[-500])
+    second = change_model(first, tmp_path / "m2", seed=2, added=[-500], dropped=[10_001, 200])
+    shutil.copytree(release.path, tmp_path / "r0")
+    stranger = reader["ReleaseReader"](tmp_path / "r0")
+    for number, changed in enumerate((first, second), 1):
+        delta = publish_delta(changed.path, tmp_path / f"r{number}", tmp_path / f"r{number - 1}")
+        stranger = reader["DeltaReader"](delta.path, stranger)
+        stranger.check()
+        assert stranger.version == delta.version
+        whole = publish(changed.path, tmp_path / f"w{number}")
+        for table in whole.tables:
+            for external_id in (*IDS[table.feature], *([10_001, 10_002] if table.feature == "pin" else [])):
+                given = stranger.vector(table.name, external_id)
+                np.testing.assert_allclose(given, _expected(whole, None, table, external_id), rtol=1e-6)
+    with pytest.raises(ValueError, match="lies over version"):
+        reader["DeltaReader"](tmp_path / "r2", reader["ReleaseReader"](tmp_path / "r0"))
+
+
 @pytest.mark.parametrize("num_rows", [3, 10, 64, 1_000_003, 450_000_000])
 def test_it_finds_the_rows_of_a_hashed_table_s_shards(reader, num_rows):
     whole = IdMap.hashed(num_rows, id_type="int64", seed=SHARD_SEED)
@@ -90,7 +110,7 @@ def test_it_finds_the_rows_of_a_hashed_table_s_shards(reader, num_rows):
 def test_the_page_tells_every_field(release):
     described = set(re.findall(r"`([a-z_]+)`", PAGE))
     assert set(ReleaseManifest.model_fields) <= described
-    assert set(ReleaseTable.model_fields) <= described
+    assert set(ReleaseTable.model_fields) | set(TableDelta.model_fields) | set(ReleaseBase.model_fields) <= described
     raw = (release.path / "manifest.json").read_bytes()
     assert hashlib.sha256(raw).hexdigest() == release.version
     assert canonical_bytes(release._artifact.manifest) == raw
