@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from multifacet.graphdb import GraphView
+    from multifacet.kge.sampled.state import LearnedState
     from multifacet.training import TrainingRun
 
 __all__ = ["split_view", "train", "train_triples"]
@@ -189,6 +190,8 @@ def _run(
         trainer.warm_start(run.lifecycle.warm_start, node_ids)
     state, patience = trainer.state, config.validation.patience
     held_out, num_held_out = split.valid.edges(), len(split.valid)
+    if config.plateau is not None and not num_held_out:
+        raise ValueError("plateau lowers the rates by what validation says, and nothing is held out: leave it out, or hold out")
     known = known_pairs(*split) if num_held_out else {}
     run.resume(state)
     history = state.position.history
@@ -197,6 +200,7 @@ def _run(
             logger.info("no better filtered MRR in %d validations: stopping before epoch %d", patience, epoch)
             break
         row = trainer.run_epoch(run)
+        _average(state, config, epoch)
         if num_held_out and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= evaluate(trainer.predictor(), held_out, known)
         history.append(row)
@@ -222,6 +226,14 @@ def _run(
         trained=state.trained_rows(),
         warm_start=run.lifecycle.warm_start,
     )
+
+
+def _average(state: LearnedState, config: KgeConfig, epoch: int) -> None:
+    """Add an epoch's tables to the mean that is given out, and go to it at the end."""
+    if epoch > config.epochs - config.average_epochs:
+        state.add_to_sums()
+        if epoch == config.epochs:
+            state.go_to_mean(config.average_epochs)
 
 
 def _validations_since_best(history: Sequence[Mapping[str, float]]) -> int:
