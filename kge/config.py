@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.presets import PRESETS, PresetName, fill_in, recommend
+
+if TYPE_CHECKING:
+    from multifacet.kge.statistics import GraphStatistics
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
@@ -98,6 +102,12 @@ class KgeValidation(Configuration):
 class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
 
+    preset: PresetName | Literal["auto"] | None = Field(
+        default=None,
+        description="fields that are not given are those of this preset (docs/kge.md has a table), not the defaults; auto: of "
+        "the one that suits the graph, chosen when training begins",
+        exclude=True,
+    )
     model: ModelName = Field(default="complex", description="scoring model")
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
     rank: int = Field(default=8, ge=1, description="transra: rank of a relation's projection beside the identity")
@@ -227,6 +237,31 @@ class KgeConfig(Configuration):
     )
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
     seed: int = Field(default=0, ge=0, description="seed of initial values, shuffling, negatives and held-out edges")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Take what was not given from the preset."""
+        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+            return given
+        return fill_in(given, PRESETS[given["preset"]])
+
+    def resolved(self, statistics: GraphStatistics) -> Self:
+        """Give the configuration with the fields of the preset that suits a graph, where it asks for one by "auto".
+
+        Args:
+            statistics: of the triples to learn from.
+        """
+        if self.preset != "auto":
+            return self
+        return type(self).model_validate(fill_in(self.given(), recommend(statistics)))
+
+    def given(self) -> dict[str, Any]:
+        """Give the fields that were set, and not left to a default, as they can be validated again."""
+        document = self.model_dump(exclude_unset=True)
+        if self.relation_lr_factor is not None:
+            document["relation_lr_factor"] = self.relation_lr_factor
+        return document
 
     @model_validator(mode="after")
     def _check(self) -> Self:
