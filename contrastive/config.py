@@ -12,6 +12,15 @@ from multifacet.inputs import Configuration
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
 
 
+def _is_off(value: object) -> bool:
+    """Whether an option that is younger than the others is at its default: what is kept by configurations stays as it was."""
+    return value == 0.0
+
+
+def _is_on(value: object) -> bool:
+    return value is True
+
+
 class ComposedTower(Configuration):
     """One more table, of the nodes that items belong to: its positives are (query, node of the query's item).
 
@@ -88,14 +97,27 @@ class ContrastiveConfig(PositivesConfig):
     )
     loss: LossName = Field(default="softmax", description="loss of a positive's score among those of its negatives")
     temperature: float | None = Field(
-        default=None, gt=0, description="softmax, bpr: what similarities are divided by (default 0.1)"
+        default=None, gt=0, description="softmax, bpr, bilateral: what similarities are divided by (default 0.1)"
     )
     temperature_lr: float = Field(
-        default=0.0, ge=0, description="softmax, bpr: learning rate of the temperature's logarithm (Adagrad); 0 keeps it fixed"
+        default=0.0,
+        ge=0,
+        description="softmax, bpr, bilateral: learning rate of the temperature's logarithm (Adagrad); 0 keeps it fixed",
     )
     margin: float | None = Field(default=None, description="ccl: similarity above which a negative costs (default 0.4)")
     negative_weight: float | None = Field(
-        default=None, gt=0, description="ccl: weight of the mean over the negatives, against the positive's 1 (default 150)"
+        default=None,
+        gt=0,
+        description="ccl: weight of the mean over the negatives, against the positive's 1 (default 150); bilateral: of the log "
+        "of their mean exponential (default 1)",
+    )
+
+    query_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance of each number of a query's vector to be dropped in a step, before it gets length 1",
+        exclude_if=_is_off,
     )
 
     epochs: int = Field(default=8, ge=1, description="epochs of as many draws as there are distinct positives")
@@ -104,6 +126,12 @@ class ContrastiveConfig(PositivesConfig):
         default=1,
         ge=1,
         description="positives drawn of a query together; they share its scores, so that a step costs that many times less",
+    )
+    in_batch: bool = Field(
+        default=True,
+        description="let the batch's own positives be negatives of its other queries; off for the bilateral loss only, whose "
+        "negatives are then those that are drawn",
+        exclude_if=_is_on,
     )
     num_uniform: int = Field(default=256, ge=0, description="uniform negatives a batch")
     num_degree: int = Field(default=256, ge=0, description="negatives a batch drawn by how often they are positives")
@@ -119,14 +147,21 @@ class ContrastiveConfig(PositivesConfig):
         default=True, description="mask negatives that are known positives of the query, not only the example's own"
     )
     logq: bool | None = Field(
-        default=None, description="softmax: correct scores for the chance of being drawn as a negative (default: yes)"
+        default=None,
+        description="correct scores for the chance of being drawn as a negative (default: softmax yes, bilateral no; not of "
+        "other losses)",
     )
 
-    optimizer: Literal["adagrad", "adam"] = Field(
-        default="adagrad", description="row-wise Adagrad (a number of state a row), or row-wise Adam (dim + 2 of them)"
+    optimizer: Literal["adagrad", "adam", "lazy_adam"] = Field(
+        default="adagrad",
+        description="row-wise Adagrad (a number of state a row), row-wise Adam (dim + 2 of them), or Adam of each number of "
+        "the rows that a step names (2 dim + 1)",
     )
     momentum: float | None = Field(
-        default=None, ge=0, lt=1, description="adam: decay of the mean gradient (default 0.9); at 0 only the last one counts"
+        default=None,
+        ge=0,
+        lt=1,
+        description="adam, lazy_adam: decay of the mean gradient (default 0.9); at 0 only the last one counts",
     )
     lr: float = Field(default=0.1, gt=0, description="learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
@@ -144,28 +179,46 @@ class ContrastiveConfig(PositivesConfig):
         own = {"temperature": 0.1}
         if given.get("loss") == "ccl":
             own = {"margin": 0.4, "negative_weight": 150.0}
-        own |= {"momentum": 0.9} if given.get("optimizer") == "adam" else {}
+        if given.get("loss") == "bilateral":
+            own |= {"negative_weight": 1.0}
+        own |= {"momentum": 0.9} if given.get("optimizer") in {"adam", "lazy_adam"} else {}
         return given | {name: value for name, value in own.items() if given.get(name) is None}
 
     @model_validator(mode="after")
     def _check_meanings(self) -> Self:
         for field, losses in (
-            ("temperature", ("softmax", "bpr")),
-            ("temperature_lr", ("softmax", "bpr")),
+            ("temperature", ("softmax", "bpr", "bilateral")),
+            ("temperature_lr", ("softmax", "bpr", "bilateral")),
             ("margin", ("ccl",)),
-            ("negative_weight", ("ccl",)),
-            ("logq", ("softmax",)),
+            ("negative_weight", ("ccl", "bilateral")),
+            ("logq", ("softmax", "bilateral")),
         ):
             if getattr(self, field) and self.loss not in losses:
                 raise ValueError(f"{field} means nothing to the {self.loss} loss, only to {' and '.join(losses)}: leave it out")
-        if self.momentum is not None and self.optimizer != "adam":
+        if self.momentum is not None and self.optimizer == "adagrad":
             raise ValueError("momentum means nothing to Adagrad: leave it out, or set optimizer='adam'")
+        if not self.in_batch:
+            self._check_drawn()
         for field in ("popularity_power", "smoothing"):
             if getattr(self, field) and self.similarity != "cosine":
                 raise ValueError(f"{field} is of vectors under cosine: leave it out, or set similarity='cosine'")
         if self.loss == "ccl" and self.similarity != "cosine":
             raise ValueError('the ccl loss is one of cosines: set similarity="cosine", or take another loss')
         return self
+
+    def _check_drawn(self) -> None:
+        """Refuse what needs the batch's own positives among the negatives."""
+        if self.loss != "bilateral":
+            raise ValueError(
+                f"in_batch=False leaves a positive out of the negatives, and the {self.loss} loss has it among them: set "
+                "loss='bilateral'"
+            )
+        if self.corrects_logq:
+            raise ValueError(
+                "logq corrects for the batch's own positives, which in_batch=False leaves out: leave one of them out"
+            )
+        if not (self.num_uniform or self.num_degree or self.queue_size or self.num_hard):
+            raise ValueError("in_batch=False leaves no negatives: set num_uniform, num_degree, queue_size or num_hard")
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -186,4 +239,4 @@ class ContrastiveConfig(PositivesConfig):
     @property
     def corrects_logq(self) -> bool:
         """Whether scores are corrected for the chance of being drawn."""
-        return self.loss == "softmax" and self.logq is not False
+        return (self.loss == "softmax" and self.logq is not False) or (self.loss == "bilateral" and self.logq is True)

@@ -1,14 +1,14 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
-from multifacet.kge.config import KgeConfig, KgeValidation
+from multifacet.kge.config import KgeConfig, KgeValidation, PlateauConfig
 from multifacet.kge.evaluation.predictor import LinkPredictor, Prediction
 from multifacet.kge.evaluation.protocols import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
 from multifacet.kge.full_config import FullSoftmaxConfig
 from multifacet.kge.models.scoring import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
 from multifacet.kge.result import KgeResult
-from multifacet.kge.search import default_space, search
+from multifacet.kge.search import Search, default_space, search
+from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.training import split_view, train, train_triples
-from multifacet.kge.trials import Search, Trial
 from multifacet.kge.triples.sources import read_split, read_triples
 from multifacet.kge.triples.triples import EdgeList, TripleSet, TripleSplit
 
@@ -17,18 +17,19 @@ __all__ = [
     "DistMult",
     "EdgeList",
     "FullSoftmaxConfig",
+    "GraphStatistics",
     "KgeConfig",
     "KgeResult",
     "KgeValidation",
     "LinkPredictor",
     "Model",
+    "PlateauConfig",
     "Prediction",
     "RotatE",
     "Search",
     "TransE",
     "TransR",
     "TransRA",
-    "Trial",
     "TripleSet",
     "TripleSplit",
     "build_model",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.presets import PRESETS, PresetName, fill_in, recommend
 
-__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "RelationInit"]
+if TYPE_CHECKING:
+    from multifacet.kge.statistics import GraphStatistics
+
+__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
 Distance = Literal["squared", "l2", "l1"]
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
@@ -34,7 +38,7 @@ _ONLY_SAMPLED = (
 )
 # Of lr: the relations' parameters are in most steps, and row-wise Adagrad's steps shrink by what they have met.
 _ADAGRAD_RELATION_LR: Final = 0.25
-RelationInit = Literal["identity", "signs"]
+RelationInit = Literal["identity", "signs", "entities"]
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
 
 
@@ -46,12 +50,29 @@ def _is_off(value: object) -> bool:
     return value in {0.0, "fp32", "identity", None}
 
 
+def _derive_relation_init(given: dict[str, Any]) -> RelationInit:
+    """Give the relations' first values, from the fields before it.
+
+    Adam moves all numbers alike, so that diagonals of ones stay of one sign: ComplEx against all entities ends a third lower.
+    """
+    full_softmax = given.get("full_softmax")
+    is_diagonal = given.get("model") in {"distmult", "complex"}
+    return "signs" if is_diagonal and full_softmax is not None and full_softmax.optimizer == "adam" else "identity"
+
+
 def _derive_relation_lr(given: dict[str, Any]) -> float:
     """Give the relations' learning rate, from the fields before it."""
     lr, factor, full_softmax = (given.get(name) for name in ("lr", "relation_lr_factor", "full_softmax"))
     if factor is None:
         factor = 1.0 if full_softmax is not None and full_softmax.optimizer == "adam" else _ADAGRAD_RELATION_LR
     return factor * (lr or 1.0)  # without a valid lr, which is refused by itself
+
+
+class PlateauConfig(Configuration):
+    """Lower learning rates when validation stops rising."""
+
+    factor: float = Field(default=0.95, gt=0, lt=1, description="what both learning rates are then multiplied by")
+    patience: int = Field(default=1, ge=1, description="validations in a row without a better filtered MRR before that")
 
 
 class KgeValidation(Configuration):
@@ -81,6 +102,12 @@ class KgeValidation(Configuration):
 class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
 
+    preset: PresetName | Literal["auto"] | None = Field(
+        default=None,
+        description="fields that are not given are those of this preset (docs/kge.md has a table), not the defaults; auto: of "
+        "the one that suits the graph, chosen when training begins",
+        exclude=True,
+    )
     model: ModelName = Field(default="complex", description="scoring model")
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
     rank: int = Field(default=8, ge=1, description="transra: rank of a relation's projection beside the identity")
@@ -145,12 +172,25 @@ class KgeConfig(Configuration):
         default="constant", description="both learning rates over the run: as they are, or falling to zero after the warm-up"
     )
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the run in which the learning rates rise from zero")
+    plateau: PlateauConfig | None = Field(
+        default=None,
+        description="lower both learning rates, beside lr_schedule, when validation stops rising; None: they do not",
+        exclude_if=_is_off,
+    )
+    average_epochs: int = Field(
+        default=0,
+        ge=0,
+        description="give the mean of the tables and relations as they are after each of the last so many epochs; 0: the last "
+        "ones",
+        exclude_if=_is_off,
+    )
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
     relation_init: RelationInit = Field(
-        default="identity",
+        default_factory=_derive_relation_init,
         description="distmult, complex: relations begin as the identity but for noise, which learns soonest where linked nodes "
-        "are alike; or with numbers of both signs, which symmetric relations need: by positive ones, one of any two nodes "
-        "scores at least as high with itself as with the other",
+        "are alike; or with numbers of both signs (signs: normal of deviation 1), which symmetric relations need: by positive "
+        "ones, one of any two nodes scores at least as high with itself as with the other; or as short as entities (entities: "
+        "normal of deviation init_scale), as most published recipes begin. By default signs with Adam, else identity",
         exclude_if=_is_off,
     )
     l2: float = Field(default=0.02, ge=0, description="weight of the squared lengths of an edge's two entities in its loss")
@@ -198,6 +238,31 @@ class KgeConfig(Configuration):
     validation: KgeValidation = Field(default_factory=KgeValidation, description="held-out edges")
     seed: int = Field(default=0, ge=0, description="seed of initial values, shuffling, negatives and held-out edges")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """Take what was not given from the preset."""
+        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+            return given
+        return fill_in(given, PRESETS[given["preset"]])
+
+    def resolved(self, statistics: GraphStatistics) -> Self:
+        """Give the configuration with the fields of the preset that suits a graph, where it asks for one by "auto".
+
+        Args:
+            statistics: of the triples to learn from.
+        """
+        if self.preset != "auto":
+            return self
+        return type(self).model_validate(fill_in(self.given(), recommend(statistics)))
+
+    def given(self) -> dict[str, Any]:
+        """Give the fields that were set, and not left to a default, as they can be validated again."""
+        document = self.model_dump(exclude_unset=True)
+        if self.relation_lr_factor is not None:
+            document["relation_lr_factor"] = self.relation_lr_factor
+        return document
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_model()
@@ -216,6 +281,7 @@ class KgeConfig(Configuration):
         if self.full_softmax is not None:
             self._check_full_softmax()
         self._check_tables()
+        self._check_average()
         for name, weight in self.relation_weights.items():
             if weight < 0:
                 raise ValueError(f"relation_weights[{name!r}] must not be negative, got {weight}")
@@ -241,6 +307,19 @@ class KgeConfig(Configuration):
         if self.distance != "squared" and self.model in {"distmult", "complex"}:
             raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
 
+    def _check_average(self) -> None:
+        """Refuse what does not go with the mean of the last epochs."""
+        if not self.average_epochs:
+            return
+        if self.average_epochs > self.epochs:
+            raise ValueError(f"average_epochs={self.average_epochs} are more than there are: epochs={self.epochs}")
+        if self.validation.patience is not None:
+            raise ValueError(
+                "average_epochs and validation.patience both say which tables are given out: leave one or the other out"
+            )
+        if self.table_dtype != "fp32":
+            raise ValueError(f"average_epochs sums FP32 tables, not table_dtype={self.table_dtype!r}: leave one of them out")
+
     def _check_tables(self) -> None:
         """Refuse what is not for tables in partitions."""
         if self.partitions is not None and self.memory_limit_gb is not None:
@@ -250,6 +329,11 @@ class KgeConfig(Configuration):
             raise ValueError(
                 "max_edges_per_relation and validation.patience are not for tables in partitions (partitions, "
                 "memory_limit_gb): leave one or the other out"
+            )
+        if cuts and (self.average_epochs or self.plateau is not None):
+            raise ValueError(
+                "average_epochs and plateau are not for tables in partitions (partitions, memory_limit_gb): leave one or the "
+                "other out"
             )
         if cuts and self.table_dtype != "fp32":
             raise ValueError(
@@ -266,6 +350,10 @@ class KgeConfig(Configuration):
             raise ValueError(
                 f"{given}: means nothing with full_softmax, which compares each distinct query with all entities by matrix "
                 "products: leave it out, or full_softmax"
+            )
+        if self.full_softmax is not None and self.full_softmax.relation_dropout and self.model not in {"distmult", "complex"}:
+            raise ValueError(
+                f"full_softmax.relation_dropout drops numbers of diagonals, and {self.model} has none: leave it out"
             )
         if self.full_softmax is not None and self.full_softmax.products == "bf16" and self.model not in {"distmult", "complex"}:
             raise ValueError(

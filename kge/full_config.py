@@ -11,6 +11,11 @@ from multifacet.inputs import Configuration
 __all__ = ["FullSoftmaxConfig"]
 
 
+def _is_off(value: object) -> bool:
+    """Whether a younger option is at its default: it is not written then, so that what is kept by configurations stays."""
+    return value in (0.0, "uses") if value is not None else True
+
+
 class FullSoftmaxConfig(Configuration):
     """How each query is scored against every entity of the right type, instead of against sampled negatives."""
 
@@ -29,6 +34,21 @@ class FullSoftmaxConfig(Configuration):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="chance of each number of a query to be dropped; not of distances"
     )
+    entity_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance of each number of an entity's vector to be dropped, of known ends and of all candidates, anew in "
+        "each step",
+        exclude_if=_is_off,
+    )
+    relation_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="chance of each number of a relation's parameters to be dropped, for each query anew; distmult and complex",
+        exclude_if=_is_off,
+    )
     products: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="what the matrix products with all entities multiply: bf16 trains about twice as fast on CPUs that "
@@ -38,4 +58,16 @@ class FullSoftmaxConfig(Configuration):
         default=0.0,
         ge=0,
         description="weight of the loss of the relation among all that join the same types, its ends given (arXiv 2110.02834)",
+    )
+    penalize: Literal["uses", "tables"] = Field(
+        default="uses",
+        description="l2 and n3 count a row as often as a step's examples use it (weighted, as Lacroix et al. define N3), or "
+        "each row of every table once a step, used or not",
+        exclude_if=_is_off,
+    )
+    relation_l2: float | None = Field(
+        default=None, ge=0, description="l2 of the relations' parameters; None: that of the entities", exclude_if=_is_off
+    )
+    relation_n3: float | None = Field(
+        default=None, ge=0, description="n3 of the relations' parameters; None: that of the entities", exclude_if=_is_off
     )

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from multifacet.graphdb import GraphView
     from multifacet.kge.config import KgeConfig
     from multifacet.kge.models.relations import RelationParameters
-    from multifacet.kge.trials import Search
-    from multifacet.training import WarmStart
+    from multifacet.training import SearchReport, WarmStart
 
 __all__ = ["KgeResult"]
 
@@ -57,7 +56,9 @@ class KgeResult:
         """Give the scores of the trained tables."""
         return LinkPredictor(model=build_model(self.config), vectors=self.vectors, relations=self.relations, ends=self.ends)
 
-    def write_snapshot(self, path: str | Path, source: GraphView | TripleSplit, *, search: Search | None = None) -> Snapshot:
+    def write_snapshot(
+        self, path: str | Path, source: GraphView | TripleSplit, *, search: SearchReport | None = None
+    ) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:

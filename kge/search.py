@@ -1,215 +1,280 @@
-"""Choosing a configuration on validation: successive halving over a small space."""
+"""Choosing a configuration on validation, within a budget of CPU time."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from multifacet.inputs import expect_type, whole
+from multifacet.inputs import expect_type, number, takes, whole
 from multifacet.kge.config import KgeConfig
+from multifacet.kge.presets import PRESETS, fill_in
+from multifacet.kge.spaces import families_for, recipes_of, space_of
+from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.training import train_triples
-from multifacet.kge.trials import Search, Trial
 from multifacet.kge.triples.triples import TripleSplit
-from multifacet.training import Checkpoint, CheckpointError, Lifecycle, SavedState
+from multifacet.training import Choice, Family, Lifecycle, Range, Recipe, SearchReport, run_search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
+    from multifacet.training import Record, Space
 
-__all__ = ["default_space", "search"]
+__all__ = ["Search", "default_space", "search"]
 
 logger = logging.getLogger(__name__)
 
 # What decides the trials' data or budget, and so cannot differ between them.
-_FIXED: Final = ("epochs", "seed", "validation", "distinct_edges")
+_FIXED: Final = ("epochs", "seed", "validation", "distinct_edges", "preset")
+# Triples that a trial is ranked by; the winner's seeds are ranked by all of them.
+_MOST_RANKED: Final = 4000
+_MOST_EPOCHS: Final = 600
+# What makes a training one by sampled negatives, or one against all entities.
+_OF_SAMPLED: Final = {
+    "num_uniform",
+    "num_degree",
+    "chunk_size",
+    "mask_known",
+    "loss",
+    "logq",
+    "margin",
+    "dropout",
+    "table_dtype",
+}
 
 
-def default_space(base: KgeConfig) -> dict[str, tuple[Any, ...]]:
-    """Give values around those that public graphs were tuned to, for the fields that `base` has not set itself."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """What a search of knowledge graph embeddings has found.
+
+    Attributes:
+        config: the winner: what to train and to write into a snapshot.
+        report: trials, seeds, importance and advice.
+    """
+
+    config: KgeConfig
+    report: SearchReport
+
+
+def default_space(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Space]:
+    """Give where a search looks on a graph: the name of a preset -> its fields that `base` has not set itself.
+
+    Args:
+        base: a configuration; what was set in it, and not left to a default, stays as it is.
+        statistics: of the triples to learn from.
+    """
     expect_type("base", base, KgeConfig)
-    lengths = (0.01, 0.1, 0.3)
-    if base.full_softmax is not None:
-        space: dict[str, tuple[Any, ...]] = {"lr": (0.1, 0.3, 0.5), "init_scale": lengths, "n3": (0.0, 0.02, 0.1, 0.2)}
-    else:
-        space = {
-            "lr": (0.1, 0.2, 0.5, 1.0),
-            "relation_lr_factor": (0.25, 0.5, 1.0),
-            "init_scale": lengths,
-            "l2": (0.0, 0.005, 0.02, 0.1),
-            "num_uniform": (128, 256, 1024),
-        }
-    if base.model in {"distmult", "complex"}:
-        space["relation_init"] = ("identity", "signs")
-    chosen = set(base.model_fields_set)
-    if "relation_lr" in chosen:
-        chosen.add("relation_lr_factor")
-    return {name: values for name, values in space.items() if name not in chosen}
+    expect_type("statistics", statistics, GraphStatistics)
+    return {name: family.space for name, family in _families(base, statistics).items()}
 
 
+@takes(minutes=number(above=0.0), num_seeds=whole(0))
 def search(
     split: TripleSplit,
-    base: KgeConfig,
-    space: Mapping[str, Sequence[Any]] | None = None,
+    base: KgeConfig | None = None,
+    space: Mapping[str, Range | Choice | Sequence[Any]] | None = None,
     *,
-    num_trials: int = 9,
-    reduction: int = 3,
-    progress: Callable[[Trial], None] | None = None,
+    minutes: float = 20.0,
+    num_seeds: int = 3,
+    progress: Callable[[Record], None] | None = None,
     lifecycle: Lifecycle | None = None,
 ) -> Search:
-    """Try configurations for a few epochs, and the best ones for more (Jamieson and Talwalkar, AISTATS 2016).
+    """Try configurations for some CPU minutes, the best of them for longer, and train the winner in new seeds.
 
-    The first round trains `num_trials` configurations; each further round keeps the best of every `reduction`, and trains
-    them anew for `reduction` times as long, so that the last one is trained for all of the base's epochs. The test part
-    of the split is not looked at.
+    The test part of the split is not looked at, but that its triples are filtered from rankings as ever.
 
     Args:
         split: what is learned from, and what is chosen by (`valid`).
-        base: everything that the space leaves open. Its seed also draws the trials.
-        space: name of a field -> values to try; a field of `full_softmax` is named "full_softmax.dropout". None for
-            `default_space`.
-        num_trials: configurations drawn from the space, without repeats; the whole space where it has no more.
-        reduction: share of trials that ends with each round, and how much longer the others go on.
+        base: what all trials share: the fields that were set in it. None: nothing. Its epochs, if set, are the most that a
+            trial has.
+        space: name of a field -> range, choice or list of values; a field of `full_softmax` is named "full_softmax.dropout".
+            None for `default_space`.
+        minutes: CPU minutes in all, over all threads.
+        num_seeds: how often the winner is trained anew.
         progress: called with each trial, those of an interrupted search included.
         lifecycle: its checkpoint folder keeps finished trials, and the state of the one that runs; a search that was
-            killed goes on with the same trials, bit by bit. Remove the folder once the result is used.
+            killed goes on from there. Remove the folder once the result is used.
 
     Returns:
-        The winner and all trials.
+        The winner, with as many epochs as its longest trial had, and the report.
 
     Raises:
         ValueError: if there is nothing to validate on, a field's name or value is wrong, or every trial failed.
         CheckpointError: if the folder holds another search, or any while `resume` is not set.
+        ImportError: if Optuna is not installed.
     """
     expect_type("split", split, TripleSplit, hint="kge.read_split makes one of plain triples")
+    base = KgeConfig() if base is None else base
     expect_type("base", base, KgeConfig)
-    whole()("num_trials", num_trials)
-    whole()("reduction", reduction)
-    if space is not None:
-        expect_type("space", space, Mapping)
-        for name, values in space.items():
-            expect_type(f"space[{name!r}]", values, list, tuple, hint="the values to try")
-    space = default_space(base) if space is None else space
     lifecycle = lifecycle or Lifecycle()
-    if num_trials < 1 or reduction < 2:
-        raise ValueError(f"need num_trials >= 1 and reduction >= 2, got {num_trials} and {reduction}")
-    _check(split, space, lifecycle)
-    names = list(space)
-    combinations = [dict(zip(names, values, strict=True)) for values in itertools.product(*space.values())]
-    order = np.random.default_rng(base.seed).permutation(len(combinations))[:num_trials]
-    candidates = [(combinations[place], _with_values(base, combinations[place])) for place in order]
-    identity = {
-        "base": base.model_dump(mode="json"),
-        "space": {name: list(values) for name, values in space.items()},
-        "num_trials": num_trials,
-        "reduction": reduction,
-        "split": split.fingerprint() if lifecycle.checkpoint else "",
-    }
-    journal = _Journal(lifecycle, identity)
-    num_rounds, num_left = 1, len(candidates)
-    while num_left > 1:
-        num_rounds, num_left = num_rounds + 1, math.ceil(num_left / reduction)
-    trials: list[Trial] = []
-    for round_number in range(num_rounds):
-        epochs = max(1, round(base.epochs / reduction ** (num_rounds - 1 - round_number)))
-        tried = []
-        for values, candidate in candidates:
-            config = candidate.model_copy(update={"epochs": epochs})
-            filtered_mrr = journal.score(len(trials), lambda life, config=config: _try(split, config, life))  # type: ignore[misc]
-            trial = Trial(config=config, values=values, filtered_mrr=filtered_mrr)
-            logger.info("kge search: filtered MRR %.4f after %d epochs of %s", filtered_mrr, epochs, values)
-            trials.append(trial)
-            tried.append(trial)
-            if progress is not None:
-                progress(trial)
-        tried.sort(key=lambda trial: -trial.filtered_mrr)  # stable: of equals the one drawn first
-        if tried[0].filtered_mrr == 0.0:
-            raise ValueError("every configuration of the space diverged; give smaller learning rates")
-        candidates = [(trial.values, trial.config) for trial in tried[: math.ceil(len(tried) / reduction)]]
-    return Search(config=tried[0].config, trials=tuple(trials), space=space)
-
-
-def _check(split: TripleSplit, space: Mapping[str, Sequence[Any]], lifecycle: Lifecycle) -> None:
+    expect_type("lifecycle", lifecycle, Lifecycle)
     if not len(split.valid):
         raise ValueError("a search chooses on validation, and split.valid is empty")
     if lifecycle.warm_start is not None:
         raise ValueError("a search compares trainings from scratch: leave the warm start out")
+    statistics = GraphStatistics.of(split.train)
+    if space is None:
+        families = _families(base, statistics)
+        recipes = recipes_of(families, statistics)
+    else:
+        families, recipes = _given_space(base, space)
+    program = _Program(split, base, families, recipes, data=split.fingerprint() if lifecycle.checkpoint else "")
+    report = run_search(program, minutes=minutes, num_seeds=num_seeds, seed=base.seed, lifecycle=lifecycle, progress=progress)
+    best = report.best
+    config = program.configure(best.family, best.values, epochs=best.epochs, every=1, seed=base.seed)
+    return Search(config=config.model_copy(update={"validation": base.validation}), report=report)
+
+
+class _Program:
+    """Knowledge graph embeddings, as a search sees them; see `training.Program`."""
+
+    def __init__(
+        self, split: TripleSplit, base: KgeConfig, families: Mapping[str, Family], recipes: Sequence[Recipe], *, data: str
+    ) -> None:
+        self.families = families
+        self.recipes = recipes
+        self.max_epochs = base.epochs if "epochs" in base.given() else _MOST_EPOCHS
+        self.data = data
+        self._base = base
+        self._split = split
+        self._quick = _with_fewer_ranked(split, base.seed)
+
+    def configure(self, family: str, values: Mapping[str, Any], *, epochs: int, every: int, seed: int) -> KgeConfig:
+        document = _nested(dict(self.families[family].settings) | dict(values))
+        document = fill_in({"epochs": epochs, "seed": seed}, document)
+        if "relation_lr_factor" in values:
+            document.pop("relation_lr", None)
+        validation = self._base.validation.model_copy(update={"every": every, "patience": None})
+        return KgeConfig.model_validate(document | {"validation": validation})
+
+    def train(self, config: KgeConfig, *, lifecycle: Lifecycle, on_score: Callable[[float, float], None] | None) -> float:
+        def on_epoch(row: Mapping[str, float]) -> None:
+            if on_score is not None and "filtered_mrr" in row:
+                on_score(row["epoch"] / config.epochs, row["filtered_mrr"])
+
+        split = self._split if on_score is None else self._quick
+        try:
+            return train_triples(split, config, progress=on_epoch, lifecycle=lifecycle).metrics["filtered_mrr"]
+        except ValueError as error:
+            if "loss" not in str(error):
+                raise
+            logger.warning("kge search: %s", error)
+            return 0.0
+
+
+def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]:
+    """Give the families that a base leaves open."""
+    given = base.given()
+    own = {name for name in given if base.preset not in PRESETS or given[name] != PRESETS[base.preset].get(name)}
+    models = {base.model} if "model" in given else {"complex", "rotate", "transe"}
+    if base.preset in PRESETS:
+        names = [base.preset]
+    else:
+        names = families_for(statistics, models)
+        if base.full_softmax is not None:
+            optimizer = base.full_softmax.optimizer
+            full = (
+                {"adam": "complex-adam", "adagrad": "complex-full"}[optimizer] if base.model == "complex" else "distmult-full"
+            )
+            names = [full]
+        elif own & _OF_SAMPLED:
+            names = [name for name in names if "full_softmax" not in PRESETS[name]]
+            names += ["complex-sampled"] if "complex" in models and "complex-sampled" not in names else []
+    families = {}
+    for name in names or ["base"]:
+        preset = PRESETS.get(name, {})
+        settings = fill_in({key: given[key] for key in given if key in own and key not in _FIXED}, preset)
+        space = {part: kind for part, kind in space_of(name).items() if not _is_set(part, own, given)} if name != "base" else {}
+        families[name] = Family(settings=_flat(settings), space=space)
+    return families
+
+
+def _given_space(
+    base: KgeConfig, space: Mapping[str, Range | Choice | Sequence[Any]]
+) -> tuple[dict[str, Family], list[Recipe]]:
+    """Make a family of a space that was given."""
+    expect_type("space", space, Mapping)
     if fixed := [name for name in space if name.split(".")[0] in _FIXED]:
         raise ValueError(f"the space names {fixed}, which all trials share: leave them out")
-    if empty := [name for name in space if not space[name]]:
-        raise ValueError(f"the space has no values for {empty}: give at least one")
-
-
-class _Journal:
-    """What a search has finished, on disk: the trials' scores in order, as the trials themselves follow from them."""
-
-    def __init__(self, lifecycle: Lifecycle, identity: Mapping[str, Any]) -> None:
-        self._lifecycle = lifecycle
-        self._identity = identity
-        self.scores: list[float] = []
-        self._path: Path | None = None
-        if lifecycle.checkpoint is None:
-            return
-        self._path = lifecycle.checkpoint / "trials"
-        if not lifecycle.resume and lifecycle.checkpoint.exists():
-            raise CheckpointError(
-                f"{lifecycle.checkpoint} holds a search that did not end. Go on from it with resume=True (--resume), or "
-                "remove it to start anew."
+    parts: dict[str, Range | Choice] = {}
+    for name, part in space.items():
+        expect_type(f"space[{name!r}]", part, Range, Choice, list, tuple, hint="a range, or the values to try")
+        if not isinstance(part, Range | Choice) and not part:
+            raise ValueError(f"the space has no values for {[name]}: give at least one")
+        parts[name] = part if isinstance(part, Range | Choice) else Choice(tuple(part))
+    settings = {name: value for name, value in base.given().items() if name not in _FIXED}
+    for name in parts:
+        settings.pop(name, None)
+        if name in {"relation_lr", "relation_lr_factor"}:
+            settings.pop({"relation_lr": "relation_lr_factor", "relation_lr_factor": "relation_lr"}[name], None)
+    first = {name: part.values[0] if isinstance(part, Choice) else _middle(part) for name, part in parts.items()}
+    family = Family(settings=_flat(settings), space=parts)
+    # A wrong name or value is refused before anything is trained.
+    for name, part in parts.items():
+        for value in part.values if isinstance(part, Choice) else (part.low, part.high):
+            KgeConfig.model_validate(
+                _nested(dict(family.settings) | first | {name: round(value) if _is_whole(part) else value})
             )
-        if self._path.exists():
-            self.scores = list(Checkpoint.load(self._path, identity=identity).fields["scores"])
-            logger.info("kge search: going on after %d trials", len(self.scores))
-
-    def score(self, number: int, run: Callable[[Lifecycle], float]) -> float:
-        """Give a trial's score, of the folder or by running it."""
-        if number < len(self.scores):
-            return self.scores[number]
-        if self._path is None:
-            self.scores.append(run(self._lifecycle))
-            return self.scores[number]
-        running = self._path.with_name(f"trial-{number}")
-        self.scores.append(run(replace(self._lifecycle, checkpoint=running, resume=True)))
-        Checkpoint.write(self._path, SavedState(tensors={}, fields={"scores": self.scores}), identity=self._identity)
-        shutil.rmtree(running, ignore_errors=True)
-        return self.scores[number]
+    return {"given": family}, [Recipe(family="given", values=first)]
 
 
-def _with_values(base: KgeConfig, values: Mapping[str, Any]) -> KgeConfig:
-    # Only what was set: a default that is written out would count as a choice.
-    document = base.model_dump(exclude_unset=True)
-    if base.relation_lr_factor is not None:
-        document["relation_lr_factor"] = base.relation_lr_factor
-    # Both say how fast relations learn: a trial's own word replaces the base's.
-    for name, other in (("relation_lr", "relation_lr_factor"), ("relation_lr_factor", "relation_lr")):
-        if name in values:
-            document.pop(other, None)
-    for name, value in values.items():
+def _middle(part: Range) -> float:
+    value = (part.low * part.high) ** 0.5
+    return round(value) if part.whole else float(f"{value:.3g}")
+
+
+def _is_whole(part: Range | Choice) -> bool:
+    return isinstance(part, Range) and part.whole
+
+
+def _is_set(part: str, own: set[str], given: Mapping[str, Any]) -> bool:
+    if part == "relation_lr_factor":
+        return bool(own & {"relation_lr", "relation_lr_factor"})
+    name, _, nested = part.partition(".")
+    if nested:
+        return isinstance(given.get(name), Mapping) and nested in given[name] and name in own
+    return name in own
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Name nested fields by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if name == "full_softmax" and isinstance(value, Mapping):
+            flat |= {f"{name}.{part}": nested for part, nested in value.items()} or {name: {}}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `_flat`."""
+    document: dict[str, Any] = {}
+    for name, value in flat.items():
         *parents, last = name.split(".")
         target = document
         for parent in parents:
-            if target.get(parent) is None:
-                target[parent] = {}
-            target = target[parent]
+            target = target.setdefault(parent, {})
         target[last] = value
-    return KgeConfig.model_validate(document)
+    return document
 
 
-def _try(split: TripleSplit, config: KgeConfig, lifecycle: Lifecycle) -> float:
-    """Train and give the validation's filtered MRR; 0 if the loss stopped being a number."""
-    # Validated once, at its end.
-    validation = config.validation.model_copy(update={"every": config.epochs})
-    try:
-        result = train_triples(split, config.model_copy(update={"validation": validation}), lifecycle=lifecycle)
-    except ValueError as error:
-        if "loss" not in str(error):
-            raise
-        logger.warning("kge search: %s", error)
-        return 0.0
-    return result.metrics["filtered_mrr"]
+def _with_fewer_ranked(split: TripleSplit, seed: int) -> TripleSplit:
+    """Give the split with at most so many triples to rank; the others of its valid part are still filtered from rankings."""
+    if len(split.valid) <= _MOST_RANKED:
+        return split
+    order = np.random.default_rng(seed).permutation(len(split.valid))
+    kept, left = np.sort(order[:_MOST_RANKED]), np.sort(order[_MOST_RANKED:])
+    others = split.valid.take(left)
+    test = replace(
+        split.test,
+        heads=np.concatenate([split.test.heads, others.heads]),
+        relations=np.concatenate([split.test.relations, others.relations]),
+        tails=np.concatenate([split.test.tails, others.tails]),
+        times=None,
+        weights=None,
+    )
+    return replace(split, valid=split.valid.take(kept), test=test)

@@ -11,7 +11,9 @@ import numpy as np
 from multifacet.inputs import expect_attributes, expect_type
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.evaluation.protocols import evaluate, known_pairs
+from multifacet.kge.presets import choose_preset
 from multifacet.kge.result import KgeResult
+from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.trainers import EpochTrainer, make_trainer
 from multifacet.kge.triples.triples import TripleSet, TripleSplit
 from multifacet.training import Lifecycle, begin_run
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from multifacet.graphdb import GraphView
+    from multifacet.kge.sampled.state import LearnedState
     from multifacet.training import TrainingRun
 
 __all__ = ["split_view", "train", "train_triples"]
@@ -64,14 +67,16 @@ def train(
             "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
             "validation.choose='latest' holds out what came after it"
         )
+    generator = np.random.default_rng(config.seed)
+    split = split_view(view, config, generator)
+    config = _resolve(config, split)
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
         window=view.fingerprint if lifecycle.checkpoint else "",
         num_epochs=config.epochs,
     )
-    generator = np.random.default_rng(config.seed)
-    return _train(split_view(view, config, generator), config, generator, run, progress, view.node_ids)
+    return _train(split, config, generator, run, progress, view.node_ids)
 
 
 def train_triples(
@@ -108,6 +113,7 @@ def train_triples(
             raise ValueError(f"a warm start matches external ids, and these triples have none for {node_type!r}: {split.train}")
         return split.train.ids[node_type]
 
+    config = _resolve(config, split)
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
@@ -115,6 +121,16 @@ def train_triples(
         num_epochs=config.epochs,
     )
     return _train(split, config, np.random.default_rng(config.seed), run, progress, node_ids)
+
+
+def _resolve(config: KgeConfig, split: TripleSplit) -> KgeConfig:
+    """Choose the preset by the graph, where the configuration leaves it to it."""
+    if config.preset != "auto":
+        return config
+    statistics = GraphStatistics.of(split.train)
+    resolved = config.resolved(statistics)
+    logger.info("kge: preset %s, for %s", choose_preset(statistics), statistics)
+    return resolved
 
 
 def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generator) -> TripleSplit:
@@ -189,6 +205,8 @@ def _run(
         trainer.warm_start(run.lifecycle.warm_start, node_ids)
     state, patience = trainer.state, config.validation.patience
     held_out, num_held_out = split.valid.edges(), len(split.valid)
+    if config.plateau is not None and not num_held_out:
+        raise ValueError("plateau lowers the rates by what validation says, and nothing is held out: leave it out, or hold out")
     known = known_pairs(*split) if num_held_out else {}
     run.resume(state)
     history = state.position.history
@@ -197,6 +215,7 @@ def _run(
             logger.info("no better filtered MRR in %d validations: stopping before epoch %d", patience, epoch)
             break
         row = trainer.run_epoch(run)
+        _average(state, config, epoch)
         if num_held_out and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= evaluate(trainer.predictor(), held_out, known)
         history.append(row)
@@ -222,6 +241,14 @@ def _run(
         trained=state.trained_rows(),
         warm_start=run.lifecycle.warm_start,
     )
+
+
+def _average(state: LearnedState, config: KgeConfig, epoch: int) -> None:
+    """Add an epoch's tables to the mean that is given out, and go to it at the end."""
+    if epoch > config.epochs - config.average_epochs:
+        state.add_to_sums()
+        if epoch == config.epochs:
+            state.go_to_mean(config.average_epochs)
 
 
 def _validations_since_best(history: Sequence[Mapping[str, float]]) -> int:

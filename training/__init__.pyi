@@ -15,6 +15,16 @@ from .lifecycle import TrainingRun as TrainingRun
 from .samplers import AliasSampler as AliasSampler
 from .samplers import UniformSampler as UniformSampler
 from .samplers import degree_weights as degree_weights
+from .search.program import Program as Program
+from .search.program import Pruned as Pruned
+from .search.report import SearchReport as SearchReport
+from .search.search import run_search as run_search
+from .search.space import Choice as Choice
+from .search.space import Family as Family
+from .search.space import Range as Range
+from .search.space import Recipe as Recipe
+from .search.space import Space as Space
+from .search.trials import Record as Record
 from .sharded_tables import ShardedTables as ShardedTables
 from .step_threads import Lanes as Lanes
 from .step_threads import PreparingThread as PreparingThread

@@ -51,12 +51,14 @@ class Candidates:
         targets: where each query's positives stand in `rows`.
         log_inclusion: log of the chance that each row is among the candidates, float32 [U].
         masked: known positives among the candidates, a query's own included; None if none are masked.
+        only_positives: whether a row stands among them only as a positive of the batch, bool [U]; None if that is no matter.
     """
 
     rows: NDArray[np.int32]
     targets: Slots
     log_inclusion: NDArray[np.float32]
     masked: Slots | None
+    only_positives: NDArray[np.bool_] | None = None
 
 
 class CandidateSampler:
@@ -82,6 +84,7 @@ class CandidateSampler:
         num_degree: degree-weighted draws a batch.
         degree_power: the power of `positive_weights` that degree-weighted draws follow.
         queue_size: past positives kept as negatives.
+        in_batch: whether a batch's positives are negatives; else `Candidates.only_positives` says which rows are none.
 
     Attributes:
         queue: positives of past batches, newest last, int32 [at most queue_size].
@@ -99,6 +102,7 @@ class CandidateSampler:
         num_degree: int = 0,
         degree_power: float = 0.75,
         queue_size: int = 0,
+        in_batch: bool = True,
     ) -> None:
         for name, value in (("num_uniform", num_uniform), ("num_degree", num_degree), ("queue_size", queue_size)):
             if value < 0:
@@ -118,6 +122,7 @@ class CandidateSampler:
             self._degree = AliasSampler(weights)
             self._log_missed_degree = _log_missed(weights / weights.sum())
         self._queue_size = queue_size
+        self._in_batch = in_batch
         self.queue: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._slot_of_row = np.full(self.num_rows, -1, dtype=np.int32)
 
@@ -165,6 +170,12 @@ class CandidateSampler:
             rows, slots = _compact(np.concatenate(drawn), len(positives), self._slot_of_row)
             log_inclusion = self.log_inclusion(rows, num_draws, len(positives) // num_draws)
             slot_of_row = self._slot_of_row
+        only_positives = None
+        if not self._in_batch:
+            only_positives = np.zeros(len(rows), dtype=np.bool_)
+            if slot_of_row is self._slot_of_row:
+                only_positives[slots] = True
+                only_positives[slot_of_row[np.concatenate(drawn[1:])]] = False
         masked = None
         if known is not None:
             if queries is None:
@@ -175,7 +186,13 @@ class CandidateSampler:
             self._slot_of_row[rows] = -1
         if self._queue_size:
             self.queue = np.concatenate([self.queue, positives])[-self._queue_size :]
-        return Candidates(rows=rows, targets=Slots(indptr=indptr, slots=slots), log_inclusion=log_inclusion, masked=masked)
+        return Candidates(
+            rows=rows,
+            targets=Slots(indptr=indptr, slots=slots),
+            log_inclusion=log_inclusion,
+            masked=masked,
+            only_positives=only_positives,
+        )
 
     def log_inclusion(self, rows: NDArray[np.int32], num_draws: int, per_query: int) -> NDArray[np.float32]:
         """Give the log of the chance that each row is among the candidates of a batch, float32 [n].

@@ -30,6 +30,8 @@ def sum_losses(loss: ScoreLoss, scores: Tensor, *, queries: Tensor, targets: Ten
     """
     own = scores[queries, targets]
     is_negative = ~masked[queries, targets]  # one of the candidates that are left; never a negative of itself
+    if loss.name == "bilateral":
+        return _sum_bilateral(loss, scores, queries=queries, targets=targets, masked=masked)
     if loss.name == "softmax":
         others = torch.logsumexp(scores.masked_fill(masked, -torch.inf), dim=1)[queries]
         return (torch.where(is_negative, others, torch.logaddexp(others, own)) - own).sum()
@@ -41,3 +43,18 @@ def sum_losses(loss: ScoreLoss, scores: Tensor, *, queries: Tensor, targets: Ten
     costs = F.softplus(scores[queries] - own[:, None]).masked_fill(masked[queries], 0.0)
     itself = is_negative * F.softplus(torch.zeros_like(own))
     return ((costs.sum(1) - itself) / counts).sum()
+
+
+def _sum_bilateral(loss: ScoreLoss, scores: Tensor, *, queries: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
+    """Sum the bilateral softmax; positives' scores must be without a bias, as they are where logQ is off."""
+    hidden = masked.clone()
+    hidden[queries, targets] = True
+    counts = (~hidden & (scores > -torch.inf)).sum(1)
+    negatives = torch.logsumexp(scores.masked_fill(hidden, -torch.inf), dim=1) - counts.clamp(min=1).log()
+    negatives = torch.where(counts > 0, negatives, torch.zeros_like(negatives))
+    own = scores[queries, targets]
+    # Positives as a matrix of queries, so that one drawn twice counts twice: multiplicities as logs.
+    repeated = scores.new_zeros(scores.shape).index_put_((queries, targets), scores.new_ones(len(own)), accumulate=True)
+    sizes = repeated.sum(1)
+    positives = torch.logsumexp(scores.masked_fill(repeated == 0, -torch.inf) + repeated.clamp(min=1).log(), dim=1)
+    return (sizes * (loss.negative_weight * negatives - positives + sizes.clamp(min=1).log()))[sizes > 0].sum()

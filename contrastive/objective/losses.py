@@ -7,6 +7,9 @@ positive t costs
     softmax    log(exp(s_t) + sum of exp(s_j) over the negatives) - s_t                     (InfoNCE, sampled softmax)
     ccl        (1 - s_t) + weight * mean of max(0, s_j - margin) over the negatives         (Mao et al., CIKM 2021)
     bpr        mean of log(1 + exp(s_j - s_t)) over the negatives                           (Rendle et al., UAI 2009)
+    bilateral  weight * log(mean of exp(s_j) over the negatives) - log(mean of exp(s_t) over the query's positives)
+               (Wu et al., ICDE 2024); the positive is not in the first sum, and has no bias; a query's positives are no
+               negatives of each other, masked or not
 
 The negatives are the candidates that are not masked; where known positives are masked, a query's other positives are too, and
 where they are not, they count as negatives. A masked candidate has a derivative of exactly 0.
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LossName", "ScoreLoss"]
 
-LossName = Literal["softmax", "ccl", "bpr"]
+LossName = Literal["softmax", "ccl", "bpr", "bilateral"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +42,7 @@ class ScoreLoss:
     Attributes:
         name: which loss.
         margin: of ccl.
-        negative_weight: of ccl: weight of the negatives' mean.
+        negative_weight: of ccl and bilateral: weight of the negatives' part.
 
     Example:
         >>> from multifacet.contrastive.candidates.candidates import Slots
@@ -83,6 +86,8 @@ class ScoreLoss:
         if self.name == "ccl":
             margin, weight = np.float32(self.margin), np.float32(self.negative_weight)
             return float(_ccl(scores, np.float32(scale), bias, *arrays, first, margin, weight))
+        if self.name == "bilateral":
+            return float(_bilateral(scores, np.float32(scale), bias, *arrays, first, np.float32(self.negative_weight)))
         return float(_bpr(scores, np.float32(scale), bias, *arrays, first))
 
 
@@ -284,4 +289,52 @@ def _bpr(
             row[column] = sums[column] * share
         for place in range(len(targets)):
             row[targets[place]] -= kept[place]
+    return loss
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _bilateral(
+    scores: Any,
+    scale: Any,
+    bias: Any,
+    target_indptr: Any,
+    target_slots: Any,
+    masked_indptr: Any,
+    masked_slots: Any,
+    first: int,
+    weight: Any,
+) -> float:
+    loss = 0.0
+    kept = np.empty(64, dtype=np.float32)
+    for number in range(len(scores)):
+        row = scores[number]
+        targets = target_slots[target_indptr[first + number] : target_indptr[first + number + 1]]
+        if len(targets) > len(kept):
+            kept = np.empty(2 * len(targets), dtype=np.float32)
+        best = np.float32(-np.inf)
+        for place in range(len(targets)):
+            kept[place] = row[targets[place]] * scale
+            best = max(best, kept[place])
+        _scale(row, scale, bias)
+        _mask(row, first + number, masked_indptr, masked_slots)
+        for slot in targets:
+            row[slot] = -np.inf
+        num_targets = np.float32(len(targets))
+        num_negatives = _count_finite(row)
+        if num_negatives:
+            largest = _largest(row)
+            total = _exponentiate(row, largest)
+            loss += num_targets * weight * (np.log(total / np.float32(num_negatives)) + largest)
+            factor = num_targets * weight / total
+            for column in range(len(row)):
+                row[column] *= factor
+        else:
+            row[:] = np.float32(0.0)
+        own = np.float32(0.0)
+        for place in range(len(targets)):
+            kept[place] = exp_nonpositive(kept[place] - best)
+            own += kept[place]
+        loss -= num_targets * (np.log(own / num_targets) + best)
+        for place in range(len(targets)):
+            row[targets[place]] -= num_targets * kept[place] / own
     return loss

@@ -256,7 +256,10 @@ def _places_of(slots: Slots, taken: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 def _refuse(config: ContrastiveConfig) -> None:
     """Refuse what sharded tables cannot do, by name."""
     given = [f"num_hard={config.num_hard}"] if config.num_hard else []
-    given += ["optimizer='adam'"] if config.optimizer == "adam" else []
+    given += [f"optimizer={config.optimizer!r}"] if config.optimizer != "adagrad" else []
+    given += [f"query_dropout={config.query_dropout:g}"] if config.query_dropout else []
+    given += [] if config.in_batch else ["in_batch=False"]
+    given += ["loss='bilateral' with logq=True"] if config.loss == "bilateral" and config.corrects_logq else []
     if given:
         raise ValueError(
             f"{', '.join(given)}: not for tables that are shared out to {dist.get_world_size()} processes; leave it out, or "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from multifacet.tables.optim import RowwiseAdam
+from multifacet.tables.optim import LazyAdam, RowwiseAdam
 from multifacet.training import SavedState
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class TrainerState:
         tensors = {f"table/{node_type}": table for node_type, table in self.tables.items()}
         tensors |= {f"adagrad/{node_type}": optimizer.state for node_type, optimizer in self.optimizers.items()}
         for node_type, optimizer in self.optimizers.items():
+            if isinstance(optimizer, LazyAdam):
+                tensors |= {f"momentum/{node_type}": optimizer.momentum, f"squares/{node_type}": optimizer.squares}
+                tensors[f"steps/{node_type}"] = optimizer.num_steps
             if isinstance(optimizer, RowwiseAdam):
                 tensors |= {f"momentum/{node_type}": optimizer.momentum, f"steps/{node_type}": optimizer.steps}
         tensors |= {f"queue/{node_type}": torch.from_numpy(sampler.queue) for node_type, sampler in self.samplers.items()}
@@ -68,6 +71,10 @@ class TrainerState:
             table.copy_(saved.tensors[f"table/{node_type}"])
             optimizer = self.optimizers[node_type]
             optimizer.state.copy_(saved.tensors[f"adagrad/{node_type}"])
+            if isinstance(optimizer, LazyAdam):
+                optimizer.momentum.copy_(saved.tensors[f"momentum/{node_type}"])
+                optimizer.squares.copy_(saved.tensors[f"squares/{node_type}"])
+                optimizer.num_steps.copy_(saved.tensors[f"steps/{node_type}"])
             if isinstance(optimizer, RowwiseAdam):
                 optimizer.momentum.copy_(saved.tensors[f"momentum/{node_type}"])
                 optimizer.steps.copy_(saved.tensors[f"steps/{node_type}"])

@@ -105,10 +105,13 @@ class Stepper:
             The batch's mean loss a positive before the step.
         """
         config, candidates = self._config, batch.candidates
+        kept = self._draw_kept(batch)
         (queries, query_lengths), (keys, key_lengths) = lanes.run(
-            lambda: self._queries(batch.queries), lambda: self._keys(node_type, candidates.rows)
+            lambda: self._queries(batch, kept), lambda: self._keys(node_type, candidates.rows)
         )
         bias = -candidates.log_inclusion if config.corrects_logq else np.zeros(len(keys), dtype=np.float32)
+        if candidates.only_positives is not None:
+            bias[candidates.only_positives] = -np.inf
         middle, loss, inverse = len(queries) // 2, self._loss, 1.0 / self._temperature.value
         first, second = lanes.run(
             lambda: compare(queries[:middle], keys, candidates, loss, scale=inverse, bias=bias),
@@ -122,12 +125,27 @@ class Stepper:
             lambda: _finish(query_gradients.numpy(), queries, query_lengths, scale),
             lambda: _finish(key_gradients.numpy(), keys, key_lengths, scale),
         )
+        if kept is not None:
+            query_gradients *= torch.from_numpy(kept)
         self._update(node_type, batch, query_gradients, key_gradients)
         return (first.loss + second.loss) / len(batch)
 
-    def _queries(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def _draw_kept(self, batch: Batch) -> NDArray[np.float32] | None:
+        """Give what the numbers of the queries' vectors are multiplied by: 0 by chance, else what keeps their mean."""
+        chance = self._config.query_dropout
+        if not chance:
+            return None
+        drawn = np.random.default_rng(batch.seed).random((len(batch.queries), self._config.dim), dtype=np.float32)
+        return (drawn >= chance).astype(np.float32) / np.float32(1.0 - chance)
+
+    def _queries(
+        self, batch: Batch, kept: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        rows = batch.queries
         vectors = gather(self._tables[self._config.query_type].numpy(), rows)
         self._history.blend_(vectors, rows, self._tables[self._config.item_type].numpy())
+        if kept is not None:
+            vectors *= kept
         return vectors, normalize_(vectors) if self._config.similarity == "cosine" else None
 
     def _keys(self, node_type: str, rows: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:

@@ -29,10 +29,12 @@ class Batch:
     Attributes:
         queries: rows of the queries' table, each once, int32 [G].
         candidates: rows of the tower's table, with the queries' positives among them.
+        seed: of what a step drops of the queries' vectors.
     """
 
     queries: NDArray[np.int32]
     candidates: Candidates
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.candidates.targets.slots)
@@ -69,7 +71,9 @@ class Tower:
             num_degree=config.num_degree,
             degree_power=config.degree_power,
             queue_size=config.queue_size,
+            in_batch=config.in_batch,
         )
+        self._drops = config.query_dropout > 0
 
     def popularity_lengths(self) -> NDArray[np.float32]:
         """Give each item's length by its popularity, 1 for the mean of those that have positives, float32 [num_items]."""
@@ -100,4 +104,5 @@ class Tower:
             queries=queries,
             known=self.known if self._mask else None,
         )
-        return Batch(queries=queries, candidates=candidates)
+        seed = int(generator.integers(1 << 62)) if self._drops else 0
+        return Batch(queries=queries, candidates=candidates, seed=seed)

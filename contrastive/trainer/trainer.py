@@ -16,7 +16,7 @@ from multifacet.contrastive.trainer.state import TrainerState
 from multifacet.contrastive.trainer.step import Stepper, Temperature
 from multifacet.contrastive.trainer.vectors import History
 from multifacet.tables import OptimizerRows
-from multifacet.tables.optim import RowwiseAdagrad, RowwiseAdam
+from multifacet.tables.optim import LazyAdam, RowwiseAdagrad, RowwiseAdam
 from multifacet.training import Position
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Trainer(TowerEpochs):
 
     @override
     def warm_start(self, warm_start: WarmStart, node_ids: Callable[[str], Any]) -> None:
+        if self.config.optimizer == "lazy_adam":
+            raise ValueError("lazy Adam begins anew, without an older snapshot's state: set optimizer='adam' or 'adagrad'")
         if self.config.optimizer == "adam" and warm_start.config.pull:
             raise ValueError("a pull towards the warm start's rows goes with Adagrad only: set pull=0 or optimizer='adagrad'")
         warm_start.check_config(
@@ -144,6 +146,9 @@ class Trainer(TowerEpochs):
 
 
 def _build_optimizer(config: ContrastiveConfig, num_rows: int) -> RowwiseAdagrad:
+    momentum = 0.9 if config.momentum is None else config.momentum
     if config.optimizer == "adam":
-        return RowwiseAdam(num_rows, config.dim, config.lr, beta1=0.9 if config.momentum is None else config.momentum)
+        return RowwiseAdam(num_rows, config.dim, config.lr, beta1=momentum)
+    if config.optimizer == "lazy_adam":
+        return LazyAdam(num_rows, config.dim, config.lr, beta1=momentum)
     return RowwiseAdagrad(num_rows, config.lr)

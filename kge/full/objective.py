@@ -107,10 +107,17 @@ class FullObjective:
             touched[group.asked_type].index_add_(0, answers.candidates, weights[answers.queries])
             relation_counts.index_add_(0, keys, weights * num_answers)
             self._add_gradients(gradients, tables, relation_table, group, known, keys, answers, weights, generator)
+        objective, l2, n3 = self._objective, self._config.l2, self._config.n3
+        if objective.penalize == "tables":
+            # Of the mean over examples, which a step is an estimate of, and so as often an epoch as there are steps.
+            touched = {node_type: torch.ones_like(counts) for node_type, counts in touched.items()}
+            relation_counts = torch.ones_like(relation_counts)
         for node_type, counts in touched.items():
-            self._regularise(gradients.tables[node_type], tables[node_type], counts)
+            self._regularise(gradients.tables[node_type], tables[node_type], counts, l2, n3)
         if not self._model.is_distance:
-            self._regularise(gradients.relations, relation_table, relation_counts)
+            relation_l2 = l2 if objective.relation_l2 is None else objective.relation_l2
+            relation_n3 = n3 if objective.relation_n3 is None else objective.relation_n3
+            self._regularise(gradients.relations, relation_table, relation_counts, relation_l2, relation_n3)
         return gradients
 
     def _add_gradients(
@@ -131,17 +138,18 @@ class FullObjective:
         known_rows = tables[group.known_type][known].requires_grad_()
         rows = keys[:1] if self._projects else keys
         relation_rows = relation_table[rows].requires_grad_()
-        parameters = self.parameters(relation_rows[0] if self._projects else relation_rows)
-        candidates = model.project(table, parameters)
-        queries = model.translate(model.project(known_rows, parameters), parameters, group.side)
+        ends = _drop(known_rows, objective.entity_dropout, generator)
+        parameters = self.parameters(
+            relation_rows[0] if self._projects else _drop(relation_rows, objective.relation_dropout, generator)
+        )
+        candidates = model.project(_drop(table, objective.entity_dropout, generator), parameters)
+        queries = model.translate(model.project(ends, parameters), parameters, group.side)
         bias = None
         if model.is_distance:
             # -|q - k|^2 without its -|q|^2, which is the same for all of a query's candidates.
             bias = -candidates.square().sum(-1)
             queries = 2.0 * queries
-        if objective.dropout:
-            kept = torch.from_numpy(generator.random(queries.shape, dtype=np.float32) >= objective.dropout)
-            queries = queries * kept / (1.0 - objective.dropout)
+        queries = _drop(queries, objective.dropout, generator)
         total = full_softmax_loss(
             queries,
             candidates,
@@ -181,9 +189,8 @@ class FullObjective:
             gradients.relations.index_add_(0, rivals, by_rivals[0])
             gradients.tables[group.asked_type].index_add_(0, answers.candidates, by_rivals[1])
 
-    def _regularise(self, gradient: Tensor, values: Tensor, counts: Tensor) -> None:
+    def _regularise(self, gradient: Tensor, values: Tensor, counts: Tensor, l2: float, n3: float) -> None:
         """Add the gradient of the penalties of rows that stand `counts` times in a step."""
-        l2, n3 = self._config.l2, self._config.n3
         if not (l2 or n3):
             return
         rows = counts.nonzero()[:, 0]
@@ -202,3 +209,11 @@ class FullObjective:
         """Name the parameters that lie side by side in rows of the relation table, [P] or [n, P]."""
         parts = torch.split(rows, [math.prod(shape) for shape in self._shapes.values()], dim=-1)
         return {name: torch.unflatten(part, -1, shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+
+
+def _drop(values: Tensor, chance: float, generator: np.random.Generator) -> Tensor:
+    """Set each number to zero by chance, and lengthen the others so that the mean stays (Srivastava et al., JMLR 2014)."""
+    if not chance:
+        return values
+    kept = torch.from_numpy(generator.random(values.shape, dtype=np.float32) >= chance)
+    return values * kept / (1.0 - chance)

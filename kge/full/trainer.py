@@ -16,7 +16,7 @@ from multifacet.kge.full.state import FullTrainerState
 from multifacet.kge.full_config import FullSoftmaxConfig
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.models.scoring import build_model
-from multifacet.kge.sampled.schedule import rate_factor, relation_rates
+from multifacet.kge.sampled.schedule import relation_rates, step_factor
 from multifacet.kge.triples.queries import group_queries
 from multifacet.tables.optim import RowwiseAdagrad
 from multifacet.training import Position, TrainingRun
@@ -162,8 +162,7 @@ class FullTrainer:
             The sum of the cross-entropies of their answers before the step.
         """
         config, state = self.config, self.state
-        progress = (state.position.epoch + state.position.step / self._num_steps) / config.epochs
-        factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
+        factor = step_factor(config, state.position, self._num_steps)
         gradients = self.differentiate(pieces)
         for node_type, gradient in gradients.tables.items():
             state.optimizers[node_type].lr = config.lr * factor

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from multifacet.inputs import expect_attributes, one_of, takes, whole
+from multifacet.inputs import expect_attributes, number, one_of, takes, whole
 from multifacet.kernels.similarity import Similarity
 from multifacet.kge.models.projections import Projection, ProjectionKind
 from multifacet.kge.models.translations import Translation
@@ -55,17 +55,31 @@ class Model(ABC):
     Args:
         dim: width D of an entity's vector.
         distance: which distance scores are minus of; of no meaning where the similarity is a dot product.
+        relation_init: how diagonals begin, see `KgeConfig`.
+        init_scale: standard deviation of diagonals that begin as entities do.
     """
 
     is_distance: ClassVar[bool]
     has_complex_entities: ClassVar[bool] = False
     translation: ClassVar[Translation]
 
-    @takes(dim=whole(1), distance=one_of("squared", "l2", "l1"), relation_init=one_of("identity", "signs"))
-    def __init__(self, dim: int, distance: Distance = "squared", relation_init: RelationInit = "identity") -> None:
+    @takes(
+        dim=whole(1),
+        distance=one_of("squared", "l2", "l1"),
+        relation_init=one_of("identity", "signs", "entities"),
+        init_scale=number(above=0.0),
+    )
+    def __init__(
+        self,
+        dim: int,
+        distance: Distance = "squared",
+        relation_init: RelationInit = "identity",
+        init_scale: float = 0.1,
+    ) -> None:
         self.dim = dim
         self.distance = distance
         self.relation_init = relation_init
+        self.init_scale = init_scale
 
     @abstractmethod
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -137,6 +151,13 @@ class Model(ABC):
         )
         squares = squares.clamp_(max=0.0)
         return squares if self.distance == "squared" else -(-squares).sqrt_()
+
+    def _first_diagonal(self, size: int, generator: torch.Generator) -> Tensor:
+        """Draw a diagonal of ones but for noise, of numbers of both signs, or of such as short as entities begin."""
+        if self.relation_init == "identity":
+            return 1.0 + _noise(size, generator=generator)
+        drawn = torch.randn(size, generator=generator)
+        return drawn if self.relation_init == "signs" else drawn * self.init_scale
 
     def _moduli(self, queries: Tensor, candidates: Tensor) -> Tensor:
         difference = queries[:, None] - candidates
@@ -228,7 +249,7 @@ class DistMult(Model):
 
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"diagonal": _first_diagonal(self.dim, self.relation_init, generator)}
+        return {"diagonal": self._first_diagonal(self.dim, generator)}
 
     @override
     def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
@@ -249,7 +270,9 @@ class ComplEx(Model):
     @override
     def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
         half = self.dim // 2
-        real = _first_diagonal(half, self.relation_init, generator)
+        real = self._first_diagonal(half, generator)
+        if self.relation_init == "entities":
+            return {"real": real, "imaginary": self._first_diagonal(half, generator)}
         return {"real": real, "imaginary": _noise(half, generator=generator)}
 
     @override
@@ -308,7 +331,7 @@ def build_model(config: KgeConfig) -> Model:
         "complex": ComplEx,
         "rotate": RotatE,
     }
-    return models[config.model](config.dim, config.distance, config.relation_init)
+    return models[config.model](config.dim, config.distance, config.relation_init, config.init_scale)
 
 
 def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
@@ -327,8 +350,3 @@ def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: b
 
 def _noise(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=generator) * 0.01
-
-
-def _first_diagonal(size: int, relation_init: RelationInit, generator: torch.Generator) -> Tensor:
-    """Draw a diagonal whose numbers are one but for noise, or of both signs and on average as long."""
-    return torch.randn(size, generator=generator) if relation_init == "signs" else 1.0 + _noise(size, generator=generator)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from multifacet.kge.config import KgeConfig
     from multifacet.kge.models.scoring import Model
     from multifacet.training import Position
 
-__all__ = ["rate_factor", "relation_rates", "step_seed"]
+__all__ = ["count_plateaus", "rate_factor", "relation_rates", "step_factor", "step_seed"]
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15  # odd: steps count through all 64-bit numbers before one comes again
 _MASK: Final = (1 << 62) - 1
@@ -42,6 +44,38 @@ def rate_factor(progress: float, schedule: Literal["constant", "linear", "cosine
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * done)
     return 1.0
+
+
+def step_factor(config: KgeConfig, position: Position, num_steps: int) -> float:
+    """Give what the learning rates of the next step are multiplied by: by the schedule, and by what validation has said.
+
+    Args:
+        config: the schedule.
+        position: where the training stands, with the validations so far.
+        num_steps: steps of an epoch.
+    """
+    progress = (position.epoch + position.step / num_steps) / config.epochs
+    factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
+    if config.plateau is None:
+        return factor
+    values = [row["filtered_mrr"] for row in position.history if "filtered_mrr" in row]
+    return factor * config.plateau.factor ** count_plateaus(values, config.plateau.patience)
+
+
+def count_plateaus(values: Sequence[float], patience: int) -> int:
+    """Count how often `patience` values in a row were no better than the best before them; each time counts anew.
+
+    Example:
+        >>> count_plateaus([0.1, 0.3, 0.2, 0.3, 0.2, 0.1, 0.4], patience=2)
+        2
+    """
+    best, num_worse, num_plateaus = -math.inf, 0, 0
+    for value in values:
+        num_worse = 0 if value > best else num_worse + 1
+        best = max(best, value)
+        if num_worse == patience:
+            num_plateaus, num_worse = num_plateaus + 1, 0
+    return num_plateaus
 
 
 def step_seed(seed: int, position: Position) -> int:

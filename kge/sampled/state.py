@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from typing_extensions import override
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LearnedState", "TrainerState"]
 
+# What is learned itself, beside the optimisers' state: of tables, of a table of relations, or of each relation by name.
+_LEARNED: Final = ("table/", "relations", "relation/", "inverse/")
+
 
 @dataclass(kw_only=True, slots=True)
 class LearnedState(ABC):
@@ -33,6 +36,7 @@ class LearnedState(ABC):
         relations: the relations' parameters.
         position: where the training stands, with the source of all that is drawn.
         best: a copy of all tensors as they were at the best validation, where the run stops early.
+        sums: sums of the tables and relations over the last epochs, where their mean is given out; None before those.
         taken: node type -> which rows a warm start has taken from the older snapshot, bool [num_nodes]; empty without one.
     """
 
@@ -40,6 +44,7 @@ class LearnedState(ABC):
     relations: RelationParameters
     position: Position
     best: dict[str, Tensor] | None = None
+    sums: dict[str, Tensor] | None = None
     taken: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, run: TrainingRun) -> dict[str, float]:
@@ -82,16 +87,17 @@ class LearnedState(ABC):
     def save(self) -> SavedState:
         """Give all of it but the position."""
         best = {f"best/{name}": tensor for name, tensor in (self.best or {}).items()}
-        return SavedState(tensors=self.tensors() | best, fields=self.fields())
+        sums = {f"sum/{name}": tensor for name, tensor in (self.sums or {}).items()}
+        return SavedState(tensors=self.tensors() | best | sums, fields=self.fields())
 
     def restore(self, saved: SavedState) -> None:
         """Go to where `save` was called, in place."""
         self._copy_from(saved.tensors)
         self.restore_fields(saved.fields)
-        best = {
-            name.removeprefix("best/"): tensor.clone() for name, tensor in saved.tensors.items() if name.startswith("best/")
-        }
-        self.best = best or None
+        self.best, self.sums = (
+            {name.removeprefix(kind): tensor.clone() for name, tensor in saved.tensors.items() if name.startswith(kind)} or None
+            for kind in ("best/", "sum/")
+        )
 
     def keep_as_best(self) -> None:
         """Keep a copy of all tensors."""
@@ -102,6 +108,23 @@ class LearnedState(ABC):
         if self.best is None:
             raise ValueError("no state has been kept as the best")
         self._copy_from(self.best)
+
+    def add_to_sums(self) -> None:
+        """Add the tables and relations as they are now."""
+        learned = {name: tensor for name, tensor in self.tensors().items() if name.startswith(_LEARNED)}
+        if self.sums is None:
+            self.sums = {name: tensor.clone() for name, tensor in learned.items()}
+            return
+        for name, total in self.sums.items():
+            total.add_(learned[name])
+
+    def go_to_mean(self, count: int) -> None:
+        """Replace the tables and relations by the mean of the `count` states that were added."""
+        if self.sums is None:
+            raise ValueError("no state has been added to the sums")
+        tensors = self.tensors()
+        for name, total in self.sums.items():
+            torch.div(total, count, out=tensors[name])
 
     def _copy_from(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors().items():

@@ -11,7 +11,7 @@ from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.models.scoring import build_model
-from multifacet.kge.sampled.schedule import rate_factor, step_seed
+from multifacet.kge.sampled.schedule import step_factor, step_seed
 from multifacet.kge.sampled.state import TrainerState
 from multifacet.kge.sampled.step import TrainingStep
 from multifacet.tables.optim import RowwiseAdagrad
@@ -94,8 +94,7 @@ class Trainer:
     def learn(self, batch: Batch, lanes: Lanes) -> float:
         """Learn from a batch; gives the sum of its edges' losses before the step, unweighted."""
         config, position = self.config, self.state.position
-        progress = (position.epoch + position.step / self._num_steps) / config.epochs
-        factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
+        factor = step_factor(config, position, self._num_steps)
         seed = step_seed(config.seed, position)
         return self.step(batch, lanes, lr=config.lr * factor, relation_lr=config.relation_lr * factor, seed=seed)
 

@@ -17,7 +17,7 @@ from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.full.dense_optimizer import DenseOptimizer
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.models.scoring import build_model
-from multifacet.kge.sampled.schedule import rate_factor, relation_rates, step_seed
+from multifacet.kge.sampled.schedule import relation_rates, step_factor, step_seed
 from multifacet.kge.sampled.state import LearnedState
 from multifacet.kge.sharded.batch_loss import BatchLoss
 from multifacet.training import Position, ShardedTables, TrainingRun
@@ -156,8 +156,7 @@ class ShardedTrainer:
             The sum over its edges, of all processes, of both sides' losses before the step, unweighted.
         """
         config, state, position = self.config, self.state, self.state.position
-        progress = (position.epoch + position.step / self._num_steps) / config.epochs
-        factor = rate_factor(progress, config.lr_schedule, warmup=config.warmup)
+        factor = step_factor(config, position, self._num_steps)
         state.sharded.set_lr(config.lr * factor)
         self._relation_optimizer.lr = config.relation_lr * factor
         chunks = np.arange(self.rank, batch.num_chunks, self.world_size)
@@ -215,7 +214,7 @@ class ShardedTrainer:
 def _refuse(config: KgeConfig) -> None:
     """Refuse what sharded tables cannot do, by name."""
     fields = type(config).model_fields
-    alone = ("full_softmax", "partitions", "memory_limit_gb", "table_dtype")
+    alone = ("full_softmax", "partitions", "memory_limit_gb", "table_dtype", "average_epochs", "plateau")
     given = [f"{name}={getattr(config, name)!r}" for name in alone if getattr(config, name) != fields[name].default]
     if config.validation.patience is not None:
         given.append(f"validation.patience={config.validation.patience}")

@@ -1,6 +1,7 @@
 from .adagrad import RowwiseAdagrad as RowwiseAdagrad
 from .adagrad import accumulate_rows as accumulate_rows
 from .adam import RowwiseAdam as RowwiseAdam
+from .lazy_adam import LazyAdam as LazyAdam
 from .occurrences import Occurrences as Occurrences
 from .occurrences import sum_rows as sum_rows
 from .occurrences import update_cells as update_cells
