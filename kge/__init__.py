@@ -4,7 +4,14 @@ from multifacet.kge.config import KgeConfig, KgeValidation, PlateauConfig
 from multifacet.kge.evaluation.predictor import LinkPredictor, Prediction
 from multifacet.kge.evaluation.protocols import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
 from multifacet.kge.full_config import FullSoftmaxConfig
-from multifacet.kge.models.scoring import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA, build_model
+from multifacet.kge.models.complex import ComplEx
+from multifacet.kge.models.distmult import DistMult
+from multifacet.kge.models.model import Model
+from multifacet.kge.models.registry import build_model, model_names, register_model
+from multifacet.kge.models.rotate import RotatE
+from multifacet.kge.models.transe import TransE
+from multifacet.kge.models.transr import TransR
+from multifacet.kge.models.transra import TransRA
 from multifacet.kge.result import KgeResult
 from multifacet.kge.search import Search, default_space, search
 from multifacet.kge.statistics import GraphStatistics
@@ -38,8 +45,10 @@ __all__ = [
     "evaluate_constrained",
     "evaluate_sampled",
     "known_pairs",
+    "model_names",
     "read_split",
     "read_triples",
+    "register_model",
     "search",
     "split_view",
     "train",

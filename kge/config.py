@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.models.model import Distance, RelationInit
+from multifacet.kge.models.registry import model_class
 from multifacet.kge.presets import PRESETS, PresetName, fill_in, recommend
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
-Distance = Literal["squared", "l2", "l1"]
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
 # What full_softmax has no use for.
 _ONLY_SAMPLED = (
@@ -38,8 +39,8 @@ _ONLY_SAMPLED = (
 )
 # Of lr: the relations' parameters are in most steps, and row-wise Adagrad's steps shrink by what they have met.
 _ADAGRAD_RELATION_LR: Final = 0.25
-RelationInit = Literal["identity", "signs", "entities"]
 ModelName = Literal["transe", "transr", "transra", "distmult", "complex", "rotate"]
+"""The models that come with the package."""
 
 
 def _is_off(value: object) -> bool:
@@ -108,7 +109,10 @@ class KgeConfig(Configuration):
         "the one that suits the graph, chosen when training begins",
         exclude=True,
     )
-    model: ModelName = Field(default="complex", description="scoring model")
+    model: str = Field(
+        default="complex",
+        description="scoring model: transe, transr, transra, distmult, complex, rotate, or one that is registered by name",
+    )
     dim: int = Field(default=64, ge=2, description="width of an entity's vector; complex and rotate need an even one")
     rank: int = Field(default=8, ge=1, description="transra: rank of a relation's projection beside the identity")
     distance: Distance = Field(
@@ -289,22 +293,23 @@ class KgeConfig(Configuration):
 
     def _check_model(self) -> None:
         """Refuse what means nothing to the model."""
-        if self.model in {"complex", "rotate"} and self.dim % 2:
+        model = model_class(self.model)
+        if model.has_complex_entities and self.dim % 2:
             raise ValueError(f"{self.model} pairs real and imaginary parts: dim must be even, got {self.dim}")
-        if self.projection_lr is not None and self.model not in {"transr", "transra"}:
+        if self.projection_lr is not None and not model.has_projection:
             raise ValueError(
                 f"projection_lr={self.projection_lr:g} is for transr and transra: {self.model} has no projections, leave it out"
             )
-        if self.relation_init != "identity" and self.model not in {"distmult", "complex"}:
+        if self.relation_init != "identity" and not model.has_diagonal:
             raise ValueError(
                 f"relation_init={self.relation_init!r} is for the diagonals of distmult and complex: {self.model} has none, "
                 "leave it out"
             )
-        if self.dropout and self.model not in {"distmult", "complex"}:
+        if self.dropout and model.is_distance:
             raise ValueError(
                 f"dropout={self.dropout:g} drops numbers of dot products, and {self.model} scores by a distance: leave it out"
             )
-        if self.distance != "squared" and self.model in {"distmult", "complex"}:
+        if self.distance != "squared" and not model.is_distance:
             raise ValueError(f"distance means nothing to {self.model}, which scores by a dot product: leave it out")
 
     def _check_average(self) -> None:

@@ -20,8 +20,14 @@ from torch_geometric.nn.kge import RotatE as PygRotatE
 from torch_geometric.nn.kge import TransE as PygTransE
 
 from multifacet.kge.evaluation.predictor import LinkPredictor
+from multifacet.kge.models.complex import ComplEx
+from multifacet.kge.models.distmult import DistMult
+from multifacet.kge.models.model import Model
 from multifacet.kge.models.relations import RelationParameters
-from multifacet.kge.models.scoring import ComplEx, DistMult, Model, RotatE, TransE, TransR, TransRA
+from multifacet.kge.models.rotate import RotatE
+from multifacet.kge.models.transe import TransE
+from multifacet.kge.models.transr import TransR
+from multifacet.kge.models.transra import TransRA
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

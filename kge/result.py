@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from multifacet.kge.evaluation.predictor import LinkPredictor
-from multifacet.kge.models.scoring import build_model
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.triples.triples import TripleSplit
 from multifacet.tables import OptimizerRows, Snapshot, SnapshotTable
 

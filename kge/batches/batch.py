@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multifacet.kge.batches.chunks import ChunkCandidates
-    from multifacet.kge.models.scoring import Side
+    from multifacet.kge.models.model import Side
     from multifacet.tables.optim import Occurrences
 
 __all__ = ["Batch", "BatchSide"]

@@ -19,7 +19,7 @@ from multifacet.kge.batches.batch import Batch, BatchSide
 from multifacet.kge.batches.chunks import ChunkSampler
 from multifacet.kge.batches.repetitions import Repetitions
 from multifacet.kge.models.projections import ProjectionKind
-from multifacet.kge.models.scoring import build_model
+from multifacet.kge.models.registry import build_model
 from multifacet.tables.optim import Occurrences
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multifacet.kge.config import KgeConfig
-    from multifacet.kge.models.scoring import Side
+    from multifacet.kge.models.model import Side
     from multifacet.kge.triples.triples import TripleSet
 
 __all__ = ["BatchSource", "place_types"]

@@ -9,8 +9,9 @@ import torch
 
 from multifacet.inputs import whole
 from multifacet.kge.config import KgeConfig
+from multifacet.kge.models.model import Model
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters, relation_names
-from multifacet.kge.models.scoring import Model, build_model
 from multifacet.tables import Snapshot
 from multifacet.tables.ids import find_row
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from multifacet.kge.models.scoring import Side
+    from multifacet.kge.models.model import Side
     from multifacet.kge.triples.triples import TripleSet
 
 __all__ = ["LinkPredictor", "Prediction"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multifacet.inputs import expect_attributes
-from multifacet.kge.models.scoring import Side, near_origin
+from multifacet.kge.models.model import Side, near_origin
 from multifacet.training import Lanes, PairIndex
 
 if TYPE_CHECKING:

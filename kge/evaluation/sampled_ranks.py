@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from multifacet.kge.evaluation.predictor import LinkPredictor
-    from multifacet.kge.models.scoring import Side
+    from multifacet.kge.models.model import Side
     from multifacet.kge.triples.triples import EdgeList
     from multifacet.training import PairIndex
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multifacet.kge.config import KgeConfig
     from multifacet.kge.full_config import FullSoftmaxConfig
-    from multifacet.kge.models.scoring import Model
+    from multifacet.kge.models.model import Model
     from multifacet.kge.triples.queries import QueryGroup
 
 __all__ = ["FullObjective", "Gradients", "Piece"]

@@ -14,8 +14,8 @@ from multifacet.kge.full.dense_optimizer import DenseOptimizer
 from multifacet.kge.full.objective import FullObjective, Gradients, Piece
 from multifacet.kge.full.state import FullTrainerState
 from multifacet.kge.full_config import FullSoftmaxConfig
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
-from multifacet.kge.models.scoring import build_model
 from multifacet.kge.sampled.schedule import relation_rates, step_factor
 from multifacet.kge.triples.queries import group_queries
 from multifacet.tables.optim import RowwiseAdagrad

@@ -3,7 +3,7 @@
     FULL        TransR's: e M, with M [D, D]
     ANCHORED    TransRA's: e + (e U) V^T, with U and V [D, k]
 
-A relation's parameters are one row of numbers, those of its projection first. `models.py` has the same maps in torch, which
+A relation's parameters are one row of numbers, those of its projection first. Models have the same maps in torch, which
 the tests hold these to.
 """
 

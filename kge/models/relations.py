@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from multifacet.kge.models.scoring import Model, Side
+    from multifacet.kge.models.model import Model, Side
 
 __all__ = ["Inverse", "RelationKey", "RelationParameters", "relation_names"]
 

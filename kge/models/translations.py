@@ -2,7 +2,7 @@
 
 `known` and `queries` are float32 [B, D], `keys` int32 [B] name each edge's row of the relation table [K, W], and
 `relation_gradient` [B, P] takes each edge's own gradient of the relation's parameters. `inverse` turns the map around: from
-a tail to the query for its head. `models.py` has the same maps in torch, which the tests hold these to.
+a tail to the query for its head. Models have the same maps in torch, which the tests hold these to.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
-from multifacet.kge.models.scoring import build_model
 from multifacet.kge.partitioned.buckets import EdgeBuckets, visit_pairs
 from multifacet.kge.partitioned.files import PartitionFiles
 from multifacet.kge.partitioned.residents import Residents

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multifacet.kge.config import KgeConfig
-    from multifacet.kge.models.scoring import Model
+    from multifacet.kge.models.model import Model
     from multifacet.training import Position
 
 __all__ = ["count_plateaus", "rate_factor", "relation_rates", "step_factor", "step_seed"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from multifacet.kge.batches.batch import Batch
     from multifacet.kge.batches.source import BatchSource
     from multifacet.kge.config import KgeConfig
-    from multifacet.kge.models.scoring import Model
+    from multifacet.kge.models.model import Model
     from multifacet.kge.sampled.state import TrainerState
     from multifacet.training import Lanes
 
@@ -76,7 +76,7 @@ class TrainingStep:
         self._formula = Formula(
             projection=int(projection.kind),
             num_projection_parameters=projection.num_parameters,
-            translation=int(model.translation),
+            translation=int(model.kernel),
             similarity=int(model.similarity),
             loss=int(RowLoss[config.loss.upper()]),
             margin=np.float32(config.margin if config.margin is not None else config.loss == "margin"),

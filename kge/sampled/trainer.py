@@ -9,8 +9,8 @@ import torch
 
 from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
-from multifacet.kge.models.scoring import build_model
 from multifacet.kge.sampled.schedule import step_factor, step_seed
 from multifacet.kge.sampled.state import TrainerState
 from multifacet.kge.sampled.step import TrainingStep

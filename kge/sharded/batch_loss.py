@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from multifacet.kge.batches.batch import Batch, BatchSide
     from multifacet.kge.config import KgeConfig
-    from multifacet.kge.models.scoring import Model
+    from multifacet.kge.models.model import Model
 
 __all__ = ["BatchLoss"]
 

@@ -15,8 +15,8 @@ from typing_extensions import override
 from multifacet.kge.batches.source import BatchSource, place_types
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.full.dense_optimizer import DenseOptimizer
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
-from multifacet.kge.models.scoring import build_model
 from multifacet.kge.sampled.schedule import relation_rates, step_factor, step_seed
 from multifacet.kge.sampled.state import LearnedState
 from multifacet.kge.sharded.batch_loss import BatchLoss

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from multifacet.kge.models.scoring import Side
+    from multifacet.kge.models.model import Side
     from multifacet.kge.triples.triples import TripleSet
 
 __all__ = ["QueryGroup", "group_queries"]

@@ -1,4 +1,4 @@
-"""Scoring models of (head, relation, tail), behind one interface.
+"""What a scoring model is: scores (head, relation, tail), behind one interface.
 
 Every model is three maps and a similarity:
 
@@ -23,24 +23,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
-from multifacet.inputs import expect_attributes, number, one_of, takes, whole
+from multifacet.inputs import number, one_of, takes, whole
 from multifacet.kernels.similarity import Similarity
 from multifacet.kge.models.projections import Projection, ProjectionKind
-from multifacet.kge.models.translations import Translation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from multifacet.kge.config import Distance, KgeConfig, RelationInit
+    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models.translations import Translation
 
-__all__ = ["ComplEx", "DistMult", "Model", "RotatE", "Side", "TransE", "TransR", "TransRA", "build_model", "near_origin"]
+__all__ = ["Distance", "Model", "RelationInit", "Side", "multiply", "multiply_pairs", "near_origin", "noise"]
 
+Distance = Literal["squared", "l2", "l1"]
+RelationInit = Literal["identity", "signs", "entities"]
 Side = Literal["head", "tail"]  # the side of a triple that is asked for
 
 _BLOCK: Final = 1 << 24  # differences of queries and candidates held at once
@@ -48,6 +49,11 @@ _BLOCK: Final = 1 << 24  # differences of queries and candidates held at once
 
 class Model(ABC):
     """A scoring model; holds no tables and no relation parameters, only their shapes.
+
+    A model of your own is a subclass under a name (`register_model`). Class attributes say what it is made of: `is_distance`,
+    whether scores are minus a distance or dot products; `has_complex_entities`, whether a vector is real parts and then
+    imaginary ones; `has_diagonal`, whether relations begin by `relation_init`; `has_projection`, whether `project` is not the
+    identity; `translation`, which kernel `translate` is, None for no kernel.
 
     Its maps are stated twice: in torch here, for scores of trained tables and as what tests differentiate, and as kernels
     with closed-form gradients (`translation`, `projection`, `similarity`), for training.
@@ -61,7 +67,9 @@ class Model(ABC):
 
     is_distance: ClassVar[bool]
     has_complex_entities: ClassVar[bool] = False
-    translation: ClassVar[Translation]
+    has_diagonal: ClassVar[bool] = False
+    has_projection: ClassVar[bool] = False
+    translation: ClassVar[Translation | None] = None
 
     @takes(
         dim=whole(1),
@@ -89,6 +97,20 @@ class Model(ABC):
     def projection(self) -> Projection:
         """The kernel of `project`."""
         return Projection(ProjectionKind.NONE)
+
+    @property
+    def kernel(self) -> Translation:
+        """The kernel of `translate`.
+
+        Raises:
+            ValueError: if the model has none, so that sampled negatives cannot be trained against.
+        """
+        if self.translation is None:
+            raise ValueError(
+                f"{self} has no kernel (its `translation` is None), and training against sampled negatives in one process runs "
+                "kernels: set full_softmax, train in several processes (torchrun), or name the kernel that its `translate` is"
+            )
+        return self.translation
 
     @property
     def similarity(self) -> Similarity:
@@ -155,7 +177,7 @@ class Model(ABC):
     def _first_diagonal(self, size: int, generator: torch.Generator) -> Tensor:
         """Draw a diagonal of ones but for noise, of numbers of both signs, or of such as short as entities begin."""
         if self.relation_init == "identity":
-            return 1.0 + _noise(size, generator=generator)
+            return 1.0 + noise(size, generator=generator)
         drawn = torch.randn(size, generator=generator)
         return drawn if self.relation_init == "signs" else drawn * self.init_scale
 
@@ -166,140 +188,31 @@ class Model(ABC):
         real, imaginary = difference.chunk(2, dim=-1)
         return -(real.square() + imaginary.square()).sqrt().sum(-1)
 
+    @classmethod
+    def from_config(cls, config: KgeConfig) -> Self:
+        """Build the model as a configuration says."""
+        return cls(config.dim, config.distance, config.relation_init, config.init_scale)
+
+    def score_relations(self, heads: Tensor, tails: Tensor, relations: Mapping[str, Tensor]) -> Tensor:
+        """Score pairs with each of some relations but for a constant of the pair, by one matrix product.
+
+        Args:
+            heads: float [n, D].
+            tails: float [n, D].
+            relations: the relations' parameters, [K, ...] each.
+
+        Returns:
+            float [n, K].
+
+        Raises:
+            ValueError: if it takes more than a matrix product, as where entities are projected by their relation.
+        """
+        del heads, tails, relations
+        raise ValueError(f"relation prediction would have to project each pair by every relation of {self}: leave it out")
+
     def __repr__(self) -> str:
         suffix = f", distance={self.distance!r}" if self.is_distance else ""
         return f"{type(self).__name__}(dim={self.dim}{suffix})"
-
-
-class TransE(Model):
-    """Translation: t is close to h + r (Bordes et al., NeurIPS 2013)."""
-
-    is_distance = True
-    translation = Translation.ADDITION
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"translation": _noise(self.dim, generator=generator)}
-
-    @override
-    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
-        translation = relation["translation"]
-        return projected + translation if side == "tail" else projected - translation
-
-
-class TransR(TransE):
-    """Translation in a space of the relation's own: t M is close to h M + r (Lin et al., AAAI 2015)."""
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        projection = torch.eye(self.dim) + _noise(self.dim, self.dim, generator=generator)
-        return {"projection": projection, **super().initial_relation(generator)}
-
-    @property
-    @override
-    def projection(self) -> Projection:
-        return Projection(ProjectionKind.FULL, self.dim)
-
-    @override
-    def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
-        return entities @ relation["projection"]
-
-
-class TransRA(TransE):
-    """TransR whose projections are anchored at the identity: M_r = I + U_r V_r^T with U_r, V_r [D, k].
-
-    Entities of one type stay comparable across relations (their dot products mean something without a projection), and
-    a relation costs D (2 k + 1) numbers instead of D (D + 1). "TransR with Anchors" is named but not published as a
-    formula in arXiv 2508.02609; this is the project's own reading of it.
-
-    Args:
-        dim: width D of an entity's vector.
-        rank: k.
-        distance: which distance scores are minus of.
-    """
-
-    @takes(rank=whole(1))
-    def __init__(self, dim: int, rank: int, distance: Distance = "squared") -> None:
-        super().__init__(dim, distance)
-        self.rank = rank
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            "left": _noise(self.dim, self.rank, generator=generator) * 10.0,
-            "right": torch.zeros(self.dim, self.rank),  # M_r is I at first; `left` is not zero, so that `right` can learn
-            **super().initial_relation(generator),
-        }
-
-    @property
-    @override
-    def projection(self) -> Projection:
-        return Projection(ProjectionKind.ANCHORED, self.dim, self.rank)
-
-    @override
-    def project(self, entities: Tensor, relation: Mapping[str, Tensor]) -> Tensor:
-        return entities + (entities @ relation["left"]) @ relation["right"].mT
-
-
-class DistMult(Model):
-    """Bilinear with a diagonal: sum of h * r * t (Yang et al., ICLR 2015)."""
-
-    is_distance = False
-    translation = Translation.PRODUCT
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"diagonal": self._first_diagonal(self.dim, generator)}
-
-    @override
-    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
-        del side  # the score is symmetric in head and tail
-        return projected * relation["diagonal"]
-
-
-class ComplEx(Model):
-    """Complex bilinear: Re(sum of h * r * conj(t)) (Trouillon et al., ICML 2016).
-
-    A vector's first half holds the real parts, its second half the imaginary parts.
-    """
-
-    is_distance = False
-    has_complex_entities = True
-    translation = Translation.COMPLEX_PRODUCT
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        half = self.dim // 2
-        real = self._first_diagonal(half, generator)
-        if self.relation_init == "entities":
-            return {"real": real, "imaginary": self._first_diagonal(half, generator)}
-        return {"real": real, "imaginary": _noise(half, generator=generator)}
-
-    @override
-    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
-        return _multiply(projected, relation["real"], relation["imaginary"], conjugate=side == "head")
-
-
-class RotatE(Model):
-    """Rotation: t is close to h * exp(i angle), elementwise in the complex plane (Sun et al., ICLR 2019).
-
-    A vector's first half holds the real parts, its second half the imaginary parts. A rotation keeps distances, so the
-    head's query is the tail turned back.
-    """
-
-    is_distance = True
-    has_complex_entities = True
-    translation = Translation.ROTATION
-
-    @override
-    def initial_relation(self, generator: torch.Generator) -> dict[str, Tensor]:
-        # All around: from rotations near the identity, training ends in "linked nodes are alike", whatever the relation.
-        return {"angle": (2.0 * torch.rand(self.dim // 2, generator=generator) - 1.0) * math.pi}
-
-    @override
-    def translate(self, projected: Tensor, relation: Mapping[str, Tensor], side: Side) -> Tensor:
-        angle = relation["angle"]
-        return _multiply(projected, angle.cos(), angle.sin(), conjugate=side == "head")
 
 
 def near_origin(vectors: Tensor) -> Tensor:
@@ -319,22 +232,7 @@ def near_origin(vectors: Tensor) -> Tensor:
         return ((mean.double() / step).round() * step).to(vectors)
 
 
-def build_model(config: KgeConfig) -> Model:
-    """Build the model that a configuration names."""
-    expect_attributes("config", config, ("model", "dim", "distance"), "KgeConfig")
-    if config.model == "transra":
-        return TransRA(config.dim, config.rank, config.distance)
-    models: dict[str, type[Model]] = {
-        "transe": TransE,
-        "transr": TransR,
-        "distmult": DistMult,
-        "complex": ComplEx,
-        "rotate": RotatE,
-    }
-    return models[config.model](config.dim, config.distance, config.relation_init, config.init_scale)
-
-
-def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
+def multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
     """Multiply complex entities [n, D] by one complex vector [D/2], or by its conjugate."""
     if conjugate:
         imaginary = -imaginary
@@ -348,5 +246,19 @@ def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: b
     )
 
 
-def _noise(*shape: int, generator: torch.Generator) -> Tensor:
+def noise(*shape: int, generator: torch.Generator) -> Tensor:
+    """Draw the first values of what should change nothing at first: normal, of deviation 0.01."""
     return torch.randn(*shape, generator=generator) * 0.01
+
+
+def multiply_pairs(heads: Tensor, tails: Tensor) -> Tensor:
+    """Multiply complex heads by conjugated tails, and conjugate that: float [n, D] of vectors [n, D].
+
+    Re(h r conj(t)) is then the product of these real numbers with those of r.
+    """
+    head_real, head_imaginary = heads.chunk(2, dim=-1)
+    tail_real, tail_imaginary = tails.chunk(2, dim=-1)
+    return torch.cat(
+        [head_real * tail_real + head_imaginary * tail_imaginary, head_real * tail_imaginary - head_imaginary * tail_real],
+        dim=-1,
+    )

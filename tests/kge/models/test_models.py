@@ -10,7 +10,8 @@ from torch_geometric.nn import kge as pyg
 
 from multifacet.kge import KgeConfig, build_model
 from multifacet.kge.config import ModelName
-from multifacet.kge.models.scoring import Model, RotatE, Side
+from multifacet.kge.models.model import Model, Side
+from multifacet.kge.models.rotate import RotatE
 
 MODELS: tuple[ModelName, ...] = ("transe", "transr", "transra", "distmult", "complex", "rotate")
 DIM = 8
