@@ -1,8 +1,8 @@
-# `make demo` and `make test` ask for nothing but Python 3.11, make and Linux: each first installs what is missing.
+# `make demo` and `make test` ask for nothing but Python (3.11 to 3.13), make and Linux: each first installs what is missing.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
-# Optional, on the command line: make demo PYTHON=/path/to/python3.11 TORCH_INDEX_URL=...
+# Optional, on the command line: make demo PYTHON=/path/to/python3 TORCH_INDEX_URL=...
 export PYTHON
 export TORCH_INDEX_URL
 

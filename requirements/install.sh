@@ -4,7 +4,7 @@
 # Called by the Makefile before everything else; returns at once when .venv already answers to the lists. A stamp in
 # .venv holds the hash of what it was installed from; while an installation runs, .venv/.incomplete marks it, so that
 # the next call throws an interrupted one away and starts afresh. Environment:
-#   PYTHON           the interpreter to build .venv from (otherwise the first Python 3.11 found)
+#   PYTHON           the interpreter to build .venv from (otherwise the first of 3.11 to 3.13 found)
 #   TORCH_INDEX_URL  one more package index to take torch from (the CPU build's, for instance)
 set -eu
 cd "$(dirname "$0")/.."
@@ -27,24 +27,24 @@ if command -v flock >/dev/null 2>&1; then
 fi
 
 version_of() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
-is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
+is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
 can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
 
 find_python() {
     found=""
-    for candidate in ${PYTHON:-python3.11 python3 python python3.12}; do
+    for candidate in ${PYTHON:-python3.11 python3 python python3.12 python3.13}; do
         command -v "$candidate" >/dev/null 2>&1 || continue
         if ! is_supported "$candidate"; then
             found="$found $candidate is $(version_of "$candidate" || echo 'not a working Python');"
         elif ! can_make_venv "$candidate"; then
-            found="$found $candidate has no venv module (Debian, Ubuntu: apt-get install python3.11-venv);"
+            found="$found $candidate has no venv module (Debian, Ubuntu: apt-get install python3-venv);"
         else
             command -v "$candidate"
             return 0
         fi
     done
-    say "needs Python 3.11, with its venv module.${found:+ Found:$found}"
-    fail "Install it, or name one: make $([ $lists = dev ] && echo test || echo demo) PYTHON=/path/to/python3.11"
+    say "needs Python 3.11, 3.12 or 3.13, with its venv module.${found:+ Found:$found}"
+    fail "Install it, or name one: make $([ $lists = dev ] && echo test || echo demo) PYTHON=/path/to/python3"
 }
 
 # What .venv was built from, and what was installed into it.
@@ -67,7 +67,7 @@ if [ -e .venv ]; then
     if [ -e .venv/.incomplete ]; then
         discard_venv "the last installation did not finish"
     elif ! is_supported $venv_python; then
-        discard_venv ".venv has no working Python 3.11"
+        discard_venv ".venv has no working Python of 3.11 to 3.13"
     elif [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$(version_of $venv_python)" ]; then
         discard_venv ".venv is of another Python than $PYTHON"
     elif [ -e .venv/.origin ] && [ "$(cat .venv/.origin)" != "$(origin_of $venv_python)" ]; then

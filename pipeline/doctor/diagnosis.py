@@ -80,8 +80,8 @@ def _install_fbgemm(environment: Environment) -> str:
 
 def _python(environment: Environment) -> Iterator[Finding]:
     version = ".".join(map(str, environment.python_version))
-    if not (3, 11) <= environment.python_version[:2] < (3, 13):
-        message = f"Python {version}; 3.11 is wanted (3.12 works too)"
+    if not (3, 11) <= environment.python_version[:2] < (3, 14):
+        message = f"Python {version}; 3.11, 3.12 or 3.13 is wanted"
         yield Finding(severity="fault", check="python", message=message, fix="make distclean && make demo PYTHON=python3.11")
     else:
         yield Finding(severity="ok", check="python", message=f"Python {version}")

@@ -71,7 +71,7 @@ def test_a_lookup_whose_task_is_cancelled_leaves_the_client_usable(release, kind
                 started = time.monotonic()
                 with pytest.raises(DeadlineExceededError):
                     await client.lookup(release.version, {"user": [1000]}, timeout_s=0.05)
-                assert time.monotonic() - started < 1
+                assert time.monotonic() - started < 5
                 held.set()
                 assert (await client.lookup(release.version, {"user": [1000]})).version == release.version
 

@@ -186,7 +186,7 @@ def test_a_slow_reader_gets_all_of_its_answer_and_delays_nobody(release, server,
             slow.sendall(_request(release.version, pins))
             started = time.monotonic()
             assert len(client.lookup(release.version, {"pin": pins[:10]}).tables["pin_kge"].rows) == 10
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 5
             header = Header.unpack(_read_bytes(slow, HEADER_BYTES), requests=False)
             _read_bytes(slow, header.message_bytes)
             for _ in range(6):

@@ -179,7 +179,7 @@ def test_a_release_has_plain_files_only_and_nothing_else_is_waited_for(release, 
     for verify in (True, False):
         with pytest.raises(ArtifactError, match=r"plain file"):
             Release.open(path, verify=verify)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5  # not waited for
 
 
 def test_files_are_published_for_every_user_and_for_no_writer(model, tmp_path):

@@ -89,10 +89,10 @@ def test_a_program_of_sizes_and_arithmetic_is_read(program):
 def test_an_expression_is_compared_and_not_evaluated(program, tmp_path, text):
     mark = tmp_path / "mark"
     path = _rewrite(program, tmp_path / "upper.pt2", _with("expr_str", text.replace("{mark}", str(mark)).replace("{{", "{")))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ArtifactError, match="only symbols, numbers and arithmetic"):
         load_program(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert not mark.exists()
 
 
@@ -119,10 +119,10 @@ def test_a_member_does_not_expand(program, tmp_path):
     path = _rewrite(
         program, tmp_path / "upper.pt2", lambda _: b" " * (1 << 28), compression=zipfile.ZIP_DEFLATED, compresslevel=1
     )
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ArtifactError, match="is compressed"):
         load_program(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "NaN nonsense", ""])
