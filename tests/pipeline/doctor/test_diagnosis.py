@@ -243,7 +243,7 @@ def test_a_pyg_lib_that_loads_is_used():
     assert Finding(severity="ok", check="pyg-lib", message="pyg-lib 0.7.0") in findings
 
 
-@pytest.mark.parametrize("version", [(3, 10, 14), (3, 9, 2), (3, 13, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 9, 2), (3, 14, 0)])
 def test_pythons_without_wheels_are_a_fault(version: tuple[int, int, int]):
     found = only(diagnose(environment(python_version=version)), "fault")
     assert found.check == "python"
