@@ -18,7 +18,7 @@ from multifacet.kernels.half_precision import load
 
 _AHEAD: Final = 8  # rows that are on their way from memory while one is copied
 _HUGE_PAGE_BYTES: Final = 1 << 21
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>'s numbers of what mallopt sets
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # <malloc.h>'s numbers of what mallopt sets
 _LARGEST_INT: Final = (1 << 31) - 1
 
 
@@ -98,10 +98,26 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library is one that can be told so: glibc.
     """
+    return _set(((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, _LARGEST_INT), (_TOP_PAD, 64 << 20)))
+
+
+def give_freed_memory_back() -> bool:
+    """Let this process give what it frees back to the system soon: for one that serves for weeks, whatever clients send it.
+
+    glibc keeps freed blocks of up to 32 MB for later, in up to eight heaps a core that threads spread over. A server that is
+    sent large messages for a minute then stays as large as it was, and a little larger after the next minute. Blocks from 1 MiB
+    on are mapped by themselves instead, heaps are four, and their free ends go back. It cannot be undone.
+
+    Returns:
+        Whether the C library is one that can be told so: glibc.
+    """
+    return _set(((_MMAP_THRESHOLD, 1 << 20), (_TRIM_THRESHOLD, 1 << 20), (_ARENA_MAX, 4)))
+
+
+def _set(settings: tuple[tuple[int, int], ...]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, _LARGEST_INT), (_TOP_PAD, 64 << 20))
-    return [mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings] == [1, 1, 1]
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings)

@@ -37,8 +37,10 @@ def serve_lookup(config: LookupConfig) -> None:
     _check_addresses(config.listen, config.framed_listen, config.metrics_listen)
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
+        from multifacet.kernels.memory import give_freed_memory_back  # noqa: PLC0415
         from multifacet.serving.lookup.server import LookupServer  # noqa: PLC0415
 
+        give_freed_memory_back()
         server = LookupServer(config)
         try:
             if not stop.is_set():
@@ -63,8 +65,10 @@ def serve_ranker(config: RankerConfig) -> None:
     with _until_signalled() as stop:
         import torch  # noqa: PLC0415
 
+        from multifacet.kernels.memory import give_freed_memory_back  # noqa: PLC0415
         from multifacet.serving.ranker.server import RankerServer  # noqa: PLC0415
 
+        give_freed_memory_back()
         torch.set_num_threads(config.intra_op_threads)
         server = RankerServer(config)
         try:

@@ -9,23 +9,20 @@ Only `Ask` takes long, and `Sleep`. Whoever drives the steps may put `Interrupte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
+from multifacet.serving.core.controlling import Controller, Step, next_ask, undone
 from multifacet.serving.core.document import FORWARD, State
 from multifacet.serving.core.document import Step as StepName
 from multifacet.serving.core.judging import Outcomes, judge_outcomes, outcomes_of
 from multifacet.serving.core.limits import describe_shadow, exceeds, judge_shadow
-from multifacet.serving.core.reports import Report
 from multifacet.serving.core.rollout_events import (
-    Action,
     Answered,
     Answers,
     Ask,
     Began,
-    Call,
-    Choose,
     Compare,
     Count,
     End,
@@ -36,13 +33,11 @@ from multifacet.serving.core.rollout_events import (
     Interrupted,
     Judge,
     Lacks,
-    Load,
     Note,
     Noted,
     Phase,
     Reach,
     Remark,
-    Retire,
     Serves,
     SetShadow,
     Shadows,
@@ -53,54 +48,6 @@ from multifacet.serving.core.rollout_events import (
 )
 
 POLL_S = 0.05
-
-Command = Literal["start", "adopt", "advance", "rollback", "abandon"]
-
-# --- state ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Controller:
-    """Everything that a command's next step depends on.
-
-    Attributes:
-        document: What is written down, or will be next.
-        reports: What servers said last, by address.
-        away: Servers that failed while that was forgiven, and why.
-        before: For each ranker how requests ended before the switch: under the new version, and under the old.
-        mended: Whether anything was changed.
-        impossible: Versions that could not be brought to every server that answers.
-        previous: At a start, the rollout before.
-        from_version: At a start, the version to start from, if the rankers do not serve one.
-    """
-
-    command: Command
-    document: State
-    previous: State | None = None
-    from_version: str = ""
-    impossible: tuple[str, ...] = ()
-    phases: tuple[Phase, ...] = ()
-    place: int = 0
-    reports: tuple[tuple[str, Report], ...] = ()
-    away: tuple[tuple[str, str], ...] = ()
-    asked: Ask | None = None
-    noting: Literal["", "begins", "done"] = ""
-    before: tuple[tuple[str, Outcomes, Outcomes], ...] = ()
-    until: float | None = None
-    fault: str = ""
-    mended: bool = False
-    over: End | None = field(default=None)
-
-    def report(self, address: str) -> Report | None:
-        """What a server said last; None if it is to be asked."""
-        return dict(self.reports).get(address)
-
-    def away_because(self, address: str) -> str:
-        """Why a server is left out; empty if it is not."""
-        return dict(self.away).get(address, "")
-
-
-Step: TypeAlias = tuple[Controller, tuple[Action, ...]]
 
 
 def step(state: Controller, event: Event) -> Step:
@@ -236,13 +183,13 @@ def _go_on(state: Controller, now: float) -> Step:
         phase = state.phases[state.place]
         match phase:
             case Reach():
-                ask = _next_ask(state, phase)
+                ask = next_ask(state, phase)
                 if ask is not None:
                     return replace(state, asked=ask), (ask,)
             case Count():
                 state = replace(state, before=tuple(_outcomes(state, address) for address in state.document.rankers))
             case Compare() | Watch():
-                ask = _next_ask(state, Reach(tuple(Answers(address) for address in state.document.rankers)))
+                ask = next_ask(state, Reach(tuple(Answers(address) for address in state.document.rankers)))
                 if ask is not None:
                     return replace(state, asked=ask), (ask,)
                 waited = _compare(state, now) if isinstance(phase, Compare) else _watch(state, now)
@@ -285,34 +232,6 @@ def _noted(state: Controller, event: Noted) -> Step:
     return _end(state, "done")
 
 
-def _next_ask(state: Controller, phase: Reach) -> Ask | None:
-    """What to ask for the first goal that is not reached; None if all are, or are given up."""
-    for goal in phase.goals:
-        if not phase.strict and state.away_because(goal.address):
-            continue
-        report = state.report(goal.address)
-        if report is None:
-            return Ask(goal.address, Status())
-        call = _mend(goal, report, state.document)
-        if call is not None:
-            return Ask(goal.address, call)
-    return None
-
-
-def _mend(goal: Goal, report: Report, document: State) -> Call | None:
-    """What brings a server to a goal; None if it is there."""
-    match goal:
-        case Holds() if (held := report.version(goal.version)) is None or held.damaged:
-            return Load(document.path(goal.version, goal.address))
-        case Serves() if report.current != goal.version or not report.remembers:
-            return Choose(goal.version)
-        case Lacks() if report.version(goal.version) is not None:
-            return Retire(goal.version)
-        case Shadows() if report.shadow.version != goal.version or report.shadow.share != goal.share:
-            return SetShadow(goal.version, goal.share)
-    return None
-
-
 def _answered(state: Controller, event: Answered) -> Step:
     asked = state.asked
     if asked is None:
@@ -321,24 +240,14 @@ def _answered(state: Controller, event: Answered) -> Step:
     changed = state.mended or not isinstance(asked.call, Status)
     state = replace(state, reports=(*others, (asked.address, event.report)), asked=None, mended=changed)
     phase = state.phases[state.place]
-    again = _next_ask(state, phase) if isinstance(phase, Reach) else None
+    again = next_ask(state, phase) if isinstance(phase, Reach) else None
     if again == asked and not isinstance(asked.call, Status):  # it said that it did it, and it is not done
-        return _failed(replace(state, asked=asked), Failed(event.now, _undone(asked, event.report)))
+        return _failed(replace(state, asked=asked), Failed(event.now, undone(asked, event.report)))
     role = "ranker" if asked.address in state.document.rankers else "lookup"
     if event.report.role != role:
         other = f"{asked.address} is a {event.report.role}, and is listed as a {role}"
         return _end(state, "refused", f"{other}: give --ranker and --lookup their own addresses")
     return _go_on(state, event.now)
-
-
-def _undone(asked: Ask, report: Report) -> str:
-    held = ", ".join(version.version for version in report.held) or "none"
-    if isinstance(asked.call, Load):
-        return (
-            f"{asked.address} loaded {asked.call.path}, but does not hold the version that was planned: is it another release "
-            f"there? held: {held}"
-        )
-    return f"{asked.address} did not do what it was asked ({asked.call}); held: {held}, current: {report.current or 'none'}"
 
 
 def _failed(state: Controller, event: Failed) -> Step:

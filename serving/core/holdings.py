@@ -12,10 +12,10 @@ Changes take turns; a release is opened beside them, since that may take minutes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import replace
 
 from multifacet.serving.core.faults import Fault
+from multifacet.serving.core.held import Change, Holdings, Opening, Step, memory_of, opening_at, swap, without
 from multifacet.serving.core.holdings_events import (
     Action,
     Check,
@@ -48,93 +48,6 @@ from multifacet.serving.core.holdings_events import (
     Write,
     Written,
 )
-
-Stage = Literal["new", "starting", "falling back", "running", "failed"]
-Phase = Literal["", "check", "drain", "write"]
-
-_NO_ENTRY, _NO_DOCUMENT, _NOT_STARTED = Entry("", ""), Document(), Started(None, ())
-
-# --- state ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Opening:
-    """A release that is being opened, and who waits for it."""
-
-    entry: Entry
-    tickets: tuple[int, ...]
-    current: bool = False
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change that takes its turn.
-
-    Attributes:
-        kind: ``start`` writes down what a start found.
-        tickets: Who waits for it.
-        entry: What it is about.
-        value: Of a shadow its share, of a retirement how long to wait for readers in seconds.
-        current: Of a load, whether its version becomes the current one.
-    """
-
-    kind: Literal["start", "load", "choose", "retire", "shadow"]
-    tickets: tuple[int, ...] = ()
-    entry: Entry = _NO_ENTRY
-    value: float = 0.0
-    current: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holdings:
-    """Everything that a server's decisions depend on.
-
-    Attributes:
-        held: What is served, the oldest first.
-        current: What a request without a version gets; empty if none.
-        told: Whether it may be served: somebody said that it is the current one, or nobody has to.
-        known: Whether somebody, or the state file, said so.
-        remembered: What is on disk.
-        damaged: Held versions whose files were changed.
-        faults: Why releases that are remembered are not held.
-        shadow: Version and share of shadow traffic.
-    """
-
-    stage: Stage = "new"
-    held: tuple[Entry, ...] = ()
-    current: str = ""
-    told: bool = False
-    known: bool = False
-    remembered: Document = _NO_DOCUMENT
-    damaged: frozenset[str] = frozenset()
-    faults: tuple[str, ...] = ()
-    shadow: tuple[str, float] = ("", 0.0)
-    started: Started = _NOT_STARTED
-    to_open: tuple[Entry, ...] = ()
-    openings: tuple[Opening, ...] = ()
-    changes: tuple[Change, ...] = ()
-    phase: Phase = ""
-
-    def entry(self, version: str) -> Entry | None:
-        """What is held under a version."""
-        return next((entry for entry in self.held if entry.version == version), None)
-
-    @property
-    def fault(self) -> str:
-        """Why requests should not come; empty if they should."""
-        if self.stage != "running":
-            return "it is starting"
-        if not self.current:
-            known = f"it remembers {self.remembered.current[:12] or 'none'}, which it could not open" if self.faults else "none"
-            return f"no version is current ({known}): load and choose one"
-        if self.damaged:
-            return f"files of version {', '.join(sorted(self.damaged))} were changed while they were served"
-        if not self.told:
-            return f"it remembers nothing, and nobody said yet that {self.current[:12]} is the current version"
-        return ""
-
-
-Step: TypeAlias = tuple[Holdings, tuple[Action, ...]]
 
 
 def step(state: Holdings, event: Event) -> Step:
@@ -268,7 +181,7 @@ def _ask_load(state: Holdings, event: LoadAsked) -> Step:
     for opening in state.openings:
         if opening.entry.path == event.path:  # whoever asks twice waits for the first
             joined = replace(opening, tickets=(*opening.tickets, event.ticket), current=opening.current or event.current)
-            return replace(state, openings=_swap(state.openings, opening, joined)), ()
+            return replace(state, openings=swap(state.openings, opening, joined)), ()
     for change in state.changes:
         if change.kind == "load" and change.entry.path == event.path:  # it is open, and waits for its turn
             return _join_change(state, change, (event.ticket,), current=event.current), ()
@@ -277,39 +190,39 @@ def _ask_load(state: Holdings, event: LoadAsked) -> Step:
 
 
 def _identified(state: Holdings, event: Identified) -> Step:
-    opening = _opening(state, event.path)
+    opening = opening_at(state, event.path)
     if state.entry(event.version) is not None and event.version not in state.damaged:
-        state = replace(state, openings=_without(state.openings, opening))
+        state = replace(state, openings=without(state.openings, opening))
         if opening.current and event.version != state.current:
             return _queue(state, Change("choose", opening.tickets, Entry(event.version, "")))
         return state, tuple(Tell(ticket, event.version) for ticket in opening.tickets)
     for change in state.changes:
         if change.kind == "load" and change.entry.version == event.version:
-            state = replace(state, openings=_without(state.openings, opening))
+            state = replace(state, openings=without(state.openings, opening))
             return _join_change(state, change, opening.tickets, current=opening.current), ()
     for other in state.openings:
         if other != opening and other.entry.version == event.version:
             joined = replace(other, tickets=other.tickets + opening.tickets, current=other.current or opening.current)
-            openings = _without(_swap(state.openings, other, joined), opening)
+            openings = without(swap(state.openings, other, joined), opening)
             return replace(state, openings=openings), ()
     entry = event.entry
     fault = _beyond_budget(state, entry)
     if fault is not None:
         return _refused(state, Refused(event.path, fault))
-    openings = _swap(state.openings, opening, replace(opening, entry=entry))
+    openings = swap(state.openings, opening, replace(opening, entry=entry))
     return replace(state, openings=openings), (Open(event.path, event.version),)
 
 
 def _opened(state: Holdings, event: Opened) -> Step:
-    opening = _opening(state, event.path)
-    state = replace(state, openings=_without(state.openings, opening))
+    opening = opening_at(state, event.path)
+    state = replace(state, openings=without(state.openings, opening))
     return _queue(state, Change("load", opening.tickets, opening.entry, current=opening.current))
 
 
 def _refused(state: Holdings, event: Refused) -> Step:
-    opening = _opening(state, event.path)
+    opening = opening_at(state, event.path)
     told = tuple(Tell(ticket, "", event.fault) for ticket in opening.tickets)
-    return replace(state, openings=_without(state.openings, opening)), told
+    return replace(state, openings=without(state.openings, opening)), told
 
 
 def _join_change(state: Holdings, change: Change, tickets: tuple[int, ...], *, current: bool) -> Holdings:
@@ -322,8 +235,8 @@ def _beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
     on_their_way = [opening.entry for opening in state.openings if opening.entry.version]
     on_their_way += [change.entry for change in state.changes if change.kind == "load"]
     others = [held for held in (*state.held, *on_their_way) if held.version != entry.version]
-    held_bytes = _memory(others)
-    more = _memory([*others, entry]) - held_bytes
+    held_bytes = memory_of(others)
+    more = memory_of([*others, entry]) - held_bytes
     if budget is None or held_bytes + more <= budget:
         return None
     return Fault(
@@ -331,25 +244,6 @@ def _beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
         f"{entry.path} has {more} bytes of rows and ids, {held_bytes} are held already by {len(others)} versions, "
         f"and memory_budget_bytes is {budget}: retire a version first, or raise it",
     )
-
-
-def _memory(entries: list[Entry]) -> int:
-    """Bytes of some releases together: what several lie over is there once."""
-    wholes = {entry.whole: entry.whole_bytes for entry in entries if entry.whole}
-    shared = sum(num_bytes for version, num_bytes in wholes.items() if all(entry.version != version for entry in entries))
-    return sum(entry.num_bytes for entry in entries) + shared
-
-
-def _opening(state: Holdings, path: str) -> Opening:
-    return next(opening for opening in state.openings if opening.entry.path == path)
-
-
-def _without(openings: tuple[Opening, ...], gone: Opening) -> tuple[Opening, ...]:
-    return tuple(opening for opening in openings if opening != gone)
-
-
-def _swap(openings: tuple[Opening, ...], before: Opening, after: Opening) -> tuple[Opening, ...]:
-    return tuple(after if opening == before else opening for opening in openings)
 
 
 # --- changes, one at a time -------------------------------------------------------------------------------------------------

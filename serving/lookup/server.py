@@ -23,11 +23,11 @@ from multifacet.serving.lookup.kernel_plan import version_of
 from multifacet.serving.lookup.mapped_release import FetchedRows, LookupHalf
 from multifacet.serving.lookup.opening import identify, open_half
 from multifacet.serving.lookup.rows import SendBuffer
-from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, lookup_pb2_grpc
-from multifacet.serving.server.admin import AdminServicer
+from multifacet.serving.protocol import admin_pb2, lookup_pb2, lookup_pb2_grpc
 from multifacet.serving.server.deployed import Deployed, Identity
 from multifacet.serving.server.listener import Listener
 from multifacet.serving.server.metrics import ServerMetrics, Status
+from multifacet.serving.server.shell import ServerShell
 from multifacet.serving.server.versions import LoadedVersions
 from multifacet.serving.wire.frames import Kind, padded
 from multifacet.serving.wire.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
@@ -39,7 +39,7 @@ _INT64 = np.dtype("<i8")
 _LOOK_EVERY_S = 0.5
 
 
-class LookupServer:
+class LookupServer(ServerShell[LookupHalf]):
     """Serves the rows of one or several releases.
 
     Args:
@@ -91,21 +91,6 @@ class LookupServer:
         """Where it takes frames, as clients name it; empty before `start`, and if nowhere."""
         return f"framed:{self._framed.address}" if self._framed is not None and self._framed.address else ""
 
-    @property
-    def address(self) -> str:
-        """The bound address; empty before `start`."""
-        return self._listener.address
-
-    @property
-    def metrics_address(self) -> str:
-        """Where Prometheus may scrape; empty if nowhere."""
-        return self._listener.metrics_address
-
-    @property
-    def versions(self) -> tuple[str, ...]:
-        """The loaded versions, the oldest first."""
-        return self._loaded.versions
-
     def load(self, path: str | os.PathLike[str], *, current: bool = True) -> str:
         """Load a release beside those that are there; while it fails or runs, the others are served as before.
 
@@ -122,28 +107,6 @@ class LookupServer:
             ArtifactError: The release is damaged; the file is named.
         """
         return self._deployed.load(Path(path), current=current)
-
-    def choose(self, version: str) -> None:
-        """Make a version the current one: the one that cannot be retired, and that rankers take for what is served.
-
-        Raises:
-            VersionNotLoadedError: It is not loaded.
-        """
-        self._deployed.choose(version)
-
-    def retire(self, version: str, *, timeout_s: float = 0.0) -> None:
-        """Forget a version; requests under way still get their rows from it.
-
-        Args:
-            version: A version; one that is not loaded is retired already.
-            timeout_s: How long to wait for those requests.
-
-        Raises:
-            ValueError: It is the current one: load or choose another first.
-            OverloadedError: It still has readers after that time; it stays.
-        """
-        self._deployed.retire(version, timeout_s)
-        logger.info("retired version %s", version)
 
     def shadow(self, version: str, share: float) -> None:  # noqa: ARG002
         """A lookup server scores nothing.
@@ -251,10 +214,7 @@ class LookupServer:
 
     def _register(self, server: grpc.Server) -> None:
         lookup_pb2_grpc.add_LookupServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
-        config = self.config
-        if config.admin_releases is not None:
-            servicer = AdminServicer(self, config.admin_releases, config.drain_timeout_s, lambda: self._listener)
-            admin_pb2_grpc.add_AdminServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        self._register_admin(self, server, self.config)
 
     def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
         """A lookup whose rows are in the message."""

@@ -20,16 +20,16 @@ from multifacet.serving.client.connect import connect_lookup
 from multifacet.serving.config import RankerConfig
 from multifacet.serving.core import readiness
 from multifacet.serving.errors import ServingError, UnavailableError, VersionNotLoadedError
-from multifacet.serving.protocol import admin_pb2, admin_pb2_grpc, lookup_pb2, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.protocol import admin_pb2, lookup_pb2, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.ranker.outcomes import Outcomes
 from multifacet.serving.ranker.request import RequestRanker
 from multifacet.serving.ranker.scorer import Scorer
 from multifacet.serving.ranker.shadow import Shadow
 from multifacet.serving.release.release import Release
-from multifacet.serving.server.admin import AdminServicer
 from multifacet.serving.server.deployed import Deployed, Identity
 from multifacet.serving.server.listener import Listener
 from multifacet.serving.server.metrics import ServerMetrics, Status
+from multifacet.serving.server.shell import ServerShell
 from multifacet.serving.server.versions import LoadedVersions
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ SERVICE = "multifacet.serving.v1.Ranker"
 _PHASES = tuple(field.name.removesuffix("_us") for field in ranker_pb2.Phases.DESCRIPTOR.fields)
 
 
-class RankerServer:
+class RankerServer(ServerShell[Scorer]):
     """Serves the scores of one or several releases, with rows from one lookup server.
 
     A process that serves should give torch one thread a worker (``torch.set_num_threads(1)``), as `serve_ranker`
@@ -110,21 +110,6 @@ class RankerServer:
         self._announced = False
 
     @property
-    def address(self) -> str:
-        """The bound address; empty before `start`."""
-        return self._listener.address
-
-    @property
-    def metrics_address(self) -> str:
-        """Where Prometheus may scrape; empty if nowhere."""
-        return self._listener.metrics_address
-
-    @property
-    def versions(self) -> tuple[str, ...]:
-        """The loaded versions, the oldest first."""
-        return self._loaded.versions
-
-    @property
     def current_version(self) -> str:
         """What a request without a version gets."""
         return self._loaded.current
@@ -143,28 +128,6 @@ class RankerServer:
             ArtifactError: The release is damaged, or its upper model does not run; the file is named.
         """
         return self._deployed.load(Path(path), current=current)
-
-    def choose(self, version: str) -> None:
-        """Answer requests without a version with this one, once the lookup server is seen to have it.
-
-        Raises:
-            VersionNotLoadedError: It is not loaded here, or not there; the current version stays.
-            UnavailableError: The lookup server cannot be reached; the current version stays.
-        """
-        self._deployed.choose(version)
-
-    def retire(self, version: str, *, timeout_s: float = 0.0) -> None:
-        """Forget a version; requests under way still end with it.
-
-        Args:
-            version: A version; one that is not loaded is retired already.
-            timeout_s: How long to wait for those requests.
-
-        Raises:
-            ValueError: It is the current one: choose another first.
-            OverloadedError: It still has readers after that time; it stays.
-        """
-        self._deployed.retire(version, timeout_s)
 
     def shadow(self, version: str, share: float) -> None:
         """Score a share of the requests with another version as well, and count how far apart the scores are.
@@ -359,10 +322,7 @@ class RankerServer:
 
     def _register(self, server: grpc.Server) -> None:
         ranker_pb2_grpc.add_RankerServicer_to_server(_Servicer(self), server)  # type: ignore[no-untyped-call]
-        config = self.config
-        if config.admin_releases is not None:
-            servicer = AdminServicer(self, config.admin_releases, config.drain_timeout_s, lambda: self._listener)
-            admin_pb2_grpc.add_AdminServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        self._register_admin(self, server, self.config)
 
     def _rank(self, request: ranker_pb2.RankRequest, context: grpc.ServicerContext) -> ranker_pb2.RankAnswer:
         with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version) as outcome:

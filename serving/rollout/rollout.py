@@ -31,7 +31,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from multifacet.serving.core import controller
+from multifacet.serving.core import controller, controlling
 from multifacet.serving.core import rollout_events as core
 from multifacet.serving.core.document import State
 from multifacet.serving.core.limits import Limits
@@ -144,7 +144,7 @@ class Rollout:
                 limits=limits or Limits(),
             )
             return self._drive(
-                controller.Controller(command="start", document=plan, previous=before, from_version=from_version)
+                controlling.Controller(command="start", document=plan, previous=before, from_version=from_version)
             )
 
     def adopt(self, release: Path, version: str, *, rankers: Sequence[str], lookups: Sequence[str]) -> State:
@@ -174,7 +174,7 @@ class Rollout:
                 done="retired",
                 served=version,
             )
-            return self._drive(controller.Controller(command="adopt", document=document, previous=before))
+            return self._drive(controlling.Controller(command="adopt", document=document, previous=before))
 
     def advance(self) -> State:
         """Do the next step, or what is left of one that was begun.
@@ -188,7 +188,7 @@ class Rollout:
             ServingError: A server could not be reached, or refused; run it again once that is mended, roll back or abandon.
         """
         with self._journal.turn():
-            return self._drive(controller.Controller(command="advance", document=self._journal.needed()))
+            return self._drive(controlling.Controller(command="advance", document=self._journal.needed()))
 
     def rollback(self, reason: str = "asked for") -> State:
         """Serve the old version again and retire the new, from whatever step; interrupts a command that is at work.
@@ -205,7 +205,7 @@ class Rollout:
             state = self._journal.needed()
             if state.doing != "rolled_back" and state.done != "rolled_back":
                 state = state.model_copy(update={"reason": reason})
-            return self._drive(controller.Controller(command="rollback", document=state))
+            return self._drive(controlling.Controller(command="rollback", document=state))
 
     def abandon(self, reason: str = "given up") -> State:
         """Give a rollout up: settle on a version that all servers that still answer can serve, and leave the others out.
@@ -228,7 +228,7 @@ class Rollout:
                     "rollout anew, with --from VERSION if the rankers do not serve one"
                 )
             state = self._journal.needed().model_copy(update={"reason": reason, "served": "", "left_out": ()})
-            return self._drive(controller.Controller(command="abandon", document=state))
+            return self._drive(controlling.Controller(command="abandon", document=state))
 
     @contextlib.contextmanager
     def _take_over(self, command: str, reason: str) -> Iterator[None]:
@@ -240,7 +240,7 @@ class Rollout:
             self._journal.granted(wanted)
             yield
 
-    def _drive(self, state: controller.Controller) -> State:
+    def _drive(self, state: controlling.Controller) -> State:
         events: deque[core.Event] = deque([core.Began(self._clock())])
         while events:
             state, actions = controller.step(state, events.popleft())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from multifacet.artifacts import ArtifactError
-from multifacet.serving.core import holdings
+from multifacet.serving.core import held, holdings
 from multifacet.serving.core import holdings_events as events
 from multifacet.serving.core.faults import Fault, FaultKind
 from multifacet.serving.errors import (
@@ -81,7 +81,7 @@ class Deployed(Generic[T]):
         self._administered = administered
         self._waits = waits
         self._budget_bytes = budget_bytes
-        self._state = holdings.Holdings()
+        self._state = held.Holdings()
         self._opened: dict[str, tuple[str, T]] = {}
         self._cause: BaseException | None = None
         self._tickets = itertools.count(1)
@@ -90,7 +90,7 @@ class Deployed(Generic[T]):
         self._lock = threading.Lock()
 
     @property
-    def state(self) -> holdings.Holdings:
+    def state(self) -> held.Holdings:
         """What it holds, remembers, and is doing now."""
         return self._state
 

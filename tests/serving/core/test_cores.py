@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multifacet.serving.core import controller, holdings, judging, readiness
+from multifacet.serving.core import controller, controlling, held, holdings, judging, readiness
 from multifacet.serving.core import holdings_events as events
 from multifacet.serving.core import rollout_events as moves
 from multifacet.serving.core.document import State
@@ -33,7 +33,7 @@ class Host:
         self.boot()
 
     def boot(self):
-        self.state = holdings.Holdings()
+        self.state = held.Holdings()
         self.pending: list[events.Action] = []
         self.served: dict[str, str] = {}
         self.current = ""
@@ -182,7 +182,7 @@ def test_a_release_that_moved_is_found_where_the_configuration_says():
 
 
 def test_a_server_that_remembers_nothing_may_wait_to_be_told():
-    state, _ = holdings.step(holdings.Holdings(), events.Started(None, ("/a",), administered=True, waits=True))
+    state, _ = holdings.step(held.Holdings(), events.Started(None, ("/a",), administered=True, waits=True))
     state, _ = holdings.step(state, events.Identified("/a", "a"))
     state, _ = holdings.step(state, events.Opened("/a", "a"))
     state, _ = holdings.step(state, events.Written())
@@ -274,7 +274,7 @@ PLAN = State(
 
 def give(fleet: Fleet, command: str, document: State, *, kill_after: int | None = None) -> tuple[State, str]:
     """Give a command, killed after so many actions; what is on disk then, and how it ended."""
-    state = controller.Controller(command=command, document=document)
+    state = controlling.Controller(command=command, document=document)
     left: list[moves.Event] = [moves.Began(0.0)]
     disk, now, num_actions = document, 0.0, 0
     while left:
@@ -347,7 +347,7 @@ def test_whatever_is_interrupted_stops_at_once_and_the_rollback_goes_on():
     document = PLAN
     for _ in range(2):
         document, _ = give(fleet, "advance", document)
-    state, actions = controller.step(controller.Controller(command="advance", document=document), moves.Began(0.0))
+    state, actions = controller.step(controlling.Controller(command="advance", document=document), moves.Began(0.0))
     state, actions = controller.step(state, moves.Noted())
     assert isinstance(actions[0], moves.Ask)
     state, actions = controller.step(state, moves.Interrupted("rollback was asked for"))
