@@ -17,7 +17,7 @@ UV_COMPILE_FLAGS ?= --torch-backend=cpu
 BIN := .venv/bin
 UV_COMPILE := uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate $(UV_COMPILE_FLAGS)
 
-.PHONY: help demo test test-pyg-lib lint format docs doctor hooks requirements wheel clean distclean venv venv-dev
+.PHONY: help demo test test-fast test-pyg-lib lint format docs doctor hooks requirements wheel release clean distclean venv venv-dev
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: venv  ## install what is missing, then run the whole flow on real data (DE
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
+
+test-fast: venv-dev  ## the tests but for the slow ones
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m "not slow" $(PYTEST_ARGS)
 
 # In a folder of its own: .venv, and the plain run of the tests, must not need pyg-lib.
 test-pyg-lib: export PYTHONPATH := $(CURDIR)/build/pyg-lib
@@ -62,6 +65,9 @@ requirements:  ## pin the lists anew from pyproject.toml (needs uv)
 
 wheel: venv  ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+release: venv  ## build the wheel, try it in a clean venv, and tag the commit (after make test)
+	sh requirements/release.sh
 
 clean:  ## remove build leftovers and caches (keeps .venv and runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import sys
 from pathlib import Path
@@ -30,9 +31,18 @@ app.command()(experiment.experiment)
 app.command("bench-serving")(bench_serving.bench_serving)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        stdout.print(f"multifacet {importlib.metadata.version('multifacet')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def configure(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+    show_version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Sets up logging: to stderr, quiet on a terminal, where live lines tell the progress."""
     if stderr.is_terminal:

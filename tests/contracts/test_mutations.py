@@ -401,6 +401,7 @@ ROOMS: dict[str, tuple[ModuleType, Callable[[Path], Mapping[str, Call]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_callable_is_called_with_bad_input(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,7 @@ def build(path: Path, weights: list[float], *, repeated: bool = False, duplicate
     return store
 
 
+@pytest.mark.slow
 @given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=30))
 @settings(max_examples=15, deadline=None)
 @pytest.mark.parametrize("relation_weights", [None, {"buys": 0.3, "clicks": 1.7}])

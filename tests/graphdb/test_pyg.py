@@ -139,6 +139,7 @@ def held(ends: torch.Tensor, attributes: dict[str, torch.Tensor]) -> list[tuple[
     return list(zip(*ends.tolist(), times, stars, attributes["day"].tolist(), weights, strict=True))
 
 
+@pytest.mark.slow
 @given(graph=graphs(), reverse=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_batches_hold_what_was_loaded(graph: dict[str, Any], reverse: bool) -> None:
@@ -180,6 +181,7 @@ def check_batches(
             assert set(found[back]) == expected(graph[kind[1]], weighted=weighted)
 
 
+@pytest.mark.slow
 @given(graph=graphs(), cut=st.integers(1, 9), compact_later=st.booleans())
 @settings(max_examples=15, deadline=None)
 def test_a_window_gives_the_same_before_and_after_later_loads(graph: dict[str, Any], cut: int, compact_later: bool) -> None:
@@ -341,6 +343,7 @@ def test_properties_that_a_batch_cannot_carry_are_refused(tmp_path: Path) -> Non
         assert view.edge_properties("likes")["edge_weight"].to_pylist() == [0.1]
 
 
+@pytest.mark.slow
 def test_stores_go_to_spawned_workers(view: GraphView) -> None:
     stores = view.feature_store(reverse=True), view.graph_store(reverse=True)
     sampler = view.sampler([3], reverse=True, data=stores)

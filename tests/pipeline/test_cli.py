@@ -1,5 +1,6 @@
 """The command's contract: names, --json, and exit codes 0 for success, 1 for failure, 2 for wrong usage."""
 
+import importlib.metadata
 import json
 import signal
 from pathlib import Path
@@ -32,6 +33,10 @@ def store(run: Any, tmp_path: Path) -> Path:
     assert run("graph", "init", path, "--schema", tmp_path / "schema.toml")[0] == 0
     assert run("graph", "load", path, tmp_path / "clicks.parquet", "--relation", "clicks")[0] == 0
     return path
+
+
+def test_the_version_is_the_package_s(run: Any) -> None:
+    assert run("--version") == (0, f"multifacet {importlib.metadata.version('multifacet')}\n", "")
 
 
 def test_a_load_is_reported_and_adds_nothing_the_second_time(run: Any, store: Path, tmp_path: Path) -> None:
@@ -116,6 +121,7 @@ def test_a_synthetic_world_becomes_a_store(run: Any, tmp_path: Path) -> None:
 SMALL_KGE = ("--set", "dim=4", "--set", "epochs=2", "--set", 'validation={"num_edges":0}')
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_after_ctrl_c_and_a_later_one_starts_warm(
     run: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +187,7 @@ def test_neighbours_are_listed_by_external_id(run: Any, tmp_path: Path, backend:
     assert "20" in out
 
 
+@pytest.mark.slow
 def test_a_search_keeps_its_trials_in_the_snapshot(run: Any, tmp_path: Path) -> None:
     sizes = [f"num_{name}={count}" for name, count in (("users", 100), ("pins", 80), ("advertisers", 5), ("edges", 2000))]
     synth = ("graph", "synth", tmp_path / "world.duckdb", "--folder", tmp_path / "world")

@@ -13,6 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from multifacet.ranking import Examples
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
 

@@ -18,6 +18,8 @@ from multifacet.graphdb import GraphSchema, GraphStore, NodeType
 from multifacet.pipeline.cli import app
 from multifacet.serving import LocalDeployment, RankerClient
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--column", "user=user", "--column", "pin=item", "--column", "time=shown_at", "--dense", "price"]
 OPTIONS += ["--feature", "country", "--feature", "hour", "--feature", "tags"]

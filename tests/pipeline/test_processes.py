@@ -16,6 +16,8 @@ from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 from multifacet.tables import Snapshot
 from tests.ranking.conftest import random_world
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     *("-m", "multifacet.pipeline.cli"),

@@ -19,6 +19,8 @@ from multifacet import contrastive, kge
 from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
 from multifacet.training import Checkpoint, CheckpointError, Lifecycle
 
+pytestmark = pytest.mark.slow
+
 CONFIGS: dict[str, kge.KgeConfig | contrastive.ContrastiveConfig] = {
     "kge": kge.KgeConfig(
         model="transra",

@@ -11,6 +11,8 @@ from benchmarks.harness.forked import FORKS
 from benchmarks.harness.memory import own_bytes
 from multifacet.serving import LookupClient, LookupConfig, RankerClient, RankerConfig, ServerProcess
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served(release, tmp_path_factory):

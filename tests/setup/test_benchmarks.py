@@ -16,6 +16,8 @@ from benchmarks.harness.machine import describe_machine, describe_versions
 from benchmarks.harness.registry import find_benchmarks
 from benchmarks.harness.results import format_value, save
 
+pytestmark = pytest.mark.slow
+
 LATENCY = Metric(name="p50_latency", unit="us", better=LOWER)
 SPEED = Metric(name="edges_per_s", unit="1/s", better=HIGHER)
 FIELDS = ["benchmark", "case", "metric", "value", "unit", "peer", "peer_value", "ratio", "machine", "versions", "config"]

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LANGUAGES = {"bash", "diff", "python"}
 ROOMS = [link.name for link in (Path(__file__).parents[2] / "multifacet").iterdir() if link.is_symlink()]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOMS = {
     *("pipeline", "serving", "ranking", "kge", "contrastive", "training", "tables", "graphdb"),
     *("artifacts", "inputs", "kernels", "data"),

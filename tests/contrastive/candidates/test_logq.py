@@ -97,6 +97,7 @@ SOURCES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sources", SOURCES)
 def test_the_corrected_loss_recovers_the_probabilities(sources: str) -> None:
     _, probability, _, _ = world()

@@ -141,6 +141,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_learn_what_one_does(learned: Path, case: str) -> None:
     kept = [torch.load(learned / f"{case}-{rank}") for rank in (0, 1)]

@@ -79,6 +79,7 @@ events = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.i
 files = st.lists(st.lists(events, min_size=1, max_size=4), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     files=files,

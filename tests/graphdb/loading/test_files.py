@@ -213,6 +213,7 @@ def test_lines_that_are_no_rows_are_set_aside_by_their_line(create: Create, tmp_
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(["right", "wrong", "broken", "short", "long", "blank"]), min_size=1, max_size=12),
@@ -324,6 +325,7 @@ def test_errors_of_a_source_are_its_own(create: Create) -> None:
 fields = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(fields, min_size=1, max_size=8, unique=True),

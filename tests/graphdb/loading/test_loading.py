@@ -239,6 +239,7 @@ def test_every_load_is_recorded(store: GraphStore, at: At) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_hostile_names_are_only_names(create: Callable[[GraphSchema], GraphStore], at: At) -> None:
     hostile = "a\"b'; DROP TABLE _meta; -- \\ ü\n%s {x} $1 ?"
     schema = GraphSchema(
@@ -279,6 +280,7 @@ def test_names_and_times_are_not_read_as_sql(store: GraphStore) -> None:
     assert store.sql('SELECT * FROM "my ""table\'"').to_pylist() == [{"y": 3}]
 
 
+@pytest.mark.slow
 def test_a_larger_batch_is_loaded_right(store: GraphStore) -> None:
     generator = np.random.default_rng(0)
     src, dst = generator.integers(0, 1000, 200_000), generator.integers(0, 300, 200_000)

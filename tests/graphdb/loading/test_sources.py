@@ -88,6 +88,7 @@ weights = st.sampled_from(["1", "2.5", "nan", "inf", "1e300", None, "heavy"])
 rows = st.lists(st.tuples(ids, ids, times, weights), max_size=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     batches=st.lists(rows, min_size=1, max_size=2),

@@ -272,6 +272,7 @@ texts = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     ids=st.lists(texts, min_size=1, max_size=12, unique=True),
@@ -298,6 +299,7 @@ def test_text_ids_come_back_as_they_were_given(tmp_path_factory: pytest.TempPath
         assert set(store.view().node_ids("n").to_pylist()) == set(ids)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     times=st.lists(st.datetimes(dt.datetime(1, 1, 2), dt.datetime(9999, 12, 30)), min_size=1, max_size=5, unique=True),
@@ -344,6 +346,7 @@ def test_columns_of_objects_must_be_of_one_type(create: Create) -> None:
     assert store.view().num_nodes == {"n": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
 def test_nothing_hangs_on_the_zone_of_the_machine(zone: str) -> None:
     """What has to do with times, run where local time is not UTC."""

@@ -161,6 +161,7 @@ def test_neighbours_know_what_has_changed(graph: tuple[GraphStore, dict[str, lis
     assert store.neighbors("user", user, relation="buys")["id"].to_pylist() == ["777", *(i for i in before if i != str(pin))]
 
 
+@pytest.mark.slow
 @given(
     edges=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 5), st.integers(0, 5), st.integers(0, 9)), max_size=40),
     compacted=st.booleans(),

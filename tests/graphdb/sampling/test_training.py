@@ -62,6 +62,7 @@ def embed(model: torch.nn.Module, tables: torch.nn.ModuleDict, batch: HeteroData
     return model({name: tables[name](batch[name].n_id) for name in tables}, batch.edge_index_dict)
 
 
+@pytest.mark.slow
 def test_graphsage_learns_the_clubs_and_ranks_later_clicks(clubs: GraphStore) -> None:
     view = clubs.view(as_of=CUT)
     data = ToUndirected()(view.to_hetero_data())

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from benchmarks.graph_crash import EDGES_PER_BATCH, MOMENTS, examine, kill_writers
 from multifacet.graphdb.storage.edge_storage import EdgeStorage
 from multifacet.graphdb.storage.layout import edge_table
+
+pytestmark = pytest.mark.slow
 
 #: `python -m benchmarks graph_crash` kills 100; so does this test with MULTIFACET_KILLS=100.
 NUM_KILLS = int(os.environ.get("MULTIFACET_KILLS", "12"))

@@ -52,6 +52,7 @@ changes = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(changes=changes, duplicates=st.sampled_from(["first", "last", "sum", "all"]), since=st.integers(0, 4))
 def test_both_storages_hold_the_same(changes: list[Any], duplicates: str, since: int) -> None:
@@ -227,6 +228,7 @@ def test_logs_that_users_have_are_loaded_by_a_glob(tmp_path: Path, at: At, stora
         assert store.view(since=at(2)).num_edges["clicks"] == 4
 
 
+@pytest.mark.slow
 def test_thirty_daily_batches_are_one_bulk_load(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     day, num_rows = np.datetime64("2026-01-01", "us"), 3000

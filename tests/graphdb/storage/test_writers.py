@@ -45,6 +45,7 @@ def _open_and_load(path: Path, number: int, results: Any) -> None:
                 raise
 
 
+@pytest.mark.slow
 def test_handles_and_threads_of_a_process_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
     GraphStore.create(path, SCHEMA).close()
@@ -75,6 +76,7 @@ def test_handles_and_threads_of_a_process_take_turns(tmp_path: Path) -> None:
     assert not path.with_name("g.duckdb.lock").exists()
 
 
+@pytest.mark.slow
 def test_processes_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
     GraphStore.create(path, SCHEMA).close()
@@ -244,6 +246,7 @@ except GraphError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "g.duckdb"
     with GraphStore.create(path, SCHEMA) as store:

@@ -87,6 +87,7 @@ numbers = st.integers(0, 7)
 events = st.lists(st.tuples(st.sampled_from(["clicks", "buys", "follows"]), numbers, numbers, st.integers(0, 9)), max_size=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     before=events,

@@ -99,6 +99,7 @@ def _exported(view: GraphView, relation: str) -> list[tuple[object, object, int 
     return [(src_ids[s], dst_ids[d], t, w) for (s, d), t, w in zip(ends, times, weight, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(given_batches=batches, since=st.none() | days, length=st.none() | st.integers(1, 5), compact=st.booleans())
 def test_windows_hold_what_the_oracle_says(
@@ -124,6 +125,7 @@ def test_windows_hold_what_the_oracle_says(
         view.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(given_batches=batches, seed=st.randoms(use_true_random=False), compact=st.booleans())
 def test_fingerprints_do_not_depend_on_the_order_of_loading(given_batches: list[Batch], seed: object, compact: bool) -> None:

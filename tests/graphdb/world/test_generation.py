@@ -32,12 +32,14 @@ def _assert_same(left: Path, right: Path) -> None:
                 np.testing.assert_array_equal(ours[key], theirs[key], err_msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_threads", "chunk_size"), [(1, 997), (3, 4096)])
 def test_neither_threads_nor_chunks_change_the_world(small: World, tmp_path: Path, num_threads: int, chunk_size: int) -> None:
     other = World.generate(SMALL, tmp_path / "other", num_threads=num_threads, chunk_size=chunk_size)
     _assert_same(small.folder, other.folder)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_world(small: World, tmp_path: Path) -> None:
     other = World.generate(SMALL.model_copy(update={"seed": 4}), tmp_path / "other")
     for relation in ("clicks", "converts", "made_by", "in"):

@@ -156,6 +156,7 @@ def test_gradients_equal_autograd_triple_by_triple(name: ModelName, reciprocal: 
     assert all(autograd.abs().max() > 1e-4 for autograd in by_definition)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "products"), [*((name, "fp32") for name in MODELS), ("distmult", "bf16"), ("complex", "bf16")]
 )
@@ -337,6 +338,7 @@ def test_a_step_takes_at_most_a_batch_of_queries_and_an_epoch_each_query_once(ba
         assert all(sizes[i] + len(steps[i + 1][0].queries) > batch_size for i in range(len(steps) - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("relation_init", "least", "most"), [("signs", 0.95, 1.0), ("identity", 0.7, 0.8)], ids=["signs", "identity"]
 )

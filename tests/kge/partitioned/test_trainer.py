@@ -115,6 +115,7 @@ def test_one_partition_gives_the_bits_of_the_ordinary_training(tmp_path: Path) -
     assert torch.equal(vectors["user"], ordinary.state.tables["user"])
 
 
+@pytest.mark.slow
 def test_four_partitions_learn_what_one_does() -> None:
     split = planted()
     config = CONFIG.model_copy(update={"epochs": 12, "validation": KgeValidation(every=12)})

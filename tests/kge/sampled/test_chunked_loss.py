@@ -69,6 +69,7 @@ def direct(similarity: Similarity, queries: Tensor, keys: Tensor) -> Tensor:
     return queries @ keys.mT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", Similarity)
 def test_similarities_and_their_gradients_are_those_of_autograd(similarity: Similarity) -> None:
     generator = torch.Generator().manual_seed(4)

@@ -140,6 +140,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_learn_what_one_does(learned: Path, case: str) -> None:
     check(learned, case)
@@ -174,6 +175,7 @@ def check(learned: Path, case: str) -> None:
             assert not torch.allclose(table, of_rank["start"][0][name], atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_group_stops_together_resumes_to_the_same_bits_and_gives_every_process_the_result(tmp_path: Path) -> None:
     run_two(train_whole, tmp_path)
 

@@ -12,7 +12,7 @@ import pytest
 from multifacet.graphdb import GraphStore
 from multifacet.pipeline.terminal.training import TrainingDisplay
 from multifacet.ranking import FeatureConfig, build_examples, load_model, quantized_scores
-from multifacet.serving import LocalDeployment, RankerClient
+from multifacet.serving import LocalDeployment, RankerClient, Release
 from multifacet.tables import IdMap
 from multifacet.training import Checkpoint, StepProgress
 from tests.ranking.conftest import random_world
@@ -28,6 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_ctrl_c_with_the_same_bits(
     run: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_training_goes_on_after_ctrl_c_with_the_same_bits(
     assert [row["epoch"] for row in rows] == sorted({row["epoch"] for row in rows})
 
 
+@pytest.mark.slow
 def test_a_model_with_a_sequence_is_trained_and_scored(run: Any, store: Path, tmp_path: Path) -> None:
     sequence = ("--recent-pins", 3)
     code, _, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, *sequence, "--set", "sequence=attention")
@@ -80,6 +82,7 @@ def test_recent_pins_that_no_model_reads_are_wrong_usage(run: Any, store: Path, 
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_model_with_a_sequence_is_published_and_served_with_its_offline_scores(run: Any, store: Path, tmp_path: Path) -> None:
     fields = ("--recent-pins", 3, "--set", "sequence=transformer", "--set", "sequence_table=separate", "--set", "dropout=0.0")
     code, _, err = run("train", store, tmp_path / "model", *SPANS, *SMALL, *fields)
@@ -105,6 +108,36 @@ def test_a_model_with_a_sequence_is_published_and_served_with_its_offline_scores
                 sequences={"recent_pins": recent.pin_ids[number, : counts[number]]},
             )
             assert [*answer.ctr, *answer.cvr] == pytest.approx(offline[number].tolist(), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_a_model_is_published_over_a_release_verified_and_folded(run: Any, store: Path, tmp_path: Path) -> None:
+    assert run("train", store, tmp_path / "model", *SPANS, *SMALL)[0] == 0
+    assert run("publish", tmp_path / "model", tmp_path / "base")[0] == 0
+    code, out, err = run("publish", tmp_path / "model", tmp_path / "delta", "--base", tmp_path / "base", "--json")
+    assert code == 0, err
+    delta = json.loads(out)
+    assert delta["base"] == Release.open(tmp_path / "base").version
+    assert delta["bytes"] == 0  # nothing changed
+    code, out, err = run("fold", tmp_path / "delta", tmp_path / "folded", "--json")
+    assert code == 0, err
+    assert json.loads(out)["base"] is None
+    assert json.loads(out)["version"] == delta["base"]  # nothing changed: it is the base, byte by byte
+    code, out, err = run("verify", tmp_path / "delta", "--json")
+    assert code == 0, err
+    assert json.loads(out)["base"] == delta["base"]
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("base", "folded"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert run("verify", tmp_path / "delta", "--half", "ranker")[0] == 0  # a ranker's host has no base
+    code, _, err = run("verify", tmp_path / "delta")
+    assert code == 1
+    assert "not beside it" in err
+    code, _, err = run("publish", tmp_path / "model", tmp_path / "more", "--tolerance", "0.1")
+    assert code == 2
+    code, _, err = run("publish", tmp_path / "model", tmp_path / "more", "--base", tmp_path / "elsewhere" / "base", "--shards", "2")
+    assert code == 2
 
 
 def test_hashed_ids_are_reported_and_looked_up_by_the_written_model(run: Any, store: Path, tmp_path: Path) -> None:

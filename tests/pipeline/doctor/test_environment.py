@@ -82,6 +82,7 @@ def test_requirements_that_are_missing_or_of_the_wrong_version_are_named(tmp_pat
     assert not unmet[1][1]
 
 
+@pytest.mark.slow
 def test_the_command_describes_this_installation_and_finds_nothing_wrong(capsys: pytest.CaptureFixture[str]):
     exit_code = doctor_command(as_json=True)
     document = json.loads(capsys.readouterr().out)

@@ -13,6 +13,8 @@ from multifacet.pipeline.experiments.source import WORLD, Source
 from multifacet.pipeline.experiments.writing import to_markdown, verdicts
 from multifacet.pipeline.runs.workspace import Stage, Workspace
 
+pytestmark = pytest.mark.slow
+
 
 class Silence:
     def started(self, name: str) -> None: ...

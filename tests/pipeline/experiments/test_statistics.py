@@ -7,6 +7,8 @@ from scipy import stats
 from multifacet.pipeline.experiments.statistics import holm, paired_effect
 from multifacet.pipeline.experiments.verdict import judge
 
+pytestmark = pytest.mark.slow
+
 
 def simulate(rng: np.random.Generator, *, true: float, users_error: float, seed_deviation: float, num_seeds: int):
     """One run of an experiment whose users and seeds scatter by known amounts."""

@@ -102,6 +102,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     root = tmp_path / "root"
@@ -140,6 +141,7 @@ def test_a_killed_run_starts_cleanly_again(tmp_path: Path) -> None:
     assert json.loads((stage.path / "manifest.json").read_text())["result"] == {"done": True}
 
 
+@pytest.mark.slow
 def test_stages_made_together_are_those_made_one_by_one(tmp_path: Path) -> None:
     log = Log()
     workspace = Workspace(tmp_path / "together", log)
@@ -160,6 +162,7 @@ def fail_in_a_process(folder: Path, say: Say) -> dict[str, Any]:
     raise ValueError("the seventh row is wrong")
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_among_others_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, Log())
     tasks = [number_task("good", 1), Task(name="bad", run=fail_in_a_process, config={}, rooms=())]

@@ -25,6 +25,7 @@ def draw(seed: int, num_rows: int = 300) -> tuple[Any, Any, Any, Any]:
     return labels, scores, weights, generator.integers(0, 25, num_rows)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 def test_weighted_metrics_are_scikit_learns(seed: int) -> None:
     labels, scores, weights, users = draw(seed)

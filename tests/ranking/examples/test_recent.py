@@ -150,6 +150,7 @@ def fit(history: tuple[Examples, Examples], planted: Planted, **fields: object) 
     return train(*history, arm_config("pretrained", **settings), snapshots=planted.snapshots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sequence", "table"), [("attention", "separate"), ("transformer", "shared")])
 def test_the_ranker_learns_what_only_they_tell_and_is_exported_with_them(
     history: tuple[Examples, Examples], planted: Planted, sequence: str, table: str, tmp_path: Path

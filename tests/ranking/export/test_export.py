@@ -104,6 +104,7 @@ def test_a_model_without_tables_survives_too(planted: Planted, tmp_path: Path) -
     assert num_bytes == 0
 
 
+@pytest.mark.slow
 def test_damaged_or_misfitting_models_are_refused(planted: Planted, result: RankingResult, path: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         export_model(path, result)

@@ -108,6 +108,7 @@ def read(model: nn.Module, rows: Any) -> Tensor:
     return (found if isinstance(found, Tensor) else found.values()).detach().float()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("prepared", ["whole", "to_empty", "sharded", "sharded from meta"])
 @pytest.mark.parametrize("kind", ["sum", "mean", "sequence"])

@@ -75,6 +75,7 @@ def test_rows_are_filled_by_external_id_scaled_and_the_rest_by_their_mean(write:
     assert "2 (50.0%)" in repr(report)
 
 
+@pytest.mark.slow
 def test_without_an_id_map_rows_are_the_snapshots_positions_to_the_last_bit(write: WriteSnapshot) -> None:
     vectors = random_vectors(50).half().float()
     snapshot = write(range(50), vectors, "fp16")

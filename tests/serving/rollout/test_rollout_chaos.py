@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.harness.chaos import Chaos
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("deltas", [False, True], ids=["whole", "delta"])
 def test_every_part_may_be_killed_during_a_rollout_and_a_rollback(deltas, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.harness.kills import Deployment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(600)
 def test_rollouts_under_kills_and_lost_disks_end_in_a_served_version(tmp_path_factory):
