@@ -87,6 +87,45 @@ class TokenFile:
         logger.info("read the token in %s again", self._path)
 
 
+class ChangingFiles:
+    """Some files, looked at once a second at most.
+
+    Args:
+        *paths: The files; None for one that there is not.
+    """
+
+    def __init__(self, *paths: str | os.PathLike[str] | None):
+        self._paths = [Path(path) for path in paths if path is not None]
+        self._stamp = _stamp(*self._paths)
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+
+    def have_changed(self) -> bool:
+        """Whether one of them was changed since this was last true."""
+        if not self._paths or time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        stamp = _stamp(*self._paths)
+        changed, self._stamp = stamp != self._stamp, stamp
+        return changed
+
+
+def check_pair(certificate: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
+    """Refuse a certificate and a key that do not belong together.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: They are no PEM files of their kind, or not of one another.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"certificate {certificate} and key {key} cannot be used together ({error.reason or error}): expected PEM files, "
+            "the key without a password and the certificate's own"
+        ) from error
+
+
 class ServerIdentity:
     """A server's certificate and key, read again once their files were changed; connections that exist stay.
 
@@ -147,15 +186,9 @@ class ServerIdentity:
                 return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
     def _check(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self._certificate, self._key, password="")
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"certificate {self._certificate} and key {self._key} cannot be used together ({error.reason or error}): "
-                "expected PEM files, the key without a password and the certificate's own"
-            ) from error
+        check_pair(self._certificate, self._key)
         if self._client_ca is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             try:
                 context.load_verify_locations(self._client_ca)
             except ssl.SSLError as error:

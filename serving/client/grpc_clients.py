@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -13,12 +16,16 @@ import numpy.typing as npt
 from multifacet.serving.client.grpc_pending import GrpcPendingLookup, GrpcWatchedLookup, error_of
 from multifacet.serving.client.lookups import LookupConnection
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
-from multifacet.serving.secrets import TokenFile
+from multifacet.serving.secrets import ChangingFiles, TokenFile
 from multifacet.serving.wire.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
 from multifacet.serving.wire.channel import open_channel
 from multifacet.serving.wire.packing import pack_ids, pack_rank
 
+logger = logging.getLogger(__name__)
+
 MAX_ANSWER_BYTES = 64 << 20
+ENDING_S = 60.0
+"""How long requests may go on over a connection that was replaced."""
 
 
 class _Client:
@@ -40,13 +47,18 @@ class _Client:
         self.address = address
         self.timeout_s = timeout_s
         self._token = TokenFile(token_file)
-        self._channel = open_channel(
+        self._open = functools.partial(
+            open_channel,
             address,
             tls_ca=tls_ca,
             tls_certificate=tls_certificate,
             tls_key=tls_key,
             max_answer_bytes=max_answer_bytes,
         )
+        self._files = ChangingFiles(tls_ca, tls_certificate, tls_key)
+        self._renewing = threading.Lock()
+        self._ending: list[threading.Timer] = []
+        self._channel = self._open()
         self._attach()
 
     def _attach(self) -> None:
@@ -58,6 +70,25 @@ class _Client:
         """How messages name the other end."""
         return f"{self._role} {self.address}"
 
+    def _renew(self) -> None:
+        """Connect anew where certificates changed; what is under way ends on the connection that it began on."""
+        if not self._files.have_changed():
+            return
+        with self._renewing:
+            try:
+                channel = self._open()
+            except (OSError, ValueError) as error:
+                # The files are replaced one after the other: the next look may find a pair.
+                logger.error("%s is asked with the certificate of before: %s", self.server, error)  # noqa: TRY400
+                return
+            ending = threading.Timer(ENDING_S, self._channel.close)
+            ending.daemon = True
+            ending.start()
+            self._ending = [*(timer for timer in self._ending if timer.is_alive()), ending]
+            self._channel = channel
+            self._attach()
+        logger.info("certificates were read again: a new connection to %s", self.server)
+
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
             deadline_s = self.timeout_s if timeout_s is None else timeout_s
@@ -68,6 +99,9 @@ class _Client:
     def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
         self._channel.close()
+        for timer in self._ending:
+            timer.cancel()
+            timer.function()
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +148,7 @@ class LookupClient(_Client, LookupConnection):
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
     ) -> GrpcPendingLookup | GrpcWatchedLookup:
         """Send a lookup and return at once; see `lookup`."""
+        self._renew()
         request = lookup_pb2.LookupRequest(
             version=version,
             features=[pack_ids(feature, values) for feature, values in ids.items()],
@@ -127,6 +162,7 @@ class LookupClient(_Client, LookupConnection):
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
+        self._renew()
         description: lookup_pb2.LookupDescription = self._call(
             self._stub.Describe, lookup_pb2.LookupDescribeRequest(), timeout_s
         )
@@ -187,12 +223,14 @@ class RankerClient(_Client):
             DeadlineExceededError: The deadline passed.
             OverloadedError: Too many requests in hand, or the message is too large.
         """
+        self._renew()
         request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
         answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
         return read_rank(answer, request.num_candidates, self.server)
 
     def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""
+        self._renew()
         description: ranker_pb2.RankerDescription = self._call(
             self._stub.Describe, ranker_pb2.RankerDescribeRequest(), timeout_s
         )

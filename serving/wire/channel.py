@@ -9,6 +9,7 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from multifacet.serving.addresses import Address
+from multifacet.serving.secrets import check_pair
 
 # A name with several addresses: all of them are used in turns, and looked up anew when one is lost.
 _BALANCED = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
@@ -48,7 +49,8 @@ def open_channel(
         max_answer_bytes: Longest answer accepted, in bytes.
 
     Raises:
-        ValueError: The address is not understood, or a certificate comes without its key or without `tls_ca`.
+        ValueError: The address is not understood, a certificate comes without its key or without `tls_ca`, or they do not
+            belong together.
         OSError: The PEM file cannot be read.
     """
     target = Address.parse(address).text
@@ -96,6 +98,8 @@ def _credentials(
         raise ValueError("tls_certificate and tls_key go together, and with tls_ca")
     if tls_ca is None:
         return None
+    if tls_certificate is not None and tls_key is not None:
+        check_pair(tls_certificate, tls_key)
     return grpc.ssl_channel_credentials(
         root_certificates=Path(tls_ca).read_bytes(),
         private_key=Path(tls_key).read_bytes() if tls_key is not None else None,

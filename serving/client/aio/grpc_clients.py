@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,24 +16,27 @@ import numpy.typing as npt
 from multifacet.serving.client.aio.framed import AsyncFramedLookup
 from multifacet.serving.client.aio.lookups import AsyncLookupConnection
 from multifacet.serving.client.aio.replicated import AsyncReplicatedLookup
-from multifacet.serving.client.grpc_clients import MAX_ANSWER_BYTES
+from multifacet.serving.client.grpc_clients import ENDING_S, MAX_ANSWER_BYTES
 from multifacet.serving.client.grpc_pending import error_of
 from multifacet.serving.fleet import FRAMED, Fleet
 from multifacet.serving.policy import ReplicaPolicy
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
-from multifacet.serving.secrets import TokenFile
+from multifacet.serving.secrets import ChangingFiles, TokenFile
 from multifacet.serving.wire.answers import Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
 from multifacet.serving.wire.channel import open_async_channel
 from multifacet.serving.wire.packing import pack_ids, pack_rank
 
+logger = logging.getLogger(__name__)
+
 
 class _Calls:
-    """Unary calls on one channel of the running event loop."""
+    """Unary calls on one channel of the running event loop; a new one where certificates changed."""
 
     def __init__(
         self,
         address: str,
         server: str,
+        stub_of: Callable[[grpc.aio.Channel], Any],
         *,
         timeout_s: float,
         tls_ca: str | os.PathLike[str] | None,
@@ -42,16 +48,47 @@ class _Calls:
         self._token = TokenFile(token_file)
         self._server = server
         self._timeout_s = timeout_s
-        self.channel = open_async_channel(
-            address, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, max_answer_bytes=max_answer_bytes
+        self._open = functools.partial(
+            open_async_channel,
+            address,
+            tls_ca=tls_ca,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            max_answer_bytes=max_answer_bytes,
         )
+        self._files = ChangingFiles(tls_ca, tls_certificate, tls_key)
+        self._stub_of = stub_of
+        self._channel = self._open()
+        self._stub = stub_of(self._channel)
+        self._closings: set[asyncio.Task[None]] = set()
 
-    async def call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+    async def call(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        if self._files.have_changed():
+            self._renew()
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            return await method(request, timeout=deadline_s, metadata=self._token.metadata)
+            return await getattr(self._stub, method)(request, timeout=deadline_s, metadata=self._token.metadata)
         except grpc.RpcError as error:
             raise error_of(error, self._server, cancelled=False) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for closing in self._closings:
+            closing.cancel()
+        await self._channel.close()
+
+    def _renew(self) -> None:
+        try:
+            channel = self._open()
+        except (OSError, ValueError) as error:
+            logger.error("%s is asked with the certificate of before: %s", self._server, error)  # noqa: TRY400
+            return
+        # It waits for the calls that are under way, and then cancels them.
+        closing = asyncio.get_running_loop().create_task(self._channel.close(grace=ENDING_S))
+        self._closings.add(closing)
+        closing.add_done_callback(self._closings.discard)
+        self._channel, self._stub = channel, self._stub_of(channel)
+        logger.info("certificates were read again: a new connection to %s", self._server)
 
 
 class _GrpcLookup(AsyncLookupConnection):
@@ -61,8 +98,7 @@ class _GrpcLookup(AsyncLookupConnection):
         self._shard = shard
         self.address = address
         self.timeout_s = timeout_s
-        self._calls = _Calls(address, self.server, timeout_s=timeout_s, **options)
-        self._stub = lookup_pb2_grpc.LookupStub(self._calls.channel)  # type: ignore[no-untyped-call]
+        self._calls = _Calls(address, self.server, lookup_pb2_grpc.LookupStub, timeout_s=timeout_s, **options)
 
     async def lookup(
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
@@ -70,19 +106,19 @@ class _GrpcLookup(AsyncLookupConnection):
         """As `AsyncLookupConnection`."""
         features = [pack_ids(feature, values) for feature, values in ids.items()]
         request = lookup_pb2.LookupRequest(version=version, features=features, request_id=request_id)
-        answer = await self._calls.call(self._stub.Lookup, request, timeout_s)
+        answer = await self._calls.call("Lookup", request, timeout_s)
         return read_lookup(answer, Asked.of(version, self._shard, ids), self.server)
 
     async def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
         description: lookup_pb2.LookupDescription = await self._calls.call(
-            self._stub.Describe, lookup_pb2.LookupDescribeRequest(), timeout_s
+            "Describe", lookup_pb2.LookupDescribeRequest(), timeout_s
         )
         return description
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._calls.channel.close()
+        await self._calls.close()
 
 
 class AsyncLookupClient(AsyncLookupConnection):
@@ -208,6 +244,7 @@ class AsyncRankerClient:
         self._calls = _Calls(
             address,
             self.server,
+            ranker_pb2_grpc.RankerStub,
             timeout_s=timeout_s,
             tls_ca=tls_ca,
             tls_certificate=tls_certificate,
@@ -215,7 +252,6 @@ class AsyncRankerClient:
             token_file=token_file,
             max_answer_bytes=max_answer_bytes,
         )
-        self._stub = ranker_pb2_grpc.RankerStub(self._calls.channel)  # type: ignore[no-untyped-call]
 
     @property
     def server(self) -> str:
@@ -235,19 +271,19 @@ class AsyncRankerClient:
     ) -> RankAnswer:
         """Score the candidates of one request; arguments and errors as `RankerClient.rank`."""
         request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
-        answer: ranker_pb2.RankAnswer = await self._calls.call(self._stub.Rank, request, timeout_s)
+        answer: ranker_pb2.RankAnswer = await self._calls.call("Rank", request, timeout_s)
         return read_rank(answer, request.num_candidates, self.server)
 
     async def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""
         description: ranker_pb2.RankerDescription = await self._calls.call(
-            self._stub.Describe, ranker_pb2.RankerDescribeRequest(), timeout_s
+            "Describe", ranker_pb2.RankerDescribeRequest(), timeout_s
         )
         return description
 
     async def close(self) -> None:
         """Close the connection; requests under way are cancelled."""
-        await self._calls.channel.close()
+        await self._calls.close()
 
     async def __aenter__(self) -> Self:
         return self
