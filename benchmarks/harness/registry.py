@@ -1,4 +1,4 @@
-"""Which benchmarks there are: the modules of the folder `benchmarks`."""
+"""Which benchmarks there are: the modules of the folder `benchmarks`, and of its folders but this one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.harness.row import Row
 
 FOLDER = Path(__file__).resolve().parents[1]
+HARNESS = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,19 @@ class Benchmark:
 
 
 def find_benchmarks(folder: Path = FOLDER) -> dict[str, Benchmark]:
-    """The benchmarks of a folder by name, in order; read without importing them.
+    """The benchmarks of a folder and of its packages by name, in order; read without importing them.
 
     Raises:
-        ValueError: If a module has no docstring to tell what it measures.
+        ValueError: If a module has no docstring to tell what it measures, or two have one name.
     """
-    benchmarks = {}
-    for path in sorted(folder.glob("[!_]*.py")):
+    benchmarks: dict[str, Benchmark] = {}
+    packages = [found.parent for found in folder.glob("*/__init__.py") if found.parent != HARNESS]
+    for path in sorted((path for part in (folder, *packages) for path in part.glob("[!_]*.py")), key=lambda path: path.stem):
         docstring = ast.get_docstring(ast.parse(path.read_text(), filename=str(path)))
         if not docstring:
             raise ValueError(f"{path}: a benchmark's docstring should tell in its first line what it measures")
-        benchmarks[path.stem] = Benchmark(name=path.stem, help=docstring.splitlines()[0], package=folder.name)
+        if path.stem in benchmarks:
+            raise ValueError(f"{path}: there is a benchmark {path.stem!r} already, in {benchmarks[path.stem].package}")
+        package = ".".join((folder.name, *path.parent.relative_to(folder).parts))
+        benchmarks[path.stem] = Benchmark(name=path.stem, help=docstring.splitlines()[0], package=package)
     return benchmarks

@@ -103,6 +103,17 @@ def test_a_benchmark_without_a_docstring_is_refused_by_its_path(suite: Path):
         find_benchmarks(suite)
 
 
+def test_benchmarks_of_packages_are_found_by_their_own_names(suite: Path):
+    (suite / "deep").mkdir()
+    (suite / "deep" / "__init__.py").write_text("")
+    (suite / "deep" / "sort_tuple.py").write_text('"""Sorting a tuple."""\ndef run(quick):\n    yield\n')
+    assert find_benchmarks(suite)["sort_tuple"].package == "sorting.deep"
+    assert callable(find_benchmarks(suite)["sort_tuple"].load())
+    (suite / "deep" / "sort_list.py").write_text('"""Sorting a list once more."""\n')
+    with pytest.raises(ValueError, match="there is a benchmark 'sort_list' already, in sorting"):
+        find_benchmarks(suite)
+
+
 def test_every_benchmark_of_the_project_is_complete(repository: Path):
     found = find_benchmarks()
     assert "demo_stages" in found

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import kge_quality
+from benchmarks.kge import kge_quality
 
 
 def test_every_published_record_is_of_a_case_and_bears_its_name():

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from benchmarks.graph_crash import EDGES_PER_BATCH, MOMENTS, examine, kill_writers
+from benchmarks.graph.graph_crash import EDGES_PER_BATCH, MOMENTS, examine, kill_writers
 from multifacet.graphdb.storage.edge_storage import EdgeStorage
 from multifacet.graphdb.storage.layout import edge_table
 

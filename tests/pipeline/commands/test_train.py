@@ -136,7 +136,9 @@ def test_a_model_is_published_over_a_release_verified_and_folded(run: Any, store
     assert "not beside it" in err
     code, _, err = run("publish", tmp_path / "model", tmp_path / "more", "--tolerance", "0.1")
     assert code == 2
-    code, _, err = run("publish", tmp_path / "model", tmp_path / "more", "--base", tmp_path / "elsewhere" / "base", "--shards", "2")
+    code, _, err = run(
+        "publish", tmp_path / "model", tmp_path / "more", "--base", tmp_path / "elsewhere" / "base", "--shards", "2"
+    )
     assert code == 2
 
 

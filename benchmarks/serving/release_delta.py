@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.harness import LOWER, Metric, Peer, Row
 from benchmarks.harness.memory import own_bytes
 from benchmarks.harness.releases import DIM, drawn_chunks
-from benchmarks.release_large import NUM_IDS, drawn_ids, large_folder, publish_large, serve_large, spawned_worker
+from benchmarks.serving.release_large import NUM_IDS, drawn_ids, large_folder, publish_large, serve_large, spawned_worker
 from multifacet.serving import AdminClient, DeltaWriter, Release, connect_lookup
 
 _SECONDS = Metric(name="seconds", unit="s", better=LOWER)

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from benchmarks.harness.knowledge_graphs import load_split
-from benchmarks.kge_partitioned import planted_groups
-from benchmarks.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S
+from benchmarks.kge.kge_partitioned import planted_groups
+from benchmarks.kge.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S
 from multifacet.kge import KgeConfig, TripleSplit, evaluate, known_pairs
 from multifacet.kge.sampled.trainer import Trainer
 from multifacet.training import TrainingRun

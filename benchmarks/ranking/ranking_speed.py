@@ -40,7 +40,7 @@ from multifacet.ranking.training.objective import training_loss
 EXAMPLES_PER_S = Metric(name="examples_per_s", unit="1/s", better=HIGHER)
 INPUT_SHARE = Metric(name="input_share", unit="", better=LOWER)
 BUILD_PER_S = Metric(name="build_examples_per_s", unit="1/s", better=HIGHER)
-SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
+SAMPLE = Path(__file__).resolve().parents[2] / "data" / "sample"
 FEATURES = ("user", "pin", "advertiser")
 _NUM_VALIDATED = 2048
 

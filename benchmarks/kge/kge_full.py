@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from benchmarks.harness import Peer, Row
 from benchmarks.harness.knowledge_graphs import load_split
-from benchmarks.kge_partitioned import planted_groups
-from benchmarks.kge_speed import EDGES_PER_CORE_S, EDGES_PER_S
+from benchmarks.kge.kge_partitioned import planted_groups
+from benchmarks.kge.kge_speed import EDGES_PER_CORE_S, EDGES_PER_S
 from multifacet.kernels.memory import keep_freed_memory
 from multifacet.kge import FullSoftmaxConfig, KgeConfig, TripleSplit
 from multifacet.kge.full.trainer import FullTrainer

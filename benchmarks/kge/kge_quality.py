@@ -38,7 +38,7 @@ NUM_RUNS = Metric(name="num_runs", unit="", better=HIGHER)
 CPU_MINUTES = Metric(name="cpu_minutes", unit="min", better=LOWER)
 _COLOURS = {model: f"C{number}" for number, model in enumerate(get_args(ModelName))}
 RUNS = Path(os.environ.get("KGE_RUNS", "build/kge_quality"))
-RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "kge_quality"
+RECORDS = Path(__file__).resolve().parents[2] / "docs" / "results" / "kge_quality"
 
 
 @dataclass(frozen=True, kw_only=True)

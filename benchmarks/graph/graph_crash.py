@@ -206,7 +206,7 @@ class _Writer:
 @contextlib.contextmanager
 def _launcher(path: Path) -> Iterator[tuple[IO[str], IO[str]]]:
     command = [sys.executable, "-c", _LAUNCHER, str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the launcher has no pipes")

@@ -93,7 +93,7 @@ def run(quick: bool) -> Iterator[Row]:
         check=True,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         env=dict(os.environ),
     )
     yield Row(

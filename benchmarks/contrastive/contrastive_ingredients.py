@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from benchmarks.contrastive_quality import CONFIG, NDCG, RECALL, cached
+from benchmarks.contrastive.contrastive_quality import CONFIG, NDCG, RECALL, cached
 from benchmarks.harness import Peer, Row
 from multifacet.contrastive import PositiveWalks
 

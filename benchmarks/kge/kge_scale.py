@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.harness import Peer, Row
-from benchmarks.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S, Course, Ours, power_law_graph, run_race
+from benchmarks.kge.kge_speed import BASE, EDGES_PER_CORE_S, EDGES_PER_S, Course, Ours, power_law_graph, run_race
 from multifacet.kge import KgeConfig
 
 _EDGES_A_NODE: Final = 20

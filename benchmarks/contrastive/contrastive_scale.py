@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.graph_scale import MEMORY_LIMIT, PEAK, QUICK_SIZES, SIZES, SIZES_VARIABLE, load, run_alone
+from benchmarks.graph.graph_scale import MEMORY_LIMIT, PEAK, QUICK_SIZES, SIZES, SIZES_VARIABLE, load, run_alone
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
 from multifacet.graphdb import GraphStore
 from multifacet.training import Lanes, Lifecycle, StepProgress, TrainingRun
