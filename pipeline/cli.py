@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from multifacet.pipeline.commands import bench_serving, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
+from multifacet.pipeline.commands import (
+    admin,
+    bench_serving,
+    data,
+    experiment,
+    graph,
+    pretrain,
+    ranking,
+    rollout,
+    serve,
+    snapshot,
+)
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
@@ -26,6 +37,7 @@ app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(admin.app, name="admin")
 app.add_typer(serve.app, name="serve")
 app.command()(experiment.experiment)
 app.command("bench-serving")(bench_serving.bench_serving)
