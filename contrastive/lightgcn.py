@@ -166,9 +166,10 @@ def train_lightgcn_pairs(
                 k=config.validation.k,
             )
         history.append(row)
-        logger.info("lightgcn epoch %d: %s", epoch, row)
         if progress is not None:
-            progress(row)
+            progress(row)  # who listens tells it, and the log need not again
+        else:
+            logger.info("lightgcn epoch %d: %s", epoch, row)
     metrics = {name: value for name, value in history[-1].items() if name not in ("seconds", "pairs_per_s")}
     return ContrastiveResult(
         config=config,

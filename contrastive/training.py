@@ -176,9 +176,10 @@ def _run(
         if len(held_out) and (epoch % config.validation.every == 0 or epoch == config.epochs):
             row |= trainer.validate(relevant, seen)
         state.position.history.append(row)
-        logger.info("contrastive epoch %d: %s", epoch, row)
         if progress is not None:
-            progress(row)
+            progress(row)  # who listens tells it, and the log need not again
+        else:
+            logger.info("contrastive epoch %d: %s", epoch, row)
     run.finish(state)
     vectors, optimizer_rows = trainer.finish()
     # No clock: equal trainings have equal metrics, and so equal snapshots.

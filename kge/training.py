@@ -221,9 +221,10 @@ def _run(
         history.append(row)
         if patience is not None and _validations_since_best(history) == 0:
             state.keep_as_best()
-        logger.info("kge epoch %d: %s", epoch, row)
         if progress is not None:
-            progress(row)
+            progress(row)  # who listens tells it, and the log need not again
+        else:
+            logger.info("kge epoch %d: %s", epoch, row)
     run.finish(state)
     last = history[-1]
     if state.best is not None:

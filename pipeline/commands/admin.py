@@ -110,7 +110,7 @@ def _admin(
 def _whole(admin: AdminClient, version: str) -> str:
     """The version that a beginning means."""
     held = [held.version for held in admin.status().versions]
-    meant = [known for known in held if known.startswith(version)] if version else []
+    meant: list[str] = [known for known in held if known.startswith(version)] if version else []
     if len(meant) != 1:
         listed = ", ".join(held) or "none"
         raise ValueError(f"{version!r} is the beginning of {len(meant)} versions of {admin.address}; it holds {listed}")
