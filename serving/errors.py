@@ -15,9 +15,14 @@ LOADED_VERSIONS_TRAILER = "loaded-versions"
 
 
 class ServingError(RuntimeError):
-    """A request failed; its message says what was given, what was expected and the way out."""
+    """A request failed; its message says what was given, what was expected and the way out.
+
+    Attributes:
+        request_id: What the caller named the request, for the log; empty where it is not known.
+    """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    request_id = ""
 
 
 class InvalidRequestError(ServingError):

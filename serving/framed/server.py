@@ -312,7 +312,7 @@ class FramedServer:
     def _refuse(self, connection: Connection, header: Header, error: ServingError) -> None:
         self._metrics.count_request(error.code.name)
         message_text = brief(error)
-        logger.debug("request refused: %s: %s", error.code.name, message_text)
+        logger.info("request %.200r refused: %s: %s", error.request_id, error.code.name, message_text)
         loaded = error.loaded[-MAX_VERSIONS_TOLD:] if isinstance(error, VersionNotLoadedError) else ()
         message = frames_pb2.Refusal(code=error.code.name, message=message_text, loaded_versions=loaded).SerializeToString()
         self._send(connection, pack_header(Kind.REFUSAL, len(message), 0, header.number) + message, b"")

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 
 from multifacet.serving.config import LookupConfig
-from multifacet.serving.errors import InvalidRequestError, VersionNotLoadedError
+from multifacet.serving.errors import InvalidRequestError, ServingError, VersionNotLoadedError
 from multifacet.serving.framed.connection import ClosedError
 from multifacet.serving.framed.server import FramedServer
 from multifacet.serving.lookup.kernel_plan import version_of
@@ -320,7 +320,12 @@ class LookupServer(ServerShell[LookupHalf]):
 
     def _answer_frame(self, kind: Kind, message: bytes | bytearray | memoryview) -> tuple[bytes, memoryview]:
         if kind is Kind.LOOKUP:
-            return self._lookup_framed(lookup_pb2.LookupRequest.FromString(message))
+            request = lookup_pb2.LookupRequest.FromString(message)
+            try:
+                return self._lookup_framed(request)
+            except ServingError as error:
+                error.request_id = request.request_id
+                raise
         lookup_pb2.LookupDescribeRequest.FromString(message)
         return self._describe().SerializeToString(), memoryview(b"")
 

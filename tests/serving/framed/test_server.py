@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import struct
@@ -25,6 +26,7 @@ from multifacet.serving import (
     ServingError,
     UnauthenticatedError,
     UnavailableError,
+    VersionNotLoadedError,
     connect_lookup,
 )
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
@@ -453,3 +455,10 @@ def test_a_client_that_asks_after_the_refusal_still_learns_of_it(release, tmp_pa
         first.lookup(release.version, {"pin": [1]})
         with _SlowToAsk(server.framed_address) as client, pytest.raises(OverloadedError, match="as many as"):
             client.lookup(release.version, {"pin": [1]})
+
+
+def test_the_log_names_the_request_that_was_refused(release, client, caplog):
+    with caplog.at_level(logging.INFO, logger="multifacet"), pytest.raises(VersionNotLoadedError):
+        client.lookup("0" * 64, {"pin": [1]}, request_id="home-feed-17")
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "'home-feed-17' refused: FAILED_PRECONDITION" in line
