@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
-from multifacet.kge.presets import PRESETS, PresetName, fill_in, recommend
-
-if TYPE_CHECKING:
-    from multifacet.kge.statistics import GraphStatistics
+from multifacet.kge.presets import PRESETS, PresetName, fill_in
 
 __all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
@@ -245,16 +242,6 @@ class KgeConfig(Configuration):
         if not isinstance(given, dict) or given.get("preset") not in PRESETS:
             return given
         return fill_in(given, PRESETS[given["preset"]])
-
-    def resolved(self, statistics: GraphStatistics) -> Self:
-        """Give the configuration with the fields of the preset that suits a graph, where it asks for one by "auto".
-
-        Args:
-            statistics: of the triples to learn from.
-        """
-        if self.preset != "auto":
-            return self
-        return type(self).model_validate(fill_in(self.given(), recommend(statistics)))
 
     def given(self) -> dict[str, Any]:
         """Give the fields that were set, and not left to a default, as they can be validated again."""
