@@ -182,7 +182,7 @@ class ContrastiveConfig(PositivesConfig):
         """Set what the loss needs and was not given, so that the configuration says all that it does."""
         if not isinstance(given, dict):
             return given
-        given = {**PRESETS.get(given.get("preset"), {}), **given}
+        given = {**PRESETS.get(given.get("preset") or "", {}), **given}
         own = {"temperature": 0.1}
         if given.get("loss") == "ccl":
             own = {"margin": 0.4, "negative_weight": 150.0}

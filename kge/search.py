@@ -173,11 +173,12 @@ class _Program:
 
 def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]:
     """Give the families that a base leaves open."""
-    given = base.given()
-    own = {name for name in given if base.preset not in PRESETS or given[name] != PRESETS[base.preset].get(name)}
-    models = {base.model} if "model" in given else {"complex", "rotate", "transe"}
-    if base.preset in PRESETS:
-        names = [base.preset]
+    given, named = base.given(), base.preset or "none"
+    own = {name for name in given if given[name] != PRESETS.get(named, {}).get(name)}
+    models = {str(base.model)} if "model" in given else {"complex", "rotate", "transe"}
+    names: list[str]
+    if named in PRESETS:
+        names = [named]
     else:
         names = families_for(statistics, models)
         if base.full_softmax is not None:

@@ -154,7 +154,7 @@ def pretrain_kge(
             life,
             unit="edges",
             as_json=as_json,
-            choose=chooser and partial(chooser, partial(kge.search, split, config)),
+            choose=partial(chooser, partial(kge.search, split, config)) if chooser else None,
         )
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
@@ -340,7 +340,7 @@ def _pretrain_pairs(
         life,
         unit="pairs",
         as_json=as_json,
-        choose=chooser and partial(chooser, partial(contrastive.search, pairs, held_out, config)),
+        choose=partial(chooser, partial(contrastive.search, pairs, held_out, config)) if chooser else None,
     )
 
 
