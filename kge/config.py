@@ -99,7 +99,7 @@ class KgeValidation(Configuration):
 class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
 
-    preset: PresetName | Literal["auto"] | None = Field(
+    preset: Literal[PresetName, "auto"] | None = Field(
         default=None,
         description="fields that are not given are those of this preset (docs/kge.md has a table), not the defaults; auto: of "
         "the one that suits the graph, chosen when training begins",
