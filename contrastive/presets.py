@@ -36,8 +36,9 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "num_uniform": 1024,
         "num_degree": 0,
         "optimizer": "lazy_adam",
-        "lr": 1e-3,
+        "lr": 2e-3,
         "lr_schedule": "cosine",
+        "init_scale": 0.005,
         "query_dropout": 0.1,
         "epochs": 20,
     },
@@ -100,7 +101,7 @@ RECIPES: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "bilateral": (
         {
             "temperature": 0.08,
-            "init_scale": 0.1,
+            "init_scale": 0.005,
             "num_uniform": 1024,
             "popularity_power": 0.0,
             "smoothing": 0.0,

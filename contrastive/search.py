@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from multifacet.contrastive.config import ContrastiveConfig
 from multifacet.contrastive.positives.pairs import Pairs
 from multifacet.contrastive.positives.positives import Positives
@@ -97,6 +99,7 @@ def search(
     expect_type("lifecycle", lifecycle, Lifecycle)
     if not len(held_out):
         raise ValueError("a search chooses by held-out pairs, and held_out is empty")
+    _check_held_out(positives if isinstance(positives, Positives) else positives.positives, held_out)
     if lifecycle.warm_start is not None:
         raise ValueError("a search compares trainings from scratch: leave the warm start out")
     if space is None:
@@ -162,7 +165,19 @@ class _Program:
                 raise
             logger.warning("contrastive search: %s", error)
             return 0.0
+        if metric not in result.metrics:
+            raise ValueError("no held-out pair can be ranked among what its query has not come to: hold out others")
         return result.metrics[metric]
+
+
+def _check_held_out(positives: Positives, held_out: Positives) -> None:
+    """Refuse pairs to choose by that a ranking could not hold."""
+    sizes = [(part.num_queries, part.num_items) for part in (positives, held_out)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"held_out counts in other tables, of {sizes[1]} queries and items, than positives, of {sizes[0]}")
+    learned, asked = (part.queries.astype(np.int64) * part.num_items + part.items for part in (positives, held_out))
+    if np.isin(asked, learned).all():
+        raise ValueError("all held-out pairs are learned from as well, and a ranking leaves those out: hold out others")
 
 
 def _given(base: ContrastiveConfig) -> dict[str, Any]:
