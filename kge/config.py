@@ -44,17 +44,7 @@ def _is_off(value: object) -> bool:
 
     It is not written then, so that configurations, and what is kept by them (checkpoints, results), stay what they were.
     """
-    return value in {0.0, "fp32", "identity", None}
-
-
-def _derive_relation_init(given: dict[str, Any]) -> RelationInit:
-    """Give the relations' first values, from the fields before it.
-
-    Adam moves all numbers alike, so that diagonals of ones stay of one sign: ComplEx against all entities ends a third lower.
-    """
-    full_softmax = given.get("full_softmax")
-    is_diagonal = given.get("model") in {"distmult", "complex"}
-    return "signs" if is_diagonal and full_softmax is not None and full_softmax.optimizer == "adam" else "identity"
+    return value in {0.0, "fp32", None}
 
 
 def _derive_relation_lr(given: dict[str, Any]) -> float:
@@ -182,8 +172,8 @@ class KgeConfig(Configuration):
         exclude_if=_is_off,
     )
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
-    relation_init: RelationInit = Field(
-        default_factory=_derive_relation_init,
+    relation_init: RelationInit | None = Field(
+        default=None,
         description="distmult, complex: relations begin as the identity but for noise, which learns soonest where linked nodes "
         "are alike; or with numbers of both signs (signs: normal of deviation 1), which symmetric relations need: by positive "
         "ones, one of any two nodes scores at least as high with itself as with the other; or as short as entities (entities: "
@@ -282,7 +272,7 @@ class KgeConfig(Configuration):
             raise ValueError(
                 f"projection_lr={self.projection_lr:g} is for transr and transra: {self.model} has no projections, leave it out"
             )
-        if self.relation_init != "identity" and self.model not in {"distmult", "complex"}:
+        if self.relation_init not in {None, "identity"} and self.model not in {"distmult", "complex"}:
             raise ValueError(
                 f"relation_init={self.relation_init!r} is for the diagonals of distmult and complex: {self.model} has none, "
                 "leave it out"
@@ -347,6 +337,18 @@ class KgeConfig(Configuration):
                 f"full_softmax.products='bf16' keeps 8 bits of a score, and {self.model}'s distances are differences of larger "
                 "ones: use fp32"
             )
+
+    @property
+    def first_relations(self) -> RelationInit:
+        """How diagonals begin, by `relation_init` or its default.
+
+        Adam moves all numbers alike, so that diagonals of ones stay of one sign, and ComplEx ends a third lower.
+        """
+        if self.relation_init is not None:
+            return self.relation_init
+        is_diagonal = self.model in {"distmult", "complex"}
+        by_adam = self.full_softmax is not None and self.full_softmax.optimizer == "adam"
+        return "signs" if is_diagonal and by_adam else "identity"
 
     @property
     def corrects_logq(self) -> bool:

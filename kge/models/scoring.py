@@ -331,7 +331,7 @@ def build_model(config: KgeConfig) -> Model:
         "complex": ComplEx,
         "rotate": RotatE,
     }
-    return models[config.model](config.dim, config.distance, config.relation_init, config.init_scale)
+    return models[config.model](config.dim, config.distance, config.first_relations, config.init_scale)
 
 
 def _multiply(entities: Tensor, real: Tensor, imaginary: Tensor, *, conjugate: bool) -> Tensor:
