@@ -2,8 +2,8 @@
 
 UMLS, Kinship and Nations come with PyKEEN; WN18RR and FB15k-237 are looked for as `kge_quality` looks for them. "auto" is
 `KgeConfig(preset="auto")`, "search" is `kge.search` with $KGE_TRANSFER_MINUTES CPU minutes (6) for small graphs, and ten times
-as many for the two large ones. What a search chose is trained in seeds that it has not seen. Both are ranked on the test part once
-a seed, three seeds a small graph and one a large one. Peers are the best published figures that we know of.
+as many for the two large ones. What a search chose is trained in seeds that it has not seen. Both are ranked on the test part
+once a seed, three seeds a small graph and one a large one. Peers are the best published figures that we know of.
 
 Each run is kept below $KGE_RUNS (build/kge_transfer); a search that was killed goes on. Runs that are published with the
 project lie in docs/results/kge_transfer, and are read where there is no other. $KGE_RUN names a case to run ("umls/auto"; "all"
