@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from multifacet.kge.config import KgeConfig
+from multifacet.kge.config import ONLY_SAMPLED, KgeConfig
 from multifacet.kge.presets import MOST_ENTITIES, PRESETS, fill_in
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from multifacet.kge.presets import PresetName
     from multifacet.kge.statistics import GraphStatistics
 
@@ -35,13 +37,27 @@ def choose_preset(statistics: GraphStatistics) -> PresetName:
     return "complex-dense" if statistics.most_entities < 2000 and statistics.density > 15 else "complex-full"
 
 
-def recommend(statistics: GraphStatistics) -> dict[str, Any]:
+def recommend(statistics: GraphStatistics, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Give the fields of the preset that suits a graph, with what depends on the graph beyond the preset's name.
 
     Args:
         statistics: of the triples to learn from.
+        given: fields that are set already: a preset of their model is taken, and of sampled negatives if they are of those.
+
+    Returns:
+        The fields; none for a model, or a model and an objective, that there is no preset of.
     """
+    given = given or {}
+    model, against_all = given.get("model", "complex"), given.get("full_softmax") is not None
+    if model not in {"complex", "distmult"}:
+        return {} if against_all or model not in PRESETS else dict(PRESETS[model])
+    if not against_all and (set(ONLY_SAMPLED) & set(given) or statistics.most_entities > MOST_ENTITIES):
+        return dict(PRESETS["complex-sampled"])
+    if against_all and dict(given["full_softmax"]).get("optimizer") == "adam":
+        return dict(PRESETS["complex-adam"])
     name = choose_preset(statistics)
+    if name == "complex-sampled":
+        name = "complex-full"
     fields = dict(PRESETS[name])
     if name == "complex-full" and statistics.num_relations < 50:
         # Few relations are told apart by their ends anyway.
@@ -61,5 +77,7 @@ def resolve(config: KgeConfig, statistics: GraphStatistics) -> KgeConfig:
     """
     if config.preset != "auto":
         return config
-    logger.info("kge: preset %s, for %s", choose_preset(statistics), statistics)
-    return KgeConfig.model_validate(fill_in(config.given(), recommend(statistics)))
+    given = config.given()
+    resolved = KgeConfig.model_validate(fill_in(given, recommend(statistics, given)))
+    logger.info("kge: preset auto is %s, for %s", resolved.model_dump(exclude_defaults=True), statistics)
+    return resolved

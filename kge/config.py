@@ -10,12 +10,12 @@ from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
 from multifacet.kge.presets import PRESETS, PresetName, fill_in
 
-__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
+__all__ = ["ONLY_SAMPLED", "Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
 Distance = Literal["squared", "l2", "l1"]
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
 # What full_softmax has no use for.
-_ONLY_SAMPLED = (
+ONLY_SAMPLED = (
     "distance",
     "chunk_size",
     "num_uniform",
@@ -321,7 +321,7 @@ class KgeConfig(Configuration):
     def _check_full_softmax(self) -> None:
         """Refuse what only training with sampled negatives does."""
         fields = type(self).model_fields
-        changed = [name for name in _ONLY_SAMPLED if getattr(self, name) != fields[name].default]
+        changed = [name for name in ONLY_SAMPLED if getattr(self, name) != fields[name].default]
         if changed:
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
             raise ValueError(

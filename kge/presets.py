@@ -43,8 +43,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     | {
         "model": "complex",
         "dim": 1024,
-        "epochs": 100,
-        "batch_size": 256,
+        "epochs": 80,
+        "batch_size": 250,
         "n3": 0.02,
         "full_softmax": {"relation_prediction": 0.25},
     },

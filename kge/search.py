@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from multifacet.inputs import expect_type, number, takes, whole
-from multifacet.kge.config import KgeConfig
+from multifacet.kge.config import ONLY_SAMPLED, KgeConfig
 from multifacet.kge.presets import PRESETS, fill_in
 from multifacet.kge.spaces import families_for, recipes_of, space_of
 from multifacet.kge.statistics import GraphStatistics
@@ -32,18 +32,6 @@ _FIXED: Final = ("epochs", "seed", "validation", "distinct_edges", "preset")
 # Triples that a trial is ranked by; the winner's seeds are ranked by all of them.
 _MOST_RANKED: Final = 4000
 _MOST_EPOCHS: Final = 600
-# What makes a training one by sampled negatives, or one against all entities.
-_OF_SAMPLED: Final = {
-    "num_uniform",
-    "num_degree",
-    "chunk_size",
-    "mask_known",
-    "loss",
-    "logq",
-    "margin",
-    "dropout",
-    "table_dtype",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +175,7 @@ def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]
                 {"adam": "complex-adam", "adagrad": "complex-full"}[optimizer] if base.model == "complex" else "distmult-full"
             )
             names = [full]
-        elif own & _OF_SAMPLED:
+        elif own & set(ONLY_SAMPLED):
             names = [name for name in names if "full_softmax" not in PRESETS[name]]
             names += ["complex-sampled"] if "complex" in models and "complex-sampled" not in names else []
     families = {}

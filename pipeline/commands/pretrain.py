@@ -13,7 +13,7 @@ import typer
 
 from multifacet.pipeline.commands.searching import Chooser, Minutes, Seeds, Space, read_search, tell_search
 from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
-from multifacet.pipeline.processes import join_processes
+from multifacet.pipeline.processes import count_processes, join_processes
 from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
@@ -130,7 +130,11 @@ def pretrain_kge(
         {"--valid": valid, "--columns": columns, "--weight": weight, "--type": types},
     )
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
-    config = kge.KgeConfig(**_with_preset(parse_settings(settings), preset))
+    given = parse_settings(settings)
+    # Nothing that has to stay as it was is known of plain triples, and a preset that suits them is far ahead of the defaults.
+    if triples is not None and warm_start is None and count_processes() == 1 and not {"preset", "full_softmax"} & set(given):
+        preset = preset or "auto"
+    config = kge.KgeConfig(**_with_preset(given, preset))
     if config.full_softmax is not None or config.preset == "auto" or chooser is not None:
         keep_freed_memory()  # each step makes gradients of whole tables anew
     if triples is not None:

@@ -155,6 +155,12 @@ def test_auto_takes_the_preset_that_suits_the_graph(split: TripleSplit) -> None:
     assert (config.dim, config.relation_init) == (16, "signs")
     assert config.model_dump() == KgeConfig.model_validate(fill_in({"dim": 16}, recommend(WORDS))).model_dump()
     assert resolve(KgeConfig(dim=16), WORDS) == KgeConfig(dim=16)
+    for given in ({"model": "transe"}, {"model": "distmult"}, {"model": "transra"}, {"num_uniform": 9}, {"partitions": 1}):
+        chosen = resolve(KgeConfig(preset="auto", **given), FACTS)  # type: ignore[arg-type]
+        assert {name: getattr(chosen, name) for name in given} == given
+    assert resolve(KgeConfig(preset="auto", num_uniform=9), FACTS).full_softmax is None
+    adam = resolve(KgeConfig(preset="auto", full_softmax=FullSoftmaxConfig(optimizer="adam")), FACTS)
+    assert adam.lr == PRESETS["complex-adam"]["lr"]
     result = train_triples(split, KgeConfig(preset="auto", dim=16, epochs=2))
     assert result.config.full_softmax is not None
     assert result.config.epochs == 2
