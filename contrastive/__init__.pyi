@@ -9,5 +9,9 @@ from .positives.positives import Positives as Positives
 from .predictor import ItemPredictor as ItemPredictor
 from .predictor import Prediction as Prediction
 from .result import ContrastiveResult as ContrastiveResult
+from .search import ContrastiveSearch as ContrastiveSearch
+from .search import default_space as default_space
+from .search import search as search
+from .training import split_view as split_view
 from .training import train as train
 from .training import train_pairs as train_pairs

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from multifacet.contrastive.objective.losses import LossName
+from multifacet.contrastive.presets import PRESETS, PresetName
 from multifacet.inputs import Configuration
 
 __all__ = ["ComposedTower", "ContrastiveConfig", "ContrastiveValidation", "PositiveWalks", "PositivesConfig"]
@@ -75,6 +76,11 @@ class ContrastiveConfig(PositivesConfig):
     )
     composed: tuple[ComposedTower, ...] = Field(default=(), description="further tables over the items' relations")
 
+    preset: PresetName | None = Field(
+        default=None,
+        description="fields that are not given are those of this preset (docs/contrastive.md has a table), not the defaults",
+        exclude=True,
+    )
     dim: int = Field(default=64, ge=1, description="width of a vector")
     similarity: Literal["cosine", "dot"] = Field(default="cosine", description="what two vectors are compared by")
     popularity_power: float = Field(
@@ -176,6 +182,7 @@ class ContrastiveConfig(PositivesConfig):
         """Set what the loss needs and was not given, so that the configuration says all that it does."""
         if not isinstance(given, dict):
             return given
+        given = {**PRESETS.get(given.get("preset") or "", {}), **given}
         own = {"temperature": 0.1}
         if given.get("loss") == "ccl":
             own = {"margin": 0.4, "negative_weight": 150.0}

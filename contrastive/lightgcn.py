@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,11 +32,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multifacet.contrastive.positives.positives import Positives
+    from multifacet.contrastive.trainer.towers import Batch
     from multifacet.graphdb import GraphView
 
 __all__ = ["LightGcnConfig", "train_lightgcn", "train_lightgcn_pairs"]
 
 logger = logging.getLogger(__name__)
+
+
+# A younger option that is at its default is not written, so that what is kept by configurations stays what it was.
+def _is_softmax(value: object) -> bool:
+    return value == "softmax"
+
+
+def _is_cosine(value: object) -> bool:
+    return value == "cosine"
+
+
+def _is_one(value: object) -> bool:
+    return value == 1
+
+
+def _is_zero(value: object) -> bool:
+    return value == 0
 
 
 class LightGcnConfig(PositivesConfig):
@@ -48,6 +66,30 @@ class LightGcnConfig(PositivesConfig):
         default=True, description="whether propagation counts an edge as often as its weight says; false: each pair once"
     )
     temperature: float = Field(default=0.1, gt=0, description="what cosines are divided by")
+    loss: Literal["softmax", "bilateral"] = Field(
+        default="softmax", description="as in `ContrastiveConfig`", exclude_if=_is_softmax
+    )
+    negative_weight: float = Field(
+        default=1.0, gt=0, description="bilateral: weight of the log of the negatives' mean exponential", exclude_if=_is_one
+    )
+    logq: bool = Field(
+        default=True,
+        description="softmax: correct scores for the chance of being drawn as a negative; without it, in-batch negatives leave "
+        "popularity to the vectors' lengths, which ranking='dot' lets in",
+        exclude_if=_is_one,
+    )
+    ranking: Literal["cosine", "dot"] = Field(
+        default="cosine",
+        description="what vectors are given out for: of length 1, or as they are propagated, whose products count how often an "
+        "item is a positive as well; training compares cosines either way",
+        exclude_if=_is_cosine,
+    )
+    l2: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of half the squared lengths of a batch's queries' and candidates' own rows, a positive",
+        exclude_if=_is_zero,
+    )
     epochs: int = Field(default=20, ge=1, description="epochs of as many draws as there are distinct positives")
     batch_size: int = Field(default=32_768, ge=2, description="positives a step; the whole graph is propagated at each")
     positives_per_query: int = Field(default=16, ge=1, description="positives drawn of a query together; they share its scores")
@@ -126,13 +168,13 @@ def train_lightgcn_pairs(
     num_steps = math.ceil(len(positives) / config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps * config.epochs)
     tower = Tower(config.item_type, positives, config.contrast(), share=1.0)
-    loss_of_scores, scale = ScoreLoss(name="softmax"), 1.0 / config.temperature
     relevant = None if held_out is None else held_out.index()
 
     def give_vectors() -> dict[str, Tensor]:
         # A row that no gradient has reached holds its first values: it is zero, as in the tables of this room.
         touched = optimizer.state[rows]["exp_avg_sq"].any(1, keepdim=True)
-        vectors = F.normalize(propagation(rows.detach())) * touched
+        propagated = propagation(rows.detach())
+        vectors = (F.normalize(propagated) if config.ranking == "cosine" else propagated) * touched
         items = vectors[num_queries:] * torch.from_numpy(tower.popularity_lengths()[:, None])
         return {config.query_type: vectors[:num_queries].contiguous(), config.item_type: items}
 
@@ -141,11 +183,7 @@ def train_lightgcn_pairs(
         began, loss_sum = time.perf_counter(), 0.0
         for _ in range(num_steps):
             batch = tower.draw(generator)
-            vectors = propagation(rows)
-            queries = F.normalize(vectors.index_select(0, torch.from_numpy(batch.queries)))
-            keys = F.normalize(vectors.index_select(0, torch.from_numpy(batch.candidates.rows + num_queries)))
-            bias = -batch.candidates.log_inclusion
-            loss: Tensor = Comparison.apply(queries, keys, batch.candidates, loss_of_scores, scale, bias)  # type: ignore[no-untyped-call]
+            loss = _loss(config, batch, rows, propagation(rows), num_queries)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -178,6 +216,19 @@ def train_lightgcn_pairs(
         metrics=metrics | {"num_held_out": float(0 if held_out is None else len(held_out))},
         facet="lightgcn",
     )
+
+
+def _loss(config: LightGcnConfig, batch: Batch, rows: Tensor, vectors: Tensor, num_queries: int) -> Tensor:
+    """Give a batch's mean loss, of the propagated `vectors` of `rows`; the queries' rows come first."""
+    own, compared = (torch.from_numpy(numbers) for numbers in (batch.queries, batch.candidates.rows + np.int32(num_queries)))
+    queries, keys = F.normalize(vectors.index_select(0, own)), F.normalize(vectors.index_select(0, compared))
+    inclusion = batch.candidates.log_inclusion
+    bias = -inclusion if config.loss == "softmax" and config.logq else np.zeros_like(inclusion)
+    of_scores = ScoreLoss(name=config.loss, negative_weight=config.negative_weight)
+    loss: Tensor = Comparison.apply(queries, keys, batch.candidates, of_scores, 1.0 / config.temperature, bias)  # type: ignore[no-untyped-call]
+    if config.l2:
+        loss = loss + 0.5 * config.l2 / len(batch) * rows.index_select(0, torch.cat([own, compared])).square().sum()
+    return loss
 
 
 class _Propagation:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multifacet.contrastive.config import PositivesConfig
     from multifacet.graphdb import GraphView
     from multifacet.tables import OptimizerRows
-    from multifacet.training import WarmStart
+    from multifacet.training import SearchReport, WarmStart
 
 __all__ = ["ContrastiveResult"]
 
@@ -47,12 +47,15 @@ class ContrastiveResult:
     warm_start: WarmStart | None = None
     facet: str = "contrastive"
 
-    def write_snapshot(self, path: str | Path, source: GraphView | Pairs | Mapping[str, Any]) -> Snapshot:
+    def write_snapshot(
+        self, path: str | Path, source: GraphView | Pairs | Mapping[str, Any], *, search: SearchReport | None = None
+    ) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:
             path: directory to write; it must not exist.
             source: what was trained on: the view, the pairs, or the external ids by node type.
+            search: what chose the configuration; its trials are kept among the metrics.
 
         Returns:
             The snapshot, of this result's facet.
@@ -70,6 +73,8 @@ class ContrastiveResult:
                     "nodes of that type; pass the view, or the ids, that these tables were trained on"
                 )
         metrics: dict[str, Any] = dict(self.metrics)
+        if search is not None:
+            metrics["search"] = search.to_dict()
         if self.warm_start is not None:
             metrics["drift"] = self.warm_start.drift(self.vectors, ids.__getitem__)
             parents.append(self.warm_start.snapshot.fingerprint)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from multifacet.contrastive.config import ContrastiveConfig
+from multifacet.contrastive.config import ContrastiveConfig, PositivesConfig
 from multifacet.contrastive.positives.pairs import Pairs
 from multifacet.contrastive.positives.positives import Positives, compose, hold_out_latest, read_positives
 from multifacet.contrastive.positives.walks import add_walks
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from multifacet.graphdb import GraphView
     from multifacet.training import PairIndex, TrainingRun
 
-__all__ = ["train", "train_pairs"]
+__all__ = ["fingerprint", "split_view", "train", "train_pairs"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train(
         num_epochs=config.epochs,
     )
     generator = np.random.default_rng(config.seed)
-    positives, held_out = hold_out_latest(read_positives(view, config), config.validation, generator)
+    positives, held_out = split_view(view, config, generator)
     towers = [_item_tower(positives, config)]
     for composed in config.composed:
         pairs = compose(positives, view, config.item_type, composed)
@@ -79,6 +79,25 @@ def train(
         trainer.warm_start(lifecycle.warm_start, view.node_ids)
     run.resume(trainer.state)
     return _run(trainer, run, positives, held_out, progress)
+
+
+def split_view(
+    view: GraphView, config: PositivesConfig, generator: np.random.Generator | None = None
+) -> tuple[Positives, Positives]:
+    """Give a view's positives, and those that are held out of training, as `train` does.
+
+    Args:
+        view: the graph window.
+        config: which edges are positives, and which are held out.
+        generator: source of the queries that are sampled; None for the one that `train` begins with.
+
+    Returns:
+        The positives to learn from, and the held-out ones.
+    """
+    expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
+    expect_type("config", config, PositivesConfig)
+    generator = generator or np.random.default_rng(getattr(config, "seed", 0))
+    return hold_out_latest(read_positives(view, config), config.validation, generator)
 
 
 def train_pairs(
@@ -126,7 +145,7 @@ def train_pairs(
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
-        window=_fingerprint(source, held_out) if lifecycle.checkpoint else "",
+        window=fingerprint(source, held_out) if lifecycle.checkpoint else "",
         num_epochs=config.epochs,
     )
     generator = np.random.default_rng(config.seed)
@@ -139,7 +158,7 @@ def train_pairs(
     return _run(trainer, run, positives, held_out, progress)
 
 
-def _fingerprint(source: Positives | Pairs, held_out: Positives) -> str:
+def fingerprint(source: Positives | Pairs, held_out: Positives) -> str:
     """Give the sha256 (hex) of all that a training on pairs reads."""
     nothing = pa.array([], pa.int64())
     parts = [Pairs(positives=held_out, query_ids=nothing, item_ids=nothing)]

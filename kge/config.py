@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,16 +10,13 @@ from multifacet.inputs import Configuration
 from multifacet.kge.full_config import FullSoftmaxConfig
 from multifacet.kge.models.model import Distance, RelationInit
 from multifacet.kge.models.registry import model_class
-from multifacet.kge.presets import PRESETS, PresetName, fill_in, recommend
+from multifacet.kge.presets import PRESETS, PresetName, fill_in
 
-if TYPE_CHECKING:
-    from multifacet.kge.statistics import GraphStatistics
-
-__all__ = ["Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
+__all__ = ["ONLY_SAMPLED", "Distance", "KgeConfig", "KgeValidation", "LossName", "ModelName", "PlateauConfig", "RelationInit"]
 
 LossName = Literal["softmax", "logistic", "margin", "self_adversarial"]
 # What full_softmax has no use for.
-_ONLY_SAMPLED = (
+ONLY_SAMPLED = (
     "distance",
     "chunk_size",
     "num_uniform",
@@ -48,17 +45,7 @@ def _is_off(value: object) -> bool:
 
     It is not written then, so that configurations, and what is kept by them (checkpoints, results), stay what they were.
     """
-    return value in {0.0, "fp32", "identity", None}
-
-
-def _derive_relation_init(given: dict[str, Any]) -> RelationInit:
-    """Give the relations' first values, from the fields before it.
-
-    Adam moves all numbers alike, so that diagonals of ones stay of one sign: ComplEx against all entities ends a third lower.
-    """
-    full_softmax = given.get("full_softmax")
-    is_diagonal = given.get("model") in {"distmult", "complex"}
-    return "signs" if is_diagonal and full_softmax is not None and full_softmax.optimizer == "adam" else "identity"
+    return value in {0.0, "fp32", None}
 
 
 def _derive_relation_lr(given: dict[str, Any]) -> float:
@@ -103,7 +90,7 @@ class KgeValidation(Configuration):
 class KgeConfig(Configuration):
     """Configuration of `kge.train`."""
 
-    preset: PresetName | Literal["auto"] | None = Field(
+    preset: Literal[PresetName, "auto"] | None = Field(
         default=None,
         description="fields that are not given are those of this preset (docs/kge.md has a table), not the defaults; auto: of "
         "the one that suits the graph, chosen when training begins",
@@ -189,8 +176,8 @@ class KgeConfig(Configuration):
         exclude_if=_is_off,
     )
     init_scale: float = Field(default=0.1, gt=0, description="standard deviation of the entities' first values")
-    relation_init: RelationInit = Field(
-        default_factory=_derive_relation_init,
+    relation_init: RelationInit | None = Field(
+        default=None,
         description="distmult, complex: relations begin as the identity but for noise, which learns soonest where linked nodes "
         "are alike; or with numbers of both signs (signs: normal of deviation 1), which symmetric relations need: by positive "
         "ones, one of any two nodes scores at least as high with itself as with the other; or as short as entities (entities: "
@@ -250,16 +237,6 @@ class KgeConfig(Configuration):
             return given
         return fill_in(given, PRESETS[given["preset"]])
 
-    def resolved(self, statistics: GraphStatistics) -> Self:
-        """Give the configuration with the fields of the preset that suits a graph, where it asks for one by "auto".
-
-        Args:
-            statistics: of the triples to learn from.
-        """
-        if self.preset != "auto":
-            return self
-        return type(self).model_validate(fill_in(self.given(), recommend(statistics)))
-
     def given(self) -> dict[str, Any]:
         """Give the fields that were set, and not left to a default, as they can be validated again."""
         document = self.model_dump(exclude_unset=True)
@@ -300,7 +277,7 @@ class KgeConfig(Configuration):
             raise ValueError(
                 f"projection_lr={self.projection_lr:g} is for transr and transra: {self.model} has no projections, leave it out"
             )
-        if self.relation_init != "identity" and not model.has_diagonal:
+        if self.relation_init not in {None, "identity"} and not model.has_diagonal:
             raise ValueError(
                 f"relation_init={self.relation_init!r} is for the diagonals of distmult and complex: {self.model} has none, "
                 "leave it out"
@@ -349,22 +326,34 @@ class KgeConfig(Configuration):
     def _check_full_softmax(self) -> None:
         """Refuse what only training with sampled negatives does."""
         fields = type(self).model_fields
-        changed = [name for name in _ONLY_SAMPLED if getattr(self, name) != fields[name].default]
+        changed = [name for name in ONLY_SAMPLED if getattr(self, name) != fields[name].default]
         if changed:
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
             raise ValueError(
                 f"{given}: means nothing with full_softmax, which compares each distinct query with all entities by matrix "
                 "products: leave it out, or full_softmax"
             )
-        if self.full_softmax is not None and self.full_softmax.relation_dropout and self.model not in {"distmult", "complex"}:
+        if self.full_softmax is not None and self.full_softmax.relation_dropout and not model_class(self.model).has_diagonal:
             raise ValueError(
                 f"full_softmax.relation_dropout drops numbers of diagonals, and {self.model} has none: leave it out"
             )
-        if self.full_softmax is not None and self.full_softmax.products == "bf16" and self.model not in {"distmult", "complex"}:
+        if self.full_softmax is not None and self.full_softmax.products == "bf16" and model_class(self.model).is_distance:
             raise ValueError(
                 f"full_softmax.products='bf16' keeps 8 bits of a score, and {self.model}'s distances are differences of larger "
                 "ones: use fp32"
             )
+
+    @property
+    def first_relations(self) -> RelationInit:
+        """How diagonals begin, by `relation_init` or its default.
+
+        Adam moves all numbers alike, so that diagonals of ones stay of one sign, and ComplEx ends a third lower.
+        """
+        if self.relation_init is not None:
+            return self.relation_init
+        is_diagonal = model_class(self.model).has_diagonal
+        by_adam = self.full_softmax is not None and self.full_softmax.optimizer == "adam"
+        return "signs" if is_diagonal and by_adam else "identity"
 
     @property
     def corrects_logq(self) -> bool:

@@ -11,9 +11,17 @@ from multifacet.inputs import Configuration
 __all__ = ["FullSoftmaxConfig"]
 
 
-def _is_off(value: object) -> bool:
-    """Whether a younger option is at its default: it is not written then, so that what is kept by configurations stays."""
-    return value in (0.0, "uses") if value is not None else True
+# A younger option that is at its default is not written, so that what is kept by configurations stays what it was.
+def _is_zero(value: object) -> bool:
+    return value == 0.0
+
+
+def _is_by_use(value: object) -> bool:
+    return value == "uses"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class FullSoftmaxConfig(Configuration):
@@ -40,14 +48,14 @@ class FullSoftmaxConfig(Configuration):
         lt=1,
         description="chance of each number of an entity's vector to be dropped, of known ends and of all candidates, anew in "
         "each step",
-        exclude_if=_is_off,
+        exclude_if=_is_zero,
     )
     relation_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
         description="chance of each number of a relation's parameters to be dropped, for each query anew; distmult and complex",
-        exclude_if=_is_off,
+        exclude_if=_is_zero,
     )
     products: Literal["fp32", "bf16"] = Field(
         default="fp32",
@@ -63,11 +71,11 @@ class FullSoftmaxConfig(Configuration):
         default="uses",
         description="l2 and n3 count a row as often as a step's examples use it (weighted, as Lacroix et al. define N3), or "
         "each row of every table once a step, used or not",
-        exclude_if=_is_off,
+        exclude_if=_is_by_use,
     )
     relation_l2: float | None = Field(
-        default=None, ge=0, description="l2 of the relations' parameters; None: that of the entities", exclude_if=_is_off
+        default=None, ge=0, description="l2 of the relations' parameters; None: that of the entities", exclude_if=_is_none
     )
     relation_n3: float | None = Field(
-        default=None, ge=0, description="n3 of the relations' parameters; None: that of the entities", exclude_if=_is_off
+        default=None, ge=0, description="n3 of the relations' parameters; None: that of the entities", exclude_if=_is_none
     )

@@ -1,14 +1,11 @@
-"""Configurations by name, and which of them suits a graph."""
+"""Configurations by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
-if TYPE_CHECKING:
-    from multifacet.kge.statistics import GraphStatistics
-
-__all__ = ["MOST_ENTITIES", "PRESETS", "PresetName", "choose_preset", "fill_in", "recommend"]
+__all__ = ["MOST_ENTITIES", "PRESETS", "PresetName", "fill_in"]
 
 PresetName = Literal["complex-full", "complex-dense", "complex-adam", "distmult-full", "complex-sampled", "transe", "rotate"]
 
@@ -46,8 +43,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     | {
         "model": "complex",
         "dim": 1024,
-        "epochs": 100,
-        "batch_size": 256,
+        "epochs": 80,
+        "batch_size": 250,
         "n3": 0.02,
         "full_softmax": {"relation_prediction": 0.25},
     },
@@ -117,41 +114,6 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 assert set(PRESETS) == set(get_args(PresetName))  # noqa: S101 - the two are stated side by side
-
-
-def choose_preset(statistics: GraphStatistics) -> PresetName:
-    """Give the name of the preset that suits a graph best, by what was best on the validation parts of public ones.
-
-    Args:
-        statistics: of the triples to learn from.
-
-    Example:
-        >>> from multifacet.kge.statistics import GraphStatistics
-        >>> choose_preset(GraphStatistics(
-        ...     num_entities=135, most_entities=135, num_relations=46, num_triples=5216, symmetric=0.1, inverse=0.0, skew=0.03
-        ... ))
-        'complex-dense'
-    """
-    if statistics.most_entities > MOST_ENTITIES:
-        return "complex-sampled"
-    return "complex-dense" if statistics.most_entities < 2000 and statistics.density > 15 else "complex-full"
-
-
-def recommend(statistics: GraphStatistics) -> dict[str, Any]:
-    """Give the fields of the preset that suits a graph, with what depends on the graph beyond the preset's name.
-
-    Args:
-        statistics: of the triples to learn from.
-    """
-    name = choose_preset(statistics)
-    fields = dict(PRESETS[name])
-    if name == "complex-full" and statistics.num_relations < 50:
-        # Few relations are told apart by their ends anyway.
-        fields["full_softmax"] = {"relation_prediction": 0.05}
-        fields["batch_size"] = 250
-        if statistics.symmetric > 0.3:
-            fields |= {"relation_init": "signs", "lr": 0.2}
-    return fields
 
 
 def fill_in(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from multifacet.inputs import expect_type, number, takes, whole
-from multifacet.kge.config import KgeConfig
+from multifacet.kge.config import ONLY_SAMPLED, KgeConfig
 from multifacet.kge.presets import PRESETS, fill_in
 from multifacet.kge.spaces import families_for, recipes_of, space_of
 from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.training import train_triples
 from multifacet.kge.triples.triples import TripleSplit
-from multifacet.training import Choice, Family, Lifecycle, Range, Recipe, SearchReport, run_search
+from multifacet.training import Family, Lifecycle, SearchReport, family_of_space, run_search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from multifacet.training import Record, Space
+    from multifacet.training import Choice, Range, Recipe, Record, Space
 
 __all__ = ["Search", "default_space", "search"]
 
@@ -32,18 +32,6 @@ _FIXED: Final = ("epochs", "seed", "validation", "distinct_edges", "preset")
 # Triples that a trial is ranked by; the winner's seeds are ranked by all of them.
 _MOST_RANKED: Final = 4000
 _MOST_EPOCHS: Final = 600
-# What makes a training one by sampled negatives, or one against all entities.
-_OF_SAMPLED: Final = {
-    "num_uniform",
-    "num_degree",
-    "chunk_size",
-    "mask_known",
-    "loss",
-    "logq",
-    "margin",
-    "dropout",
-    "table_dtype",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +108,13 @@ def search(
         families = _families(base, statistics)
         recipes = recipes_of(families, statistics)
     else:
-        families, recipes = _given_space(base, space)
+        expect_type("space", space, Mapping)
+        settings = {name: value for name, value in base.given().items() if name not in (*_FIXED, *space)}
+        for name in {"relation_lr", "relation_lr_factor"} & set(space):
+            settings.pop({"relation_lr": "relation_lr_factor", "relation_lr_factor": "relation_lr"}[name], None)
+        families, recipes = family_of_space(
+            _flat(settings), space, fixed=_FIXED, check=lambda flat: KgeConfig.model_validate(_nested(flat))
+        )
     program = _Program(split, base, families, recipes, data=split.fingerprint() if lifecycle.checkpoint else "")
     report = run_search(program, minutes=minutes, num_seeds=num_seeds, seed=base.seed, lifecycle=lifecycle, progress=progress)
     best = report.best
@@ -167,11 +161,12 @@ class _Program:
 
 def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]:
     """Give the families that a base leaves open."""
-    given = base.given()
-    own = {name for name in given if base.preset not in PRESETS or given[name] != PRESETS[base.preset].get(name)}
-    models = {base.model} if "model" in given else {"complex", "rotate", "transe"}
-    if base.preset in PRESETS:
-        names = [base.preset]
+    given, named = base.given(), base.preset or "none"
+    own = {name for name in given if given[name] != PRESETS.get(named, {}).get(name)}
+    models = {str(base.model)} if "model" in given else {"complex", "rotate", "transe"}
+    names: list[str]
+    if named in PRESETS:
+        names = [named]
     else:
         names = families_for(statistics, models)
         if base.full_softmax is not None:
@@ -180,7 +175,7 @@ def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]
                 {"adam": "complex-adam", "adagrad": "complex-full"}[optimizer] if base.model == "complex" else "distmult-full"
             )
             names = [full]
-        elif own & _OF_SAMPLED:
+        elif own & set(ONLY_SAMPLED):
             names = [name for name in names if "full_softmax" not in PRESETS[name]]
             names += ["complex-sampled"] if "complex" in models and "complex-sampled" not in names else []
     families = {}
@@ -190,44 +185,6 @@ def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]
         space = {part: kind for part, kind in space_of(name).items() if not _is_set(part, own, given)} if name != "base" else {}
         families[name] = Family(settings=_flat(settings), space=space)
     return families
-
-
-def _given_space(
-    base: KgeConfig, space: Mapping[str, Range | Choice | Sequence[Any]]
-) -> tuple[dict[str, Family], list[Recipe]]:
-    """Make a family of a space that was given."""
-    expect_type("space", space, Mapping)
-    if fixed := [name for name in space if name.split(".")[0] in _FIXED]:
-        raise ValueError(f"the space names {fixed}, which all trials share: leave them out")
-    parts: dict[str, Range | Choice] = {}
-    for name, part in space.items():
-        expect_type(f"space[{name!r}]", part, Range, Choice, list, tuple, hint="a range, or the values to try")
-        if not isinstance(part, Range | Choice) and not part:
-            raise ValueError(f"the space has no values for {[name]}: give at least one")
-        parts[name] = part if isinstance(part, Range | Choice) else Choice(tuple(part))
-    settings = {name: value for name, value in base.given().items() if name not in _FIXED}
-    for name in parts:
-        settings.pop(name, None)
-        if name in {"relation_lr", "relation_lr_factor"}:
-            settings.pop({"relation_lr": "relation_lr_factor", "relation_lr_factor": "relation_lr"}[name], None)
-    first = {name: part.values[0] if isinstance(part, Choice) else _middle(part) for name, part in parts.items()}
-    family = Family(settings=_flat(settings), space=parts)
-    # A wrong name or value is refused before anything is trained.
-    for name, part in parts.items():
-        for value in part.values if isinstance(part, Choice) else (part.low, part.high):
-            KgeConfig.model_validate(
-                _nested(dict(family.settings) | first | {name: round(value) if _is_whole(part) else value})
-            )
-    return {"given": family}, [Recipe(family="given", values=first)]
-
-
-def _middle(part: Range) -> float:
-    value = (part.low * part.high) ** 0.5
-    return round(value) if part.whole else float(f"{value:.3g}")
-
-
-def _is_whole(part: Range | Choice) -> bool:
-    return isinstance(part, Range) and part.whole
 
 
 def _is_set(part: str, own: set[str], given: Mapping[str, Any]) -> bool:

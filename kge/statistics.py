@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from multifacet.inputs import expect_attributes
+
 if TYPE_CHECKING:
     from multifacet.kge.triples.triples import TripleSet
 
@@ -58,6 +60,7 @@ class GraphStatistics:
             >>> GraphStatistics.of(friends).symmetric
             1.0
         """
+        expect_attributes("triples", triples, ("heads", "num_nodes", "relation_names"), "TripleSet")
         offsets = dict(zip(triples.num_nodes, np.cumsum([0, *triples.num_nodes.values()]).tolist(), strict=False))
         src = np.array([offsets[triples.ends[name][0]] for name in triples.relation_names], dtype=np.int64)
         dst = np.array([offsets[triples.ends[name][1]] for name in triples.relation_names], dtype=np.int64)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multifacet.inputs import expect_attributes, expect_type
+from multifacet.kge.auto import resolve
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.evaluation.protocols import evaluate, known_pairs
-from multifacet.kge.presets import choose_preset
 from multifacet.kge.result import KgeResult
 from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.trainers import EpochTrainer, make_trainer
@@ -69,7 +69,7 @@ def train(
         )
     generator = np.random.default_rng(config.seed)
     split = split_view(view, config, generator)
-    config = _resolve(config, split)
+    config = resolve(config, GraphStatistics.of(split.train)) if config.preset == "auto" else config
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
@@ -113,7 +113,7 @@ def train_triples(
             raise ValueError(f"a warm start matches external ids, and these triples have none for {node_type!r}: {split.train}")
         return split.train.ids[node_type]
 
-    config = _resolve(config, split)
+    config = resolve(config, GraphStatistics.of(split.train)) if config.preset == "auto" else config
     run = begin_run(
         lifecycle,
         config=config.model_dump(mode="json"),
@@ -121,16 +121,6 @@ def train_triples(
         num_epochs=config.epochs,
     )
     return _train(split, config, np.random.default_rng(config.seed), run, progress, node_ids)
-
-
-def _resolve(config: KgeConfig, split: TripleSplit) -> KgeConfig:
-    """Choose the preset by the graph, where the configuration leaves it to it."""
-    if config.preset != "auto":
-        return config
-    statistics = GraphStatistics.of(split.train)
-    resolved = config.resolved(statistics)
-    logger.info("kge: preset %s, for %s", choose_preset(statistics), statistics)
-    return resolved
 
 
 def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generator) -> TripleSplit:

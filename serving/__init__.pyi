@@ -25,6 +25,7 @@ from .policy import ReplicaPolicy as ReplicaPolicy
 from .process import serve_lookup as serve_lookup
 from .process import serve_ranker as serve_ranker
 from .ranker.server import RankerServer as RankerServer
+from .release.bases import lineage as lineage
 from .release.publisher import publish as publish
 from .release.release import Release as Release
 from .release.writer import ReleaseWriter as ReleaseWriter

@@ -15,6 +15,7 @@ from .lifecycle import TrainingRun as TrainingRun
 from .samplers import AliasSampler as AliasSampler
 from .samplers import UniformSampler as UniformSampler
 from .samplers import degree_weights as degree_weights
+from .search.given import family_of_space as family_of_space
 from .search.program import Program as Program
 from .search.program import Pruned as Pruned
 from .search.report import SearchReport as SearchReport

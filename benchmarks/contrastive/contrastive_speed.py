@@ -36,8 +36,11 @@ def run(quick: bool) -> Iterator[Row]:
     scale, num_steps = (10, 6) if quick else (1, 40)
     generator = np.random.default_rng(0)
     positives, _ = _plant(scale, generator)
-    for per_query in (1, 16):
-        config = ContrastiveConfig(batch_size=2048, positives_per_query=per_query, num_uniform=1024, num_degree=0)
+    for per_query, loss in ((1, "softmax"), (16, "softmax"), (1, "bilateral"), (16, "bilateral")):
+        shared = {"batch_size": 2048, "positives_per_query": per_query, "num_uniform": 1024, "num_degree": 0}
+        config = ContrastiveConfig.model_validate(
+            shared | ({} if loss == "softmax" else {"loss": loss, "negative_weight": 1.2})
+        )
         tower = Tower("pin", positives, config, share=1.0)
         batches = [tower.draw(generator) for _ in range(num_steps)]
         own, peer = _both(tower, config)
@@ -45,7 +48,7 @@ def run(quick: bool) -> Iterator[Row]:
         if abs(losses[0] - losses[1]) > 1e-3 * losses[1]:
             raise RuntimeError(f"the two trainings differ at the first step: {losses}")
         yield Row(
-            case=f"{per_query} positives a query",
+            case=f"{per_query} positives a query{'' if loss == 'softmax' else f', {loss} loss'}",
             metric=PAIRS_PER_S,
             value=_pairs_per_s(own, batches),
             peer=Peer(name="torch", value=_pairs_per_s(peer, batches)),
@@ -128,16 +131,22 @@ class _Torch:
         of_query = np.repeat(np.arange(len(batch.queries)), np.diff(targets.indptr))
         queries = F.normalize(self._users(torch.from_numpy(batch.queries[of_query])))
         logits = queries @ F.normalize(self._pins(torch.from_numpy(candidates.rows))).t() / (self._config.temperature or 1.0)
-        logits = logits - torch.from_numpy(candidates.log_inclusion)
+        if self._config.corrects_logq:
+            logits = logits - torch.from_numpy(candidates.log_inclusion)
         slots = torch.from_numpy(targets.slots).long()
         if candidates.masked is not None:
             mask = torch.zeros(len(batch.queries), len(candidates.rows), dtype=torch.bool)
             rows = np.repeat(np.arange(len(batch.queries)), np.diff(candidates.masked.indptr))
             mask[torch.from_numpy(rows), torch.from_numpy(candidates.masked.slots).long()] = True
             hidden = mask[torch.from_numpy(of_query)]
-            hidden[torch.arange(len(slots)), slots] = False
+            hidden[torch.arange(len(slots)), slots] = self._config.loss == "bilateral"
+            own = logits[torch.arange(len(slots)), slots]
             logits = logits.masked_fill(hidden, -torch.inf)
-        loss = F.cross_entropy(logits, slots)
+        if self._config.loss == "bilateral":
+            of_negatives = torch.logsumexp(logits, 1) - (logits > -torch.inf).sum(1).log()
+            loss = ((self._config.negative_weight or 1.0) * of_negatives - own).mean()
+        else:
+            loss = F.cross_entropy(logits, slots)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

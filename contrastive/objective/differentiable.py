@@ -52,9 +52,4 @@ def _sum_bilateral(loss: ScoreLoss, scores: Tensor, *, queries: Tensor, targets:
     counts = (~hidden & (scores > -torch.inf)).sum(1)
     negatives = torch.logsumexp(scores.masked_fill(hidden, -torch.inf), dim=1) - counts.clamp(min=1).log()
     negatives = torch.where(counts > 0, negatives, torch.zeros_like(negatives))
-    own = scores[queries, targets]
-    # Positives as a matrix of queries, so that one drawn twice counts twice: multiplicities as logs.
-    repeated = scores.new_zeros(scores.shape).index_put_((queries, targets), scores.new_ones(len(own)), accumulate=True)
-    sizes = repeated.sum(1)
-    positives = torch.logsumexp(scores.masked_fill(repeated == 0, -torch.inf) + repeated.clamp(min=1).log(), dim=1)
-    return (sizes * (loss.negative_weight * negatives - positives + sizes.clamp(min=1).log()))[sizes > 0].sum()
+    return (loss.negative_weight * negatives[queries] - scores[queries, targets]).sum()

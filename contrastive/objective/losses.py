@@ -7,9 +7,11 @@ positive t costs
     softmax    log(exp(s_t) + sum of exp(s_j) over the negatives) - s_t                     (InfoNCE, sampled softmax)
     ccl        (1 - s_t) + weight * mean of max(0, s_j - margin) over the negatives         (Mao et al., CIKM 2021)
     bpr        mean of log(1 + exp(s_j - s_t)) over the negatives                           (Rendle et al., UAI 2009)
-    bilateral  weight * log(mean of exp(s_j) over the negatives) - log(mean of exp(s_t) over the query's positives)
-               (Wu et al., ICDE 2024); the positive is not in the first sum, and has no bias; a query's positives are no
-               negatives of each other, masked or not
+    bilateral  weight * log(mean of exp(s_j) over the negatives) - s_t                      (Wu et al., ICDE 2024)
+
+In the bilateral loss the positive is not in the sum, and has no bias; a query's positives are no negatives of each other,
+masked or not. Its source takes the log of the mean of exp(s_t) where a batch holds several positives of a user; here each is an
+example of its own, as in the other losses: that log lets the nearest one alone learn.
 
 The negatives are the candidates that are not masked; where known positives are masked, a query's other positives are too, and
 where they are not, they count as negatives. A masked candidate has a derivative of exactly 0.
@@ -305,16 +307,11 @@ def _bilateral(
     weight: Any,
 ) -> float:
     loss = 0.0
-    kept = np.empty(64, dtype=np.float32)
     for number in range(len(scores)):
         row = scores[number]
         targets = target_slots[target_indptr[first + number] : target_indptr[first + number + 1]]
-        if len(targets) > len(kept):
-            kept = np.empty(2 * len(targets), dtype=np.float32)
-        best = np.float32(-np.inf)
-        for place in range(len(targets)):
-            kept[place] = row[targets[place]] * scale
-            best = max(best, kept[place])
+        for slot in targets:
+            loss -= row[slot] * scale
         _scale(row, scale, bias)
         _mask(row, first + number, masked_indptr, masked_slots)
         for slot in targets:
@@ -330,11 +327,6 @@ def _bilateral(
                 row[column] *= factor
         else:
             row[:] = np.float32(0.0)
-        own = np.float32(0.0)
-        for place in range(len(targets)):
-            kept[place] = exp_nonpositive(kept[place] - best)
-            own += kept[place]
-        loss -= num_targets * (np.log(own / num_targets) + best)
-        for place in range(len(targets)):
-            row[targets[place]] -= num_targets * kept[place] / own
+        for slot in targets:
+            row[slot] -= np.float32(1.0)
     return loss

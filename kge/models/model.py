@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -35,16 +35,32 @@ from multifacet.kge.models.projections import Projection, ProjectionKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from multifacet.kge.config import KgeConfig
     from multifacet.kge.models.translations import Translation
 
-__all__ = ["Distance", "Model", "RelationInit", "Side", "multiply", "multiply_pairs", "near_origin", "noise"]
+__all__ = ["Distance", "Model", "ModelFields", "RelationInit", "Side", "multiply", "multiply_pairs", "near_origin", "noise"]
 
 Distance = Literal["squared", "l2", "l1"]
 RelationInit = Literal["identity", "signs", "entities"]
 Side = Literal["head", "tail"]  # the side of a triple that is asked for
 
 _BLOCK: Final = 1 << 24  # differences of queries and candidates held at once
+
+
+class ModelFields(Protocol):
+    """What a model reads of a `KgeConfig`."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+    @property
+    def distance(self) -> Distance: ...  # noqa: D102
+    @property
+    def first_relations(self) -> RelationInit: ...  # noqa: D102
+    @property
+    def init_scale(self) -> float: ...  # noqa: D102
 
 
 class Model(ABC):
@@ -189,9 +205,9 @@ class Model(ABC):
         return -(real.square() + imaginary.square()).sqrt().sum(-1)
 
     @classmethod
-    def from_config(cls, config: KgeConfig) -> Self:
+    def from_config(cls, config: ModelFields) -> Self:
         """Build the model as a configuration says."""
-        return cls(config.dim, config.distance, config.relation_init, config.init_scale)
+        return cls(config.dim, config.distance, config.first_relations, config.init_scale)
 
     def score_relations(self, heads: Tensor, tails: Tensor, relations: Mapping[str, Tensor]) -> Tensor:
         """Score pairs with each of some relations but for a constant of the pair, by one matrix product.

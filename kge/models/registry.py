@@ -14,7 +14,7 @@ from multifacet.kge.models.translations import Translation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from multifacet.kge.config import KgeConfig
+    from multifacet.kge.models.model import ModelFields
 
 __all__ = ["build_model", "model_class", "model_names", "register_model"]
 
@@ -89,7 +89,7 @@ def model_class(name: str) -> type[Model]:
     return _MODELS[name]
 
 
-def build_model(config: KgeConfig) -> Model:
+def build_model(config: ModelFields) -> Model:
     """Build the model that a configuration names."""
     expect_attributes("config", config, ("model", "dim", "distance"), "KgeConfig")
     return model_class(config.model).from_config(config)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from multifacet.kge.config import KgeConfig
-    from multifacet.kge.models.model import Distance
+    from multifacet.kge.models.model import Distance, ModelFields
 
 __all__ = ["TransRA"]
 
@@ -47,7 +46,7 @@ class TransRA(TransE):
 
     @classmethod
     @override
-    def from_config(cls, config: KgeConfig) -> Self:
+    def from_config(cls, config: ModelFields) -> Self:
         return cls(config.dim, config.rank, config.distance)
 
     @override

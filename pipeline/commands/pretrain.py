@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from multifacet.pipeline.commands.searching import Chooser, Minutes, Seeds, Space, read_search, tell_search
 from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
 from multifacet.pipeline.processes import count_processes, join_processes
 from multifacet.pipeline.terminal.console import stderr
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from multifacet import contrastive, kge
     from multifacet.graphdb import GraphView
     from multifacet.tables import Snapshot
-    from multifacet.training import Lifecycle
+    from multifacet.training import Lifecycle, SearchReport
 
 app = typer.Typer(no_args_is_help=True, help="Pretrain embedding tables on a window of a graph store.")
 
@@ -59,18 +61,9 @@ NewRows = Annotated[
     typer.Option(help="Warm start: new ids begin at random, or around the mean of their type's old rows."),
 ]
 
-Searches = Annotated[
-    bool,
-    typer.Option("--search", help="First choose the configuration on validation, by successive halving over a small space."),
-]
-Trials = Annotated[int, typer.Option(min=1, help="Search: configurations of the first round.")]
-Space = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--try",
-        metavar="FIELD=[VALUES]",
-        help="Search: a field and the JSON list of values to try, instead of the default space; may be given several times.",
-    ),
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Start from this preset instead of the defaults; --set changes its fields (see the manual's table)."),
 ]
 
 
@@ -111,8 +104,9 @@ def pretrain_kge(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
-    search: Searches = False,
-    trials: Trials = 9,
+    preset: Preset = None,
+    search: Minutes = None,
+    search_seeds: Seeds = 3,
     space: Space = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,27 +121,21 @@ def pretrain_kge(
     from multifacet import kge
     from multifacet.kernels.memory import keep_freed_memory
 
-    if search and count_processes() > 1:
-        msg = f"--search runs in one process, and torchrun has started {count_processes()}: give what a search chose by --set"
-        raise typer.BadParameter(msg)
-    if not search and (space or trials != 9):
-        msg = "--try and --trials say how to search; give --search too"
-        raise typer.BadParameter(msg)
-    if search and warm_start is not None:
-        msg = "--search compares trainings from scratch, so --warm-start is not for it: give what a search chose by --set"
-        raise typer.BadParameter(msg)
+    chooser = read_search(search, search_seeds, space, warm_start)
     store, output = _split_paths(paths, triples, "--triples")
-    _refuse_mixed(
-        triples, "--triples", {"--as-of": as_of, "--since": since, "--relation": relation, "--search": search or None}
-    )
+    _refuse_mixed(triples, "--triples", {"--as-of": as_of, "--since": since, "--relation": relation})
     _refuse_without(
         triples,
         "--triples",
         {"--valid": valid, "--columns": columns, "--weight": weight, "--type": types},
     )
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
-    config = kge.KgeConfig(**parse_settings(settings))
-    if config.full_softmax is not None:
+    given = parse_settings(settings)
+    # Nothing that has to stay as it was is known of plain triples, and a preset that suits them is far ahead of the defaults.
+    if triples is not None and warm_start is None and count_processes() == 1 and not {"preset", "full_softmax"} & set(given):
+        preset = preset or "auto"
+    config = kge.KgeConfig(**_with_preset(given, preset))
+    if config.full_softmax is not None or config.preset == "auto" or chooser is not None:
         keep_freed_memory()  # each step makes gradients of whole tables anew
     if triples is not None:
         split = kge.read_split(
@@ -163,12 +151,31 @@ def pretrain_kge(
 
             split = split.train.hold_out(config.validation, np.random.default_rng(config.seed))
         _pretrain_plain(
-            lambda **options: kge.train_triples(split, config, **options), split, output, life, unit="edges", as_json=as_json
+            lambda chosen, **options: kge.train_triples(split, chosen, **options),
+            config,
+            split,
+            output,
+            life,
+            unit="edges",
+            as_json=as_json,
+            choose=partial(chooser, partial(kge.search, split, config)) if chooser else None,
         )
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
-    chooser = _Chooser(_parse_space(space), trials) if search else None
-    _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json, chooser=chooser)
+
+    def choose(view: GraphView, lifecycle: Lifecycle, folder: Path) -> Any:
+        import numpy as np
+
+        assert chooser is not None  # noqa: S101 - given only if there is one
+        split = kge.split_view(view, config, np.random.default_rng(config.seed))
+        return chooser(partial(kge.search, split, config), lifecycle, folder)
+
+    _pretrain(
+        *(kge.train, config, store, output, as_of, since, relation, life),
+        unit="edges",
+        as_json=as_json,
+        choose=choose if chooser else None,
+    )
 
 
 @app.command("contrastive")
@@ -193,6 +200,10 @@ def pretrain_contrastive(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    preset: Preset = None,
+    search: Minutes = None,
+    search_seeds: Seeds = 3,
+    space: Space = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains user and pin tables by contrast, of a window of a store or of plain pairs.
@@ -205,16 +216,28 @@ def pretrain_contrastive(
     """
     from multifacet import contrastive
 
+    chooser = read_search(search, search_seeds, space, warm_start)
     store, output = _split_paths(paths, pairs, "--pairs")
     _refuse_mixed(pairs, "--pairs", {"--as-of": as_of, "--since": since, "--relation": relation})
     _refuse_without(pairs, "--pairs", {"--columns": columns, "--weight": weight})
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
-    config = contrastive.ContrastiveConfig(**parse_settings(settings))
+    config = contrastive.ContrastiveConfig(**_with_preset(parse_settings(settings), preset))
     if pairs is not None:
-        _pretrain_pairs(pairs, config, columns, weight, output, life, as_json=as_json)
+        _pretrain_pairs(pairs, config, columns, weight, output, life, chooser, as_json=as_json)
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
-    _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
+
+    def choose(view: GraphView, lifecycle: Lifecycle, folder: Path) -> Any:
+        assert chooser is not None  # noqa: S101 - given only if there is one
+        positives, held_out = contrastive.split_view(view, config)
+        return chooser(partial(contrastive.search, positives, held_out, config), lifecycle, folder)
+
+    _pretrain(
+        *(contrastive.train, config, store, output, as_of, since, relation, life),
+        unit="pairs",
+        as_json=as_json,
+        choose=choose if chooser else None,
+    )
 
 
 def _split_paths(paths: list[Path], plain: Path | None, option: str) -> tuple[Path | None, Path]:
@@ -257,14 +280,23 @@ def _parse_types(options: list[str] | None) -> dict[str, tuple[str, str]] | None
     return types or None
 
 
+def _with_preset(settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    if preset is not None and "preset" in settings:
+        msg = f"--preset {preset} and --set preset={settings['preset']} both name one; give one of them"
+        raise typer.BadParameter(msg)
+    return settings if preset is None else {**settings, "preset": preset}
+
+
 def _pretrain_plain(
     train: Callable[..., Any],
+    config: kge.KgeConfig | contrastive.ContrastiveConfig,
     source: kge.TripleSplit | contrastive.Pairs,
     output: Path,
     life: dict[str, Any],
     *,
     unit: str,
     as_json: bool,
+    choose: Callable[[Lifecycle, Path], Any] | None = None,
 ) -> None:
     """Trains on plain triples or pairs and writes the snapshot."""
     from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
@@ -272,12 +304,16 @@ def _pretrain_plain(
 
     with join_processes() as speaks:
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
-            result = train(progress=display.on_epoch, lifecycle=Lifecycle(**life, on_step=display.on_step, stop=stop.event))
+            lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
+            found = choose(lifecycle, _trials_folder(life)) if choose is not None else None
+            chosen = found.config if found is not None else config
+            result = train(chosen, progress=display.on_epoch, lifecycle=lifecycle)
         if not speaks:
             return
-        snapshot = result.write_snapshot(output, source)
-    shutil.rmtree(life["checkpoint"], ignore_errors=True)
-    _tell(snapshot, output, as_json=as_json)
+        report = found.report if found is not None else None
+        snapshot = result.write_snapshot(output, source, search=report)
+    _clear(life)
+    _tell(snapshot, output, report, as_json=as_json)
 
 
 def _pretrain_pairs(
@@ -287,6 +323,7 @@ def _pretrain_pairs(
     weight: str | None,
     output: Path,
     life: dict[str, Any],
+    chooser: Chooser | None,
     *,
     as_json: bool,
 ) -> None:
@@ -300,72 +337,39 @@ def _pretrain_pairs(
     positives, held_out = hold_out_latest(read.positives, config.validation, np.random.default_rng(config.seed))
     pairs = replace(read, positives=positives)
     _pretrain_plain(
-        lambda **options: contrastive.train_pairs(pairs, config, held_out=held_out, **options),
+        lambda chosen, **options: contrastive.train_pairs(pairs, chosen, held_out=held_out, **options),
+        config,
         read,
         output,
         life,
         unit="pairs",
         as_json=as_json,
+        choose=partial(chooser, partial(contrastive.search, pairs, held_out, config)) if chooser else None,
     )
 
 
-def _tell(snapshot: Snapshot, output: Path, found: kge.Search | None = None, *, as_json: bool) -> None:
+def _trials_folder(life: dict[str, Any]) -> Path:
+    folder: Path = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
+    return folder
+
+
+def _clear(life: dict[str, Any]) -> None:
+    """Removes what an interrupted run would go on from: the snapshot stands for good."""
+    for folder in (life["checkpoint"], _trials_folder(life)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(snapshot: Snapshot, output: Path, report: SearchReport | None = None, *, as_json: bool) -> None:
     if as_json:
         emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
         return
     stdout.print(snapshot)
-    if found is not None:
-        stdout.print(f"chosen of {len(found.trials)} trials: {dict(found.trials[-1].values)}", highlight=False, soft_wrap=True)
+    if report is not None:
+        tell_search(report)
     if "drift" in snapshot.metrics:
         from multifacet.pipeline.commands.snapshot import emit_drift
 
         emit_drift(snapshot.metrics["drift"])
-
-
-class _Chooser:
-    """Chooses a configuration by a search whose trials are kept beside the training's checkpoint.
-
-    Args:
-        space: field -> values to try; None for the default space.
-        num_trials: of the first round.
-    """
-
-    def __init__(self, space: dict[str, list[Any]] | None, num_trials: int) -> None:
-        self._space = space
-        self._num_trials = num_trials
-
-    def __call__(self, view: GraphView, base: kge.KgeConfig, lifecycle: Lifecycle, folder: Path) -> kge.Search:
-        import numpy as np
-
-        from multifacet import kge
-
-        def report(trial: kge.Trial) -> None:
-            values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
-            line = (
-                f"trial of {trial.config.epochs} epochs: filtered MRR {trial.filtered_mrr:.4f} with {values or 'the defaults'}"
-            )
-            stderr.print(line, highlight=False, soft_wrap=True)
-
-        return kge.search(
-            kge.split_view(view, base, np.random.default_rng(base.seed)),
-            base,
-            self._space,
-            num_trials=self._num_trials,
-            progress=report,
-            lifecycle=replace(lifecycle, checkpoint=folder),
-        )
-
-
-def _parse_space(options: list[str] | None) -> dict[str, list[Any]] | None:
-    """Reads `FIELD=[VALUES]` options."""
-    if not options:
-        return None
-    space = parse_settings(options)
-    for name, values in space.items():
-        if not isinstance(values, list) or not values:
-            msg = f"--try takes FIELD=[VALUES] with a JSON list, such as --try 'lr=[0.1, 0.3]'; got {values!r} for {name}"
-            raise typer.BadParameter(msg)
-    return space
 
 
 def _lifecycle(
@@ -408,26 +412,23 @@ def _pretrain(
     *,
     unit: str,
     as_json: bool,
-    chooser: Callable[[GraphView, Any, Lifecycle, Path], kge.Search] | None = None,
+    choose: Callable[[GraphView, Lifecycle, Path], Any] | None = None,
 ) -> None:
     from multifacet.graphdb import GraphStore
     from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
     from multifacet.training import Lifecycle
 
-    trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
         view = graph.view(as_of=as_of, since=since, relations=relations)
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
             lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
-            found = chooser(view, config, lifecycle, trials_folder) if chooser is not None else None
+            found = choose(view, lifecycle, _trials_folder(life)) if choose is not None else None
             chosen = found.config if found is not None else config
             result = train(view, chosen, progress=display.on_epoch, lifecycle=lifecycle)
         if not speaks:
             return
         with stderr.status("writing the snapshot"):
-            searched = {} if found is None else {"search": found}
-            snapshot = result.write_snapshot(output, view, **searched)
-    # The snapshot stands for good: there is nothing left to go on with.
-    for folder in (life["checkpoint"], trials_folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    _tell(snapshot, output, found, as_json=as_json)
+            report = found.report if found is not None else None
+            snapshot = result.write_snapshot(output, view, search=report)
+    _clear(life)
+    _tell(snapshot, output, report, as_json=as_json)

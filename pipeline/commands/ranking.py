@@ -375,14 +375,13 @@ def verify(
 ) -> None:
     """Reads every file of a release, and of those that it lies over, and compares its checksum; fails by the file's name."""
     from multifacet import serving
-    from multifacet.serving.release.bases import lineage
 
     if shard is not None and half != "lookup":
         msg = "--shard goes with --half lookup"
         raise typer.BadParameter(msg)
     opened = serving.Release.open(release, verify=True, half=half, shard=shard)
     if half != "ranker":  # which needs no rows, and so no base
-        lineage(opened, verify=True, half=half)
+        serving.lineage(opened, verify=True, half=half)
     if as_json:
         sequence = opened.manifest.sequence
         fields = {"release": str(release), "version": opened.version, "precision": opened.precision}

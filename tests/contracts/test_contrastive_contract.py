@@ -20,6 +20,8 @@ def tables(value: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((3, 2), value), torch.ones(4, 2)
 
 
+ONE = Positives.from_pairs(np.array([0, 1]), np.array([0, 1]), **PAIRS)
+OTHER = Positives.from_pairs(np.array([0, 1]), np.array([1, 0]), **PAIRS)
 CASES = [
     Case("read_pairs", "wrong type", lambda: contrastive.read_pairs(7), "pairs are a int"),
     Case("read_pairs", "nan", lambda: contrastive.read_pairs([(float("nan"), 1)]), "ids are integers or strings"),
@@ -49,6 +51,16 @@ CASES = [
         "edge 0 has nan",
     ),
     Case("train", "wrong type", lambda: contrastive.train(NONE, CONFIG), "view is a Positives; expected a graph's view"),
+    Case(
+        "split_view", "wrong type", lambda: contrastive.split_view(NONE, CONFIG), "view is a Positives; expected a graph's view"
+    ),
+    Case("search", "wrong type", lambda: contrastive.search([], NONE), "positives is a list; expected Positives or Pairs"),
+    Case("search", "empty", lambda: contrastive.search(NONE, NONE), "held_out is empty"),
+    Case("search", "duplicated", lambda: contrastive.search(ONE, ONE), "all held-out pairs are learned from as well"),
+    Case("search", "unknown", lambda: contrastive.search(ONE, OTHER, CONFIG, {"rate": [1]}), "there is no field 'rate'"),
+    Case(
+        "default_space", "wrong type", lambda: contrastive.default_space("softmax"), "base is a str; expected ContrastiveConfig"
+    ),
     Case(
         "evaluate",
         "wrong type",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from multifacet.contrastive import ContrastiveValidation, Positives
-from multifacet.contrastive.lightgcn import LightGcnConfig, _Propagation, train_lightgcn, train_lightgcn_pairs
+from multifacet.contrastive.lightgcn import LightGcnConfig, _loss, _Propagation, train_lightgcn, train_lightgcn_pairs
+from multifacet.contrastive.trainer.towers import Tower
 from multifacet.graphdb import GraphView
 from multifacet.tables import Snapshot
 
@@ -47,6 +49,61 @@ def test_it_propagates_by_the_published_formula_and_learns_planted_groups() -> N
     config = LightGcnConfig(dim=8, num_layers=2, epochs=15, batch_size=128, positives_per_query=2, num_uniform=16)
     result = train_lightgcn_pairs(train, config, held_out=held_out)
     assert result.metrics["recall@20"] > 0.9  # 0.22 by chance
+
+
+@pytest.mark.parametrize("name", ["softmax", "bilateral"])
+def test_the_loss_of_a_batch_is_that_of_plain_torch(name: Literal["softmax", "bilateral"]) -> None:
+    generator = np.random.default_rng(0)
+    positives = Positives.from_pairs(np.arange(12).repeat(3), generator.integers(0, 30, 36), num_queries=12, num_items=30)
+    config = LightGcnConfig(
+        dim=4,
+        num_layers=1,
+        batch_size=8,
+        positives_per_query=2,
+        num_uniform=6,
+        loss=name,
+        negative_weight=1.22,
+        logq=False,
+        l2=0.3,
+        temperature=0.2,
+    )
+    batch = Tower("pin", positives, config.contrast(), share=1.0).draw(generator)
+    rows = torch.randn(42, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    vectors = _Propagation(positives, 1)(rows)
+    loss = _loss(config, batch, rows, vectors, 12)
+    (gradient,) = torch.autograd.grad(loss, rows, retain_graph=True)
+
+    candidates, targets = batch.candidates, batch.candidates.targets
+    assert candidates.masked is not None
+    of_query = np.repeat(np.arange(len(batch.queries)), np.diff(targets.indptr))
+    numbers = torch.from_numpy(candidates.rows.astype(np.int64) + 12)
+    queries = torch.nn.functional.normalize(vectors[torch.from_numpy(batch.queries[of_query])])
+    scores = queries @ torch.nn.functional.normalize(vectors[numbers]).t() / 0.2
+    hidden = torch.zeros(len(of_query), len(numbers), dtype=torch.bool)
+    for place, number in enumerate(of_query):
+        hidden[place, candidates.masked.slots[candidates.masked.indptr[number] : candidates.masked.indptr[number + 1]]] = True
+    own = scores[torch.arange(len(of_query)), torch.from_numpy(targets.slots).long()]
+    negatives = torch.logsumexp(scores.masked_fill(hidden, -torch.inf), 1)
+    if name == "softmax":
+        expected = (torch.logaddexp(negatives, own) - own).mean()
+    else:
+        expected = (1.22 * (negatives - (~hidden).sum(1).log()) - own).mean()
+    named = torch.cat([torch.from_numpy(batch.queries).long(), numbers])
+    expected = expected + 0.15 / len(of_query) * rows[named].square().sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, rows)[0], rtol=1e-3, atol=1e-5)
+
+
+def test_vectors_for_dot_products_keep_their_lengths() -> None:
+    generator = np.random.default_rng(0)
+    positives = Positives.from_pairs(np.arange(30).repeat(4), generator.integers(0, 20, 120), num_queries=30, num_items=20)
+    config = LightGcnConfig(dim=8, num_layers=1, epochs=2, batch_size=32, positives_per_query=2, num_uniform=4)
+    cosine = train_lightgcn_pairs(positives, config).vectors
+    dot = train_lightgcn_pairs(positives, config.model_copy(update={"ranking": "dot"})).vectors
+    assert float(dot["pin"].norm(dim=1).std()) > 0.01
+    for name, vectors in cosine.items():
+        torch.testing.assert_close(torch.nn.functional.normalize(dot[name]), vectors)
+    assert not {"loss", "negative_weight", "logq", "ranking", "l2"} & config.model_dump().keys()
 
 
 def test_a_view_becomes_a_snapshot_of_its_own_facet(view: GraphView, tmp_path: Path) -> None:

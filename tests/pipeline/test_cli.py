@@ -193,19 +193,50 @@ def test_a_search_keeps_its_trials_in_the_snapshot(run: Any, tmp_path: Path) -> 
     synth = ("graph", "synth", tmp_path / "world.duckdb", "--folder", tmp_path / "world")
     assert run(*synth, *(part for size in sizes for part in ("--set", size)))[0] == 0
     (tmp_path / "out").mkdir()
-    command = ("pretrain", "kge", tmp_path / "world.duckdb", tmp_path / "out" / "found", "--set", "dim=8", "--set", "epochs=6")
-    code, out, err = run(*command, "--search", "--try", "lr=[1e-9, 0.5]", "--trials", "2", "--json")
+    command = ("pretrain", "kge", tmp_path / "world.duckdb", tmp_path / "out" / "found", "--set", "dim=8", "--set", "epochs=9")
+    search = ("--search", "0.03", "--search-seeds", "1", "--try", "lr=[1e-9, 0.5]", "--try", "l2=0.001..0.1")
+    code, out, err = run(*command, *search, "--json")
 
     assert code == 0, err
     found = json.loads(out)["metrics"]["search"]
-    assert found["space"] == {"lr": [1e-9, 0.5]}
-    assert [trial["epochs"] for trial in found["trials"]] == [2, 2, 6]
-    best = max(found["trials"][:2], key=lambda trial: trial["filtered_mrr"])
+    assert found["minutes"] == 0.03
+    assert {trial["values"]["lr"] for trial in found["trials"]} == {1e-9, 0.5}
+    assert all(0.0005 <= trial["values"]["l2"] <= 0.2 for trial in found["trials"])
+    assert len(found["seeds"]) == 1
+    assert "trial of" in err
     snapshot = Snapshot.load(tmp_path / "out" / "found")
-    assert snapshot.config["lr"] == best["values"]["lr"] == 0.5
-    assert snapshot.config["epochs"] == 6
+    assert snapshot.config["lr"] == found["best"]["values"]["lr"]
+    assert snapshot.config["epochs"] == found["best"]["epochs"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["found"]
     again = (*command[:3], tmp_path / "out" / "again")
     assert run(*again, "--try", "lr=[1]")[0] == 2
-    assert run(*again, "--search", "--try", "lr=1")[0] == 2
-    assert run(*again, "--search", "--warm-start", tmp_path / "out" / "found")[0] == 2
+    assert run(*again, "--search", "1", "--try", "lr=1")[0] == 2
+    assert run(*again, "--search", "1", "--warm-start", tmp_path / "out" / "found")[0] == 2
+
+
+def test_a_search_of_plain_triples_and_pairs_says_what_it_found(run: Any, tmp_path: Path) -> None:
+    pairs = [(f"u{user}", f"i{item}") for user in range(40) for item in range(20) if (user + item) % 2 == 0]
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{user},{item}\n" for user, item in pairs))
+    (tmp_path / "triples.tsv").write_text("".join(f"{user}\tbuys\t{item}\n" for user, item in pairs))
+    small = ("--set", "dim=8", "--set", "epochs=9", "--search", "0.03", "--search-seeds", "1")
+    for room, plain, file in (("contrastive", "--pairs", "pairs.csv"), ("kge", "--triples", "triples.tsv")):
+        code, out, err = run("pretrain", room, plain, tmp_path / file, tmp_path / room, *small)
+        assert code == 0, err
+        assert "chosen of" in out
+        assert "in 1 seeds that chose nothing" in out
+        snapshot = Snapshot.load(tmp_path / room)
+        assert snapshot.metrics["search"]["best"]["epochs"] == snapshot.config["epochs"]
+
+
+def test_a_preset_gives_what_is_not_set(run: Any, tmp_path: Path) -> None:
+    rows = "".join(f"u{user}\tbuys\ti{user % 5}\n" for user in range(40))
+    (tmp_path / "triples.tsv").write_text(rows)
+    command = ("pretrain", "kge", "--triples", tmp_path / "triples.tsv")
+    small = ("--set", "dim=8", "--set", "epochs=1")
+    assert run(*command, tmp_path / "rotate", "--preset", "rotate", *small)[0] == 0
+    config = Snapshot.load(tmp_path / "rotate").config
+    assert (config["model"], config["dim"], config["margin"]) == ("rotate", 8, 6.0)
+    assert run(*command, tmp_path / "auto", "--preset", "auto", *small)[0] == 0
+    assert Snapshot.load(tmp_path / "auto").config["full_softmax"] is not None
+    assert run(*command, tmp_path / "twice", "--preset", "rotate", "--set", "preset=transe")[0] == 2
+    assert run(*command, tmp_path / "none", "--preset", "best")[0] == 1

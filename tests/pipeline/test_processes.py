@@ -72,7 +72,7 @@ def test_a_search_says_that_it_runs_in_one_process(
     run: Any, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run("pretrain", "kge", store, tmp_path / "out", "--search")
+    code, _, err = run("pretrain", "kge", store, tmp_path / "out", "--search", "1")
     assert code == 2
     assert "--search runs in one process" in " ".join(err.replace("│", " ").split())
 

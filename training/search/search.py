@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from typing import Final as Constant
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from multifacet.training.lifecycle import Lifecycle
-    from multifacet.training.search.program import Program
+    from multifacet.training.search.program import Program, Trial
     from multifacet.training.search.space import Recipe
 
 __all__ = ["run_search"]
@@ -113,10 +114,11 @@ class _Runner:
             # A round has two trials at least: one is no comparison.
             if self.journal.cpu_seconds >= limit and len(done) >= 2:
                 return
+            began = time.process_time()
             chosen = self._choose(number, done)
             if chosen is None:
                 return
-            record = self._try(number, done, *chosen)
+            record = self._try(number, done, *chosen, began=began)
             self.journal.append(record)
             self._tell(record)
 
@@ -128,12 +130,13 @@ class _Runner:
             seed = self.seed + _LAST_SEEDS + place
             config = self.program.configure(best.family, best.values, epochs=epochs, every=epochs, seed=seed)
             began = time.process_time()
-            score = self.journal.run(
-                f"final-{place}", lambda life, config=config: self.program.train(config, lifecycle=life, on_score=None)
-            )
+            score = self.journal.run(f"final-{place}", partial(self._train_whole, config))
             self.journal.append_final(Final(seed=seed, score=score, cpu_seconds=time.process_time() - began))
             logger.info("search: the winner in seed %d, of about %.0f CPU s: %.4f", seed, seconds, score)
         return self.journal.finals
+
+    def _train_whole(self, config: Trial, lifecycle: Lifecycle) -> float:
+        return self.program.train(config, lifecycle=lifecycle, on_score=None)
 
     def best(self) -> Record:
         """Give the best finished trial of the last round, which is the longest."""
@@ -180,9 +183,11 @@ class _Runner:
                 return family, values, "sampler"
         return None  # all of a small space has been tried
 
-    def _try(self, number: int, done: Sequence[Record], family: str, values: Mapping[str, Any], source: str) -> Record:
-        """Train one configuration for its round's time."""
-        began, seconds = time.process_time(), self._trial_seconds(number)
+    def _try(
+        self, number: int, done: Sequence[Record], family: str, values: Mapping[str, Any], source: str, *, began: float
+    ) -> Record:
+        """Train one configuration for its round's time; the choice of it, begun at `began`, counts as well."""
+        seconds = self._trial_seconds(number)
         key = f"trial-{len(self.journal.records)}"
         epochs = self.journal.planned(key)
         if epochs is None:

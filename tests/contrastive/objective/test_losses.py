@@ -32,8 +32,7 @@ def written_out(name: LossName, scores: torch.Tensor, bias: torch.Tensor, *, mas
                 hidden |= set(positives)
                 negatives = row[[slot for slot in range(len(row)) if slot not in hidden]]
                 of_negatives = torch.logsumexp(negatives, 0) - np.log(len(negatives))
-                own = (row - bias)[positives]  # a positive drawn twice stands there twice, and without the bias
-                total = total + WEIGHT * of_negatives - (torch.logsumexp(own, 0) - np.log(len(positives)))
+                total = total + WEIGHT * of_negatives - (row - bias)[target]
             elif name == "ccl":
                 total = total + (1 - row[target]) + WEIGHT * (negatives - MARGIN).clamp(min=0).mean()
             else:
