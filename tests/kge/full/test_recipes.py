@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from multifacet.kge.models.scoring import build_model
+from multifacet.kge.models.registry import build_model
 
 from multifacet.graphdb import GraphView
 from multifacet.kge import (
