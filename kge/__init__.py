@@ -1,5 +1,6 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
+from multifacet.kge.alignment import align, symmetry_of
 from multifacet.kge.config import KgeConfig, KgeValidation
 from multifacet.kge.evaluation.predictor import LinkPredictor, Prediction
 from multifacet.kge.evaluation.protocols import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
@@ -31,6 +32,7 @@ __all__ = [
     "Trial",
     "TripleSet",
     "TripleSplit",
+    "align",
     "build_model",
     "default_space",
     "evaluate",
@@ -41,6 +43,7 @@ __all__ = [
     "read_triples",
     "search",
     "split_view",
+    "symmetry_of",
     "train",
     "train_triples",
 ]
