@@ -120,11 +120,13 @@ class Workspace:
     Args:
         root: The folder; it is created.
         watcher: Told of what starts, progresses and ends.
+        keep_outdated: Whether a stage stays beside the one that is made in its place, such as one that others were made from.
     """
 
-    def __init__(self, root: Path, watcher: Watcher) -> None:
+    def __init__(self, root: Path, watcher: Watcher, *, keep_outdated: bool = False) -> None:
         self.root = root
         self.watcher = watcher
+        self.keep_outdated = keep_outdated
         self.stages: list[Stage] = []
         self._workers: _Workers | None = None
 
@@ -153,6 +155,11 @@ class Workspace:
                 if self._workers is not None:
                     self._workers.close()
                     self._workers = None
+
+    def find(self, task: Task) -> Stage | None:
+        """Gives a finished stage, or None; nothing is made."""
+        path = self._path(task)
+        return _open(path, reused=True) if path.exists() else None
 
     def make(self, task: Task) -> Stage:
         """Makes a stage here and now, or finds it done."""
@@ -202,7 +209,8 @@ class Workspace:
 
     def _made(self, task: Task) -> Stage:
         path = self._path(task)
-        self._remove_outdated(task.name, path)
+        if not self.keep_outdated:
+            self._remove_outdated(task.name, path)
         return _open(path, reused=False)
 
     def _finish(self, stage: Stage) -> Stage:
