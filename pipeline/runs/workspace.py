@@ -53,6 +53,7 @@ class Stage:
         seconds: Wall time when it was made.
         peak_rss_bytes: Peak memory when it was made.
         reused: Whether it was there already.
+        cpu_seconds: CPU time when it was made; 0 where it was not measured.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     seconds: float
     peak_rss_bytes: int
     reused: bool
+    cpu_seconds: float = 0.0
 
 
 #: Told of progress in words.
@@ -230,7 +232,7 @@ def _make(task: Task, path: Path, say: Say) -> None:
         with Meter() as meter:
             result = task.run(writer.directory, say)
         writer.manifest.update(inputs=inputs, key=content_key(inputs), result=result)
-        writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
+        writer.manifest.update(seconds=meter.seconds, cpu_seconds=meter.cpu_seconds, peak_rss_bytes=meter.peak_rss_bytes)
 
 
 class _Workers:
@@ -310,6 +312,7 @@ def _open(path: Path, *, reused: bool) -> Stage:
         seconds=manifest["seconds"],
         peak_rss_bytes=manifest["peak_rss_bytes"],
         reused=reused,
+        cpu_seconds=manifest.get("cpu_seconds", 0.0),
     )
 
 
