@@ -67,6 +67,7 @@ class LoadSection(Configuration):
     relation: str | None = Field(default=None, description="relation that they hold")
     table: str | None = Field(default=None, description="plain table that they replace")
     files: str = Field(min_length=1, description="path or glob, such as events/{day}/*.parquet")
+    where: str | None = Field(default=None, description="SQL condition that chooses rows, such as clicked = 1; all by default")
     missing: Literal["stop", "skip"] = Field(default="stop", description="what to do on a day without such files")
     id: str = Field(default="id", description="column of a node's external id")
     src: str = Field(default="src", description="column of an edge's head")
@@ -84,6 +85,8 @@ class LoadSection(Configuration):
         named = [name for name in ("nodes", "relation", "table") if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"expected one of nodes, relation and table, got {named or 'none'}")
+        if self.where is not None and self.reading:
+            raise ValueError("where is for files that read themselves, so reading means nothing with it: leave one out")
         return self
 
     @property
@@ -201,7 +204,7 @@ class GatesSection(Configuration):
     drift_stop: float | None = Field(default=None, description="likewise, to stop at")
     effective_rank_warn: float | None = Field(default=0.1, description="least effective rank, as a share of the width")
     effective_rank_stop: float | None = Field(default=0.03, description="likewise, to stop at")
-    hub_warn: float | None = Field(default=0.1, description="most of all neighbor lists that one row may stand in")
+    hub_warn: float | None = Field(default=0.4, description="most of all neighbor lists that one row may stand in")
     hub_stop: float | None = Field(default=None, description="likewise, to stop at")
     auc_drop_warn: float | None = Field(default=0.0, description="most that CTR ROC-AUC may drop for certain, against serving")
     auc_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at: the interval's high end is below -it")

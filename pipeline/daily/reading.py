@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from multifacet.contrastive import ContrastiveConfig
 from multifacet.graphdb import GraphSchema, GraphStore, Recipe
 from multifacet.graphdb.schema import read_toml
 from multifacet.inputs import Configuration, ConfigurationError
@@ -146,6 +147,7 @@ def _find_strangers(pipeline: Pipeline) -> list[str]:
         strange = [relation for relation in facet.relations or () if relation not in relations]
         if strange:
             faults.append(f"[facets.{name}] relations names {strange}; the store has {relations}")
+    faults += _find_missing_tables(pipeline, nodes)
     if pipeline.ranker.examples is None:
         missing = [name for name in ("periods", "placements", "responses", "visits", "purchases") if name not in tables]
         if missing:
@@ -159,6 +161,27 @@ def _find_strangers(pipeline: Pipeline) -> list[str]:
             faults.append(f"[ranker] features.purchase_relations names {strange}; the store has {relations}")
     if pipeline.rollout is not None and not pipeline.rollout.token_file.is_file():
         faults.append(f"[rollout] token_file {pipeline.rollout.token_file} does not exist: write the servers' admin token there")
+    return faults
+
+
+def _find_missing_tables(pipeline: Pipeline, nodes: list[str]) -> list[str]:
+    """Names the ranker's features of which a facet learns no table."""
+    ranker, faults = pipeline.ranker.config(tuple(pipeline.facets)), []
+    for name in ranker.pretrained_facets:
+        config = pipeline.facets[name].config(warm=False) if name in pipeline.facets else None
+        if not isinstance(config, ContrastiveConfig):
+            continue
+        learned = {config.query_type, config.item_type, *(tower.node_type for tower in config.composed)}
+        missing = [
+            feature
+            for feature in ranker.features
+            if ranker.node_type(feature) in nodes and ranker.node_type(feature) not in learned
+        ]
+        faults += [
+            f"[facets.{name}] learns no table of {feature!r}, which the ranker reads: add settings.composed = [{{ node_type = "
+            f"'{ranker.node_type(feature)}', through = 'RELATION' }}], or leave it out of [ranker] settings.features"
+            for feature in missing
+        ]
     return faults
 
 

@@ -161,7 +161,26 @@ class Workspace:
     def find(self, task: Task) -> Stage | None:
         """Gives a finished stage, or None; nothing is made."""
         path = self._path(task)
-        return _open(path, reused=True) if path.exists() else None
+        return self.open_stage(path) if path.exists() else None
+
+    @staticmethod
+    def open_stage(path: Path) -> Stage:
+        """Opens a finished stage by its folder; its files' sizes are compared, their contents are not.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        return _open(path, reused=True, verify=False)
+
+    @staticmethod
+    def inputs_of(path: Path) -> dict[str, Any]:
+        """Gives all that determined a finished stage, as `Task.inputs` does.
+
+        Raises:
+            ArtifactError: There is none.
+        """
+        inputs: dict[str, Any] = Artifact.open(path, kind=_KIND, verify=False).manifest["inputs"]
+        return inputs
 
     def make(self, task: Task) -> Stage:
         """Makes a stage here and now, or finds it done."""
@@ -302,8 +321,8 @@ def _make_in_worker(task: Task, path: Path) -> None:
     _make(task, path, lambda text: _worker_messages.put((task.name, text)))
 
 
-def _open(path: Path, *, reused: bool) -> Stage:
-    manifest = Artifact.open(path, kind=_KIND).manifest
+def _open(path: Path, *, reused: bool, verify: bool = True) -> Stage:
+    manifest = Artifact.open(path, kind=_KIND, verify=verify).manifest
     return Stage(
         name=manifest["inputs"]["name"],
         key=manifest["key"],
