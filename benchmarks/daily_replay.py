@@ -1,0 +1,270 @@
+"""A year of The Complete Journey replayed by week with `multifacet run`, beside "trained once" and "trained anew", and under kills.
+
+Each Sunday from before week 37 to before week 53, `multifacet run` loads, trains, evaluates, judges and publishes; the release is
+then served by a lookup server and a ranker and scores the week that follows, which no training has seen. Three pipelines do so:
+`daily` goes on from last week's tables over the last four weeks and gives them in last week's basis; `anew` trains tables from
+scratch on all weeks, every week; `once` trains on the first Sunday only, tables and ranker. Differences are paired by user over
+all weeks together. Then the first pipeline is run on the sample with kill -9 at 20 random moments and started again each time:
+every snapshot, model and release must be that of a run that nothing disturbed. With MULTIFACET_DAILY_REPLAY=FOLDER all is kept
+there, and a second run of the benchmark goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import HIGHER, LOWER, Metric, Row
+from multifacet import ranking
+from multifacet.graphdb import GraphStore, Recipe
+from multifacet.pipeline.daily.history import History
+from multifacet.pipeline.daily.reading import read_pipeline
+from multifacet.pipeline.runs import stages
+from multifacet.ranking import Examples
+
+_AUC = Metric(name="ctr_roc_auc", unit="", better=HIGHER)
+_DIFFERENCE = Metric(name="ctr_roc_auc_difference", unit="", better=HIGHER)
+_LOW = Metric(name="ctr_roc_auc_difference_low", unit="", better=HIGHER)
+_HIGH = Metric(name="ctr_roc_auc_difference_high", unit="", better=HIGHER)
+_CPU = Metric(name="cpu_seconds", unit="s", better=LOWER)
+_ALARMS = Metric(name="alarms", unit="", better=LOWER)
+_CHECKS = Metric(name="checks", unit="", better=HIGHER)
+_RELEASES = Metric(name="releases", unit="", better=HIGHER)
+_MAX_DIFF = Metric(name="served_against_offline_max_abs", unit="", better=LOWER)
+_KILLS = Metric(name="kills", unit="", better=HIGHER)
+_OTHER = Metric(name="fingerprints_that_differ", unit="", better=LOWER)
+_SAME = Metric(name="fingerprints_that_are_equal", unit="", better=HIGHER)
+
+_FIRST_WEEK, _LAST_WEEK = 37, 53
+_SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
+_PIPELINE = """
+[store]
+path = "{store}"
+recipe = "completejourney"
+{source}
+timezone = "America/New_York"
+folder = "{folder}"
+
+[facets.contrastive]
+kind = "contrastive"
+every_days = {every}
+start = "{start}"
+{warm_contrastive}
+settings = {{ epochs = {epochs}, composed = [{{ node_type = "advertiser", through = "made_by" }}], validation = {{ num_queries = 0 }} }}
+
+[facets.kge]
+kind = "kge"
+every_days = {every}
+start = "{start}"
+{warm_kge}
+settings = {{ model = "distmult", epochs = {epochs}, validation = {{ num_edges = 0 }} }}
+
+[ranker]
+train_days = 28
+validate_days = 7
+evaluate_days = 7
+every_days = {every}
+settings = {{ {ranker} }}
+"""
+
+
+def run(quick: bool) -> Iterator[Row]:
+    """Two weeks of the sample and two kills when quick, else all weeks of the whole and twenty kills."""
+    kept = os.environ.get("MULTIFACET_DAILY_REPLAY", "")
+    with tempfile.TemporaryDirectory(prefix="multifacet-replay-") as name:
+        root = Path(kept or name).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        weeks = range(_FIRST_WEEK, _FIRST_WEEK + 2) if quick else range(_FIRST_WEEK, _LAST_WEEK + 1)
+        if not os.environ.get("MULTIFACET_DAILY_REPLAY_KILLS_ONLY"):
+            yield from _replay(root / ("quick" if quick else "whole"), weeks, is_sample=quick)
+        yield from _kill(root / "kills", weeks, 2 if quick else 20)
+
+
+def _sunday_before(week: int) -> dt.date:
+    return dt.date(2017, 1, 1) + dt.timedelta(days=7 * (week - 2))
+
+
+def _write(root: Path, arm: str, *, is_sample: bool) -> Path:
+    """Writes an arm's pipeline."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"{arm}.toml"
+    epochs = 1 if is_sample else 4
+    warm = arm != "anew"
+    text = _PIPELINE.format(
+        store=root / "graph.duckdb",
+        source=f'source = "{_SAMPLE}"' if is_sample else "",
+        folder=root / arm,
+        every=7 if arm != "once" else 3650,
+        start="warm" if warm else "anew",
+        warm_contrastive="warm_window_days = 28\nwarm_settings = { epochs = 1 }" if warm else "",
+        warm_kge="warm_window_days = 28\nwarm_settings = { epochs = 1 }" if warm else "",
+        epochs=epochs,
+        ranker="max_epochs = 12, batch_size = 256" if is_sample else "max_epochs = 8",
+    )
+    path.write_text(text)
+    return path
+
+
+def _command(pipeline: Path, first: dt.date, last: dt.date) -> list[str]:
+    return [
+        *(sys.executable, "-W", "ignore", "-m", "multifacet.pipeline.cli", "run", str(pipeline)),
+        *("--backfill", f"{first}..{last}", "--every", "7", "--json"),
+    ]
+
+
+def _replay(root: Path, weeks: range, *, is_sample: bool) -> Iterator[Row]:
+    arms = ("daily", "once", "anew")
+    pipelines = {arm: _write(root, arm, is_sample=is_sample) for arm in arms}
+    store = root / "graph.duckdb"
+    if not store.exists():
+        Recipe.load("completejourney").build(store, _SAMPLE if is_sample else None)
+    # Week by week, so that a run that is stopped has all arms of the weeks that it did.
+    for week in weeks:
+        day = _sunday_before(week)
+        for arm in arms:
+            subprocess.run(_command(pipelines[arm], day, day), stdout=subprocess.DEVNULL, check=False)
+        _score(root, week, pipelines)
+    config = {"weeks": f"{weeks[0]}..{weeks[-1]}", "sample": is_sample}
+    aucs: dict[str, list[float]] = {arm: [] for arm in arms}
+    for week in weeks:
+        document = json.loads((root / "scores" / f"{week}.json").read_text())
+        for arm in arms:
+            aucs[arm].append(document["auc"][arm])
+            yield Row(case=f"{arm}, week {week}", metric=_AUC, value=document["auc"][arm], config=config)
+    for arm in arms:
+        runs = History(root / arm).runs()
+        latest = {record.day: record for record in runs}
+        cpu = sum(step.cpu_seconds for record in runs for step in record.steps if not step.reused)
+        yield Row(case=f"{arm}, mean of weeks", metric=_AUC, value=float(np.mean(aucs[arm])), config=config)
+        yield Row(case=arm, metric=_CPU, value=cpu, config=config)
+        releases = sum(record.status == "released" for record in latest.values())
+        yield Row(case=arm, metric=_RELEASES, value=releases, config=config)
+        findings = [
+            found
+            for record in latest.values()
+            for step in record.steps
+            if step.name == "gates"
+            for found in step.result["findings"]
+        ]
+        yield Row(case=arm, metric=_CHECKS, value=len(findings), config=config)
+        alarms = [found for found in findings if found["level"] != "ok"]
+        told = sorted({f"{found['check']}: {found['subject']}" for found in alarms})
+        yield Row(case=arm, metric=_ALARMS, value=len(alarms), config={**config, "alarms": told})
+    yield from _differences(root, weeks, config)
+    diffs = [json.loads((root / "scores" / f"{week}.json").read_text())["max_abs_diff"] for week in weeks]
+    yield Row(case="daily", metric=_MAX_DIFF, value=max(diffs), config=config)
+
+
+def _score(root: Path, week: int, pipelines: dict[str, Path]) -> None:
+    """Scores a week with the releases that were there before it; the first arm's is served by two processes."""
+    folder = root / "scores"
+    folder.mkdir(exist_ok=True)
+    if (folder / f"{week}.json").exists():
+        return
+    parts = folder / f"week-{week}"
+    parts.mkdir(exist_ok=True)
+    with GraphStore.open(root / "graph.duckdb", read_only=True) as store:
+        examples = ranking.build_examples(store, [week], weighting="demand", seed=week)
+    examples.save(parts / "test.parquet")
+    document: dict[str, Any] = {"week": week, "rows": len(examples), "auc": {}}
+    for arm, path in pipelines.items():
+        pipeline = read_pipeline(path)
+        history = History(pipeline.folder)
+        behind = _sunday_before(week) + dt.timedelta(days=1)
+        ranker = history.last_step("ranker", before=behind, released=True)
+        release = history.last_step("release", before=behind, released=True)
+        if ranker is None or release is None:
+            raise RuntimeError(f"{arm} has no release before week {week}: look at `multifacet runs {path}`")
+        scores, _ = ranking.quantized_scores(pipeline.folder / ranker.stage / "model", "int4", examples)
+        np.save(parts / f"{arm}.npy", scores)
+        document["auc"][arm] = ranking.roc_auc(examples.ctr_label, scores[:, 0])
+        if arm == "daily":
+            served = stages.serve(
+                parts,
+                lambda text: None,
+                release_path=pipeline.folder / release.stage / "release",
+                examples_path=parts,
+                offline_path=parts / f"{arm}.npy",
+            )
+            document |= {name: served[name] for name in ("requests", "wrong_version", "max_abs_diff", "p50_ms", "p99_ms")}
+    (folder / f"{week}.json").write_text(json.dumps(document))
+
+
+def _differences(root: Path, weeks: range, config: dict[str, Any]) -> Iterator[Row]:
+    """Pairs arms by user over all weeks together."""
+    parts = [Examples.load(root / "scores" / f"week-{week}" / "test.parquet") for week in weeks]
+    users = np.concatenate([part.user_id for part in parts])
+    labels = np.concatenate([part.ctr_label for part in parts])
+    scores = {
+        arm: np.concatenate([np.load(root / "scores" / f"week-{week}" / f"{arm}.npy")[:, 0] for week in weeks])
+        for arm in ("daily", "once", "anew")
+    }
+    for arm, other in (("daily", "once"), ("daily", "anew"), ("anew", "once")):
+        areas = [ranking.roc_auc(labels, scores[name]) for name in (arm, other)]
+        resampled = [ranking.bootstrap_roc_auc(labels, scores[name], users, num_resamples=400, seed=0) for name in (arm, other)]
+        low, high = np.quantile(resampled[0] - resampled[1], [0.025, 0.975])
+        case = f"{arm} against {other}"
+        yield Row(case=case, metric=_DIFFERENCE, value=areas[0] - areas[1], config=config)
+        yield Row(case=case, metric=_LOW, value=float(low), config=config)
+        yield Row(case=case, metric=_HIGH, value=float(high), config=config)
+
+
+def _kill(root: Path, weeks: range, num_kills: int) -> Iterator[Row]:
+    first, last = _sunday_before(weeks[0]), _sunday_before(weeks[-1])
+    calm = _write(root / "calm", "daily", is_sample=True)
+    subprocess.run(_command(calm, first, last), stdout=subprocess.DEVNULL, check=False)
+    killed = _write(root / "killed", "daily", is_sample=True)
+    generator = np.random.default_rng(0)
+    done_file = root / "kills.json"
+    kills = json.loads(done_file.read_text()) if done_file.exists() else 0
+    while kills < num_kills:
+        process = subprocess.Popen(_command(killed, first, last), stdout=subprocess.DEVNULL)
+        time.sleep(float(generator.uniform(4.0, 25.0)))
+        if process.poll() is not None:  # it ended before its kill: another day's work is thrown away, to be done again
+            _forget(root / "killed" / "daily", generator)
+            continue
+        process.kill()
+        process.wait()
+        kills += 1
+        done_file.write_text(json.dumps(kills))
+    subprocess.run(_command(killed, first, last), stdout=subprocess.DEVNULL, check=False)
+    found = {name: _fingerprints(root / name / "daily") for name in ("calm", "killed")}
+    equal = {key for key, value in found["calm"].items() if found["killed"].get(key) == value}
+    different = (found["calm"].keys() | found["killed"].keys()) - equal
+    config = {"weeks": f"{weeks[0]}..{weeks[-1]}", "sample": True, "different": sorted(map(str, different))}
+    case = f"{num_kills} kills"
+    yield Row(case=case, metric=_KILLS, value=kills, config=config)
+    yield Row(case=case, metric=_SAME, value=len(equal), config=config)
+    yield Row(case=case, metric=_OTHER, value=len(different), config=config)
+
+
+def _forget(folder: Path, generator: np.random.Generator) -> None:
+    """Removes what some later days made, so that there is work to be killed at."""
+    days = sorted({path.name.rpartition("-")[0][-10:] for path in folder.glob("ranker-*")})
+    begin = days[int(generator.integers(0, max(1, len(days) // 2)))]
+    for path in folder.iterdir():
+        day = path.name.rpartition("-")[0][-10:]
+        if path.is_dir() and len(day) == 10 and day[:2] == "20" and day >= begin:
+            shutil.rmtree(path)
+
+
+def _fingerprints(folder: Path) -> dict[tuple[str, str], str]:
+    """Gives the fingerprint of what each day made: of snapshots and models, and a release's version."""
+    found = {}
+    for record in History(folder).runs():
+        for step in record.steps:
+            value = step.result.get("fingerprint") or step.result.get("version")
+            if value:
+                found[record.day.isoformat(), step.name] = value
+    return found
