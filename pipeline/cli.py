@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from multifacet.pipeline.commands import bench_serving, daily, data, experiment, graph, pretrain, ranking, rollout, serve, snapshot
+from multifacet.pipeline.commands import bench_serving, daily, data, diagnose, experiment, graph, pretrain, ranking, rollout, serve, snapshot
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
@@ -25,6 +25,7 @@ app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
 daily.register(app)
+app.command()(diagnose.diagnose)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(serve.app, name="serve")
 app.command()(experiment.experiment)

@@ -25,6 +25,7 @@ from .ranker.server import RankerServer as RankerServer
 from .release.publisher import publish as publish
 from .release.release import Release as Release
 from .release.writer import ReleaseWriter as ReleaseWriter
+from .rollout.freshness import ReleaseFreshness as ReleaseFreshness
 from .rollout.journal import RolledBackError as RolledBackError
 from .rollout.journal import RolloutError as RolloutError
 from .rollout.rollout import Rollout as Rollout

@@ -210,6 +210,8 @@ class GatesSection(Configuration):
     auc_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at: the interval's high end is below -it")
     int4_drop_warn: float | None = Field(default=0.001, description="most that the release's precision may cost, for certain")
     int4_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at")
+    row_error_warn: float | None = Field(default=0.05, description="most of the rows' squares that the precision may lose")
+    row_error_stop: float | None = Field(default=None, description="likewise, to stop at")
 
 
 class ReleaseSection(Configuration):

@@ -123,23 +123,28 @@ def check_evaluation(evaluation: Mapping[str, Any], gates: GatesSection) -> list
                 f"nodes_{feature} LIMIT 9\"`",
             )
         )
-    calibration = evaluation["metrics"]["ctr"]["calibration"]
-    findings.append(
-        above(
-            "calibration",
-            "ctr",
-            abs(calibration - 1.0),
-            gates.calibration_warn,
-            gates.calibration_stop,
-            told=f"ctr: predicts {calibration:.3f} of what is observed",
-            cause="labels or sampling of the evaluation's days are others than training's, or training ended too early",
-            mend="compare the days: `multifacet runs --json`; train on later days (train_days, validate_days), or correct the "
-            "sampling by sampling_rate and negative_rate",
-        )
-    )
+    findings.append(_calibration(evaluation["metrics"]["ctr"], gates))
     findings += _auc_change("AUC change", "against the release that serves now", evaluation.get("serving_change"), gates)
     findings += _precision_change(evaluation, gates)
     return findings
+
+
+def _calibration(metrics: Mapping[str, Any], gates: GatesSection) -> Finding:
+    """Checks predictions' mean beside the labels', less what so few positives leave open (two standard errors)."""
+    calibration, positives = metrics["calibration"], metrics["num_positives"]
+    share = positives / metrics["num_examples"]
+    open_ = 1.96 * ((1.0 - share) / max(1, positives)) ** 0.5
+    return above(
+        "calibration",
+        "ctr",
+        max(0.0, abs(calibration - 1.0) - open_),
+        gates.calibration_warn,
+        gates.calibration_stop,
+        told=f"ctr: predicts {calibration:.3f} of what is observed (+-{open_:.3f} by chance)",
+        cause="labels or sampling of the evaluation's days are others than training's, or training ended too early",
+        mend="compare the days: `multifacet runs PIPELINE.toml --json`; train on later days (train_days, validate_days), or correct "
+        "the sampling by sampling_rate and negative_rate",
+    )
 
 
 def _auc_change(check: str, beside: str, change: Mapping[str, Any] | None, gates: GatesSection) -> list[Finding]:

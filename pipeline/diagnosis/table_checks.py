@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from multifacet.pipeline.daily.config import GatesSection
     from multifacet.tables import TableDrift
 
-__all__ = ["check_drift", "check_table", "effective_rank", "hub_share", "information_abundance"]
+__all__ = ["check_drift", "check_error", "check_table", "effective_rank", "hub_share", "information_abundance"]
 
 _BLOCK_ROWS: Final = 1 << 16
 _MIN_ROWS: Final = 200
@@ -105,6 +105,29 @@ def check_drift(facet: str, drift: Mapping[str, TableDrift], gates: GatesSection
             )
         )
     return findings
+
+
+def check_error(subject: str, exact: Tensor, served: Tensor, precision: str, gates: GatesSection) -> Finding:
+    """Checks what a release's precision took from a table's rows.
+
+    Args:
+        subject: The table.
+        exact: The model's rows, float [rows, dim].
+        served: The release's, decoded.
+        precision: The release's.
+        gates: The limits.
+    """
+    error = float((served.double() - exact).square().sum() / exact.double().square().sum().clamp_min(1e-300))
+    return above(
+        "row error",
+        subject,
+        error,
+        gates.row_error_warn,
+        gates.row_error_stop,
+        told=f"{subject}: {precision.upper()} leaves {error:.2%} of the rows' squares wrong",
+        cause="a few numbers of a row are far larger than the others, and the scale of the row goes to them",
+        mend="publish with --precision int8, or lower table_lr so that rows grow less",
+    )
 
 
 def singular_values(rows: Tensor) -> Tensor:

@@ -91,6 +91,9 @@ class ReleaseManifest(BaseModel):
     id_types: dict[str, Literal["int64", "string"]] = Field(description="Type of the ids of each feature.")
     num_shards: PositiveInt = Field(default=1, description="How many lookup hosts the split tables are split over.")
     sequence: ReleaseSequence | None = Field(default=None, description="The sequence that the model reads, if any.")
+    knows_until: str | None = Field(
+        default=None, description="Time until which the model knows of events, ISO 8601; UTC without a zone."
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
