@@ -70,7 +70,7 @@ def load(pipeline: Pipeline, day: dt.date, say: Say) -> dict[str, Any]:
         )
     elif made and store.graph_schema is not None:
         GraphStore.create(store.path, GraphSchema.from_toml(store.graph_schema)).close()
-    reports, skipped = [], []
+    reports = []
     chosen = [(section, _files(section, day)) for section in pipeline.load]
     for section, files in chosen:
         if not files and section.missing == "stop":
@@ -84,10 +84,8 @@ def load(pipeline: Pipeline, day: dt.date, say: Say) -> dict[str, Any]:
                 if files:
                     reports.append(_load_one(graph, section, files))
                     say(f"{section.target}: {reports[-1]['loaded']:,} rows")
-                else:
-                    skipped.append(section.target)
             graph.compact()
-    return {"made": made, "loads": reports, "skipped": skipped}
+    return {"made": made, "loads": reports, "skipped": [section.target for section, files in chosen if not files]}
 
 
 def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,7 @@ _TABLES: Final[dict[str, type[Configuration]]] = {
     "release": sections.ReleaseSection,
     "rollout": sections.RolloutSection,
 }
+_CLASSES: Final = re.compile(r"^((\w+Section|Pipeline): )+")
 _PATHS: Final = {
     "store": ("path", "source", "schema", "folder"),
     "rollout": ("token_file", "state", "tls_ca", "tls_certificate", "tls_key"),
@@ -122,8 +124,8 @@ def _faults_of(section: str, kind: type[Configuration], fields: Any) -> list[str
 
 
 def _bare(error: ConfigurationError) -> str:
-    """Gives an error's text without the name of the class."""
-    return str(error).partition(": ")[2] or str(error)
+    """Gives an error's text without the names of our classes."""
+    return _CLASSES.sub("", str(error))
 
 
 def _find_strangers(pipeline: Pipeline) -> list[str]:
