@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from multifacet.inputs import expect_attributes
+from multifacet.inputs import PATH, expect_attributes, takes
 from multifacet.tables import Snapshot, align_snapshot
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["align"]
 
 
+@takes(path=PATH)
 def align(path: str | Path, new: Snapshot, to: Snapshot) -> Snapshot:
     """Write a snapshot anew in the basis of an older one, by one rotation of all tables, which keeps every product and cosine.
 

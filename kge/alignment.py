@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from multifacet.inputs import expect_attributes
+from multifacet.inputs import PATH, expect_attributes, one_of, takes
 from multifacet.tables import Snapshot, align_snapshot
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from multifacet.tables import Alignment, Symmetry
+    from multifacet.tables import Alignment
+    from multifacet.tables.alignment import Symmetry
 
 __all__ = ["align", "symmetry_of"]
 
 _Parameters = dict[str, "Tensor"]
 
 
+@takes(distance=one_of("squared", "l2", "l1"))
 def symmetry_of(model: str, distance: str = "squared") -> Symmetry:
     """Give what leaves every score of a model as it is.
 
@@ -43,7 +45,7 @@ def symmetry_of(model: str, distance: str = "squared") -> Symmetry:
         distance: likewise.
 
     Raises:
-        ValueError: if there is no such model.
+        ValueError: if there is no such model or distance.
 
     Example:
         >>> symmetry_of("transe"), symmetry_of("transe", "l1"), symmetry_of("rotate")
@@ -62,6 +64,7 @@ def symmetry_of(model: str, distance: str = "squared") -> Symmetry:
     return known[model]
 
 
+@takes(path=PATH)
 def align(path: str | Path, new: Snapshot, to: Snapshot) -> Snapshot:
     """Write a snapshot anew in the basis of an older one of the same model.
 

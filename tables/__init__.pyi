@@ -1,5 +1,4 @@
 from .alignment.alignment import Alignment as Alignment
-from .alignment.alignment import Symmetry as Symmetry
 from .alignment.fitting import fit_alignment as fit_alignment
 from .alignment.snapshots import align_snapshot as align_snapshot
 from .codec.mixed import MixedTable as MixedTable

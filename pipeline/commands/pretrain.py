@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from multifacet.pipeline.alignment import write_aligned
 from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
 from multifacet.pipeline.processes import count_processes, join_processes
 from multifacet.pipeline.terminal.console import stderr
@@ -57,6 +57,15 @@ KeepState = Annotated[
 NewRows = Annotated[
     Literal["random", "mean"],
     typer.Option(help="Warm start: new ids begin at random, or around the mean of their type's old rows."),
+]
+
+AlignTo = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SNAPSHOT",
+        help="Older snapshot in whose basis the tables are written, every score kept, so that what reads the old ones can read "
+        "them.",
+    ),
 ]
 
 Searches = Annotated[
@@ -111,6 +120,7 @@ def pretrain_kge(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    align_to: AlignTo = None,
     search: Searches = False,
     trials: Trials = 9,
     space: Space = None,
@@ -163,12 +173,19 @@ def pretrain_kge(
 
             split = split.train.hold_out(config.validation, np.random.default_rng(config.seed))
         _pretrain_plain(
-            lambda **options: kge.train_triples(split, config, **options), split, output, life, unit="edges", as_json=as_json
+            lambda **options: kge.train_triples(split, config, **options),
+            split,
+            output,
+            life,
+            align_to,
+            unit="edges",
+            as_json=as_json,
         )
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
     chooser = _Chooser(_parse_space(space), trials) if search else None
-    _pretrain(kge.train, config, store, output, as_of, since, relation, life, unit="edges", as_json=as_json, chooser=chooser)
+    view = {"as_of": as_of, "since": since, "relations": relation}
+    _pretrain(kge.train, config, store, output, view, life, align_to, unit="edges", as_json=as_json, chooser=chooser)
 
 
 @app.command("contrastive")
@@ -193,6 +210,7 @@ def pretrain_contrastive(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    align_to: AlignTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains user and pin tables by contrast, of a window of a store or of plain pairs.
@@ -211,10 +229,11 @@ def pretrain_contrastive(
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**parse_settings(settings))
     if pairs is not None:
-        _pretrain_pairs(pairs, config, columns, weight, output, life, as_json=as_json)
+        _pretrain_pairs(pairs, config, columns, weight, output, life, align_to, as_json=as_json)
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
-    _pretrain(contrastive.train, config, store, output, as_of, since, relation, life, unit="pairs", as_json=as_json)
+    view = {"as_of": as_of, "since": since, "relations": relation}
+    _pretrain(contrastive.train, config, store, output, view, life, align_to, unit="pairs", as_json=as_json)
 
 
 def _split_paths(paths: list[Path], plain: Path | None, option: str) -> tuple[Path | None, Path]:
@@ -262,6 +281,7 @@ def _pretrain_plain(
     source: kge.TripleSplit | contrastive.Pairs,
     output: Path,
     life: dict[str, Any],
+    align_to: Path | None,
     *,
     unit: str,
     as_json: bool,
@@ -275,7 +295,7 @@ def _pretrain_plain(
             result = train(progress=display.on_epoch, lifecycle=Lifecycle(**life, on_step=display.on_step, stop=stop.event))
         if not speaks:
             return
-        snapshot = result.write_snapshot(output, source)
+        snapshot = write_aligned(output, align_to, lambda path: result.write_snapshot(path, source))
     shutil.rmtree(life["checkpoint"], ignore_errors=True)
     _tell(snapshot, output, as_json=as_json)
 
@@ -287,6 +307,7 @@ def _pretrain_pairs(
     weight: str | None,
     output: Path,
     life: dict[str, Any],
+    align_to: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -304,6 +325,7 @@ def _pretrain_pairs(
         read,
         output,
         life,
+        align_to,
         unit="pairs",
         as_json=as_json,
     )
@@ -401,10 +423,9 @@ def _pretrain(
     config: kge.KgeConfig | contrastive.ContrastiveConfig,
     store: Path,
     output: Path,
-    as_of: dt.datetime | None,
-    since: dt.datetime | None,
-    relations: list[str] | None,
+    window: dict[str, Any],
     life: dict[str, Any],
+    align_to: Path | None,
     *,
     unit: str,
     as_json: bool,
@@ -416,7 +437,7 @@ def _pretrain(
 
     trials_folder = life["checkpoint"].with_name(f"{life['checkpoint'].name}.search")
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
-        view = graph.view(as_of=as_of, since=since, relations=relations)
+        view = graph.view(**window)
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
             lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
             found = chooser(view, config, lifecycle, trials_folder) if chooser is not None else None
@@ -426,7 +447,7 @@ def _pretrain(
             return
         with stderr.status("writing the snapshot"):
             searched = {} if found is None else {"search": found}
-            snapshot = result.write_snapshot(output, view, **searched)
+            snapshot = write_aligned(output, align_to, lambda path: result.write_snapshot(path, view, **searched))
     # The snapshot stands for good: there is nothing left to go on with.
     for folder in (life["checkpoint"], trials_folder):
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from multifacet import contrastive, kge, ranking
 from multifacet.graphdb import GraphStore
+from multifacet.pipeline.alignment import write_aligned
 from multifacet.pipeline.daily.examples import read_part
 from multifacet.pipeline.diagnosis import finding, model_checks, table_checks
 from multifacet.ranking import Examples
@@ -72,7 +73,6 @@ def pretrain(
         warm_start=None if warm is None else WarmStart(snapshot=Snapshot.load(warm[0]), config=warm[1]),
     )
     since, as_of = window
-    trained = directory / ("trained" if align_to is not None else SNAPSHOT)
     with GraphStore.open(store_path, read_only=True) as store:
         view = store.view(since=since, as_of=as_of, relations=relations)
         result: kge.KgeResult | contrastive.ContrastiveResult
@@ -80,11 +80,7 @@ def pretrain(
             result = kge.train(view, config, progress=progress, lifecycle=lifecycle)
         else:
             result = contrastive.train(view, config, progress=progress, lifecycle=lifecycle)
-        snapshot = result.write_snapshot(trained, view)
-    if align_to is not None:
-        align = kge.align if isinstance(config, kge.KgeConfig) else contrastive.align
-        snapshot = align(directory / SNAPSHOT, snapshot, Snapshot.load(align_to))
-        shutil.rmtree(trained)
+        snapshot = write_aligned(directory / SNAPSHOT, align_to, lambda path: result.write_snapshot(path, view))
     shutil.rmtree(checkpoint, ignore_errors=True)
     return {
         "fingerprint": snapshot.fingerprint,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from multifacet.inputs import one_of, takes
+from multifacet.inputs import expect_type, one_of, takes
 from multifacet.tables.alignment.alignment import SYMMETRIES, Alignment, Symmetry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
 __all__ = ["fit_alignment"]
@@ -36,7 +35,9 @@ def fit_alignment(symmetry: Symmetry, pairs: Mapping[str, tuple[Tensor, Tensor]]
         A change of basis for every node type of `pairs`; for one without rows, the others' matrix.
 
     Raises:
-        ValueError: There is no pair, the shapes do not match, or complex coordinates are to be paired and D is odd.
+        TypeError: A pair is no pair of tensors.
+        ValueError: There is no row, a value is not finite, the shapes do not match, or complex coordinates are to be paired and D
+            is odd.
 
     Example:
         >>> old = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
@@ -45,6 +46,9 @@ def fit_alignment(symmetry: Symmetry, pairs: Mapping[str, tuple[Tensor, Tensor]]
         >>> torch.allclose(found.apply("pin", new), old, atol=1e-6)
         True
     """
+    expect_type("pairs", pairs, Mapping)
+    for name, rows in pairs.items():
+        _check_pair(name, rows)
     dims = {new.shape[1] for _, new in pairs.values()} | {old.shape[1] for old, _ in pairs.values()}
     if len(dims) != 1 or any(old.shape != new.shape for old, new in pairs.values()):
         shapes = {name: (list(old.shape), list(new.shape)) for name, (old, new) in pairs.items()}
@@ -69,6 +73,16 @@ def fit_alignment(symmetry: Symmetry, pairs: Mapping[str, tuple[Tensor, Tensor]]
         matrices = _match_signs(products, list(pairs), by_table=symmetry == "signs")
     shifts = {name: old - new @ matrices[name] for name, (old, new) in means.items()} if is_shifted else {}
     return Alignment(symmetry=symmetry, matrices=matrices, shifts=shifts)
+
+
+def _check_pair(name: str, rows: object) -> None:
+    if not isinstance(rows, tuple) or len(rows) != 2 or not all(isinstance(part, torch.Tensor) for part in rows):
+        raise TypeError(f"pairs[{name!r}] is a {type(rows).__name__}; expected (old rows, new rows), two tensors")
+    if any(part.ndim != 2 or not part.is_floating_point() for part in rows):
+        shapes = [f"{part.dtype} {list(part.shape)}" for part in rows]
+        raise ValueError(f"pairs[{name!r}] are {' and '.join(shapes)}; expected float [n, D] each")
+    if not all(bool(part.isfinite().all()) for part in rows):
+        raise ValueError(f"pairs[{name!r}] hold values that are not finite numbers; pretrain again")
 
 
 def _mean(rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from multifacet.inputs import PATH, expect_attributes, takes
 from multifacet.tables.alignment.fitting import fit_alignment
 from multifacet.tables.drift import match_ids
 from multifacet.tables.snapshot import Snapshot
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["align_snapshot"]
 
 
+@takes(path=PATH)
 def align_snapshot(
     path: str | Path,
     new: Snapshot,
@@ -49,8 +51,12 @@ def align_snapshot(
         ValueError: The snapshots are of other facets or widths, or share no trained row.
         ArtifactError: Something is at `path`.
     """
+    for name, given in (("new", new), ("to", to)):
+        expect_attributes(name, given, ("facet", "vectors", "trained"), "Snapshot")
     if new.facet != to.facet:
-        raise ValueError(f"{new.path} holds {new.facet!r} vectors and {to.path} {to.facet!r} ones: such bases have nothing in common")
+        raise ValueError(
+            f"{new.path} holds {new.facet!r} vectors and {to.path} {to.facet!r} ones: such bases have nothing in common"
+        )
     pairs = {}
     for node_type in new.node_types:
         dim = new.dim(node_type)
