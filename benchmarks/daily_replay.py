@@ -1,7 +1,7 @@
-"""A year of The Complete Journey replayed by week with `multifacet run`, beside "trained once" and "trained anew", and under kills.
+"""The Complete Journey replayed by week with `multifacet run`, beside "trained once" and "trained anew", and under kills.
 
-Each Sunday from before week 37 to before week 53, `multifacet run` loads, trains, evaluates, judges and publishes; the release is
-then served by a lookup server and a ranker and scores the week that follows, which no training has seen. Three pipelines do so:
+Each Sunday from before week 37 to before week 53, `multifacet run` trains, evaluates, judges and publishes; the release is then
+served by a lookup server and a ranker and scores the week that follows, which no training has seen. Three pipelines do so:
 `daily` goes on from last week's tables over the last four weeks and gives them in last week's basis; `anew` trains tables from
 scratch on all weeks, every week; `once` trains on the first Sunday only, tables and ranker. Differences are paired by user over
 all weeks together. Then the first pipeline is run on the sample with kill -9 at 20 random moments and started again each time:
@@ -47,6 +47,7 @@ _OTHER = Metric(name="fingerprints_that_differ", unit="", better=LOWER)
 _SAME = Metric(name="fingerprints_that_are_equal", unit="", better=HIGHER)
 
 _FIRST_WEEK, _LAST_WEEK = 37, 53
+_SERVED_USERS = 150
 _SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 _PIPELINE = """
 [store]
@@ -61,7 +62,11 @@ kind = "contrastive"
 every_days = {every}
 start = "{start}"
 {warm_contrastive}
-settings = {{ epochs = {contrastive_epochs}, composed = [{{ node_type = "advertiser", through = "made_by" }}], validation = {{ num_queries = 0 }} }}
+
+[facets.contrastive.settings]
+epochs = {contrastive_epochs}
+composed = [{{ node_type = "advertiser", through = "made_by" }}]
+validation = {{ num_queries = 0 }}
 
 [facets.kge]
 kind = "kge"
@@ -192,15 +197,24 @@ def _score(root: Path, week: int, pipelines: dict[str, Path]) -> None:
         np.save(parts / f"{arm}.npy", scores)
         document["auc"][arm] = ranking.roc_auc(examples.ctr_label, scores[:, 0])
         if arm == "daily":
-            served = stages.serve(
-                parts,
-                lambda text: None,
-                release_path=pipeline.folder / release.stage / "release",
-                examples_path=parts,
-                offline_path=parts / f"{arm}.npy",
-            )
+            served = _serve(parts, pipeline.folder / release.stage / "release", examples, scores)
             document |= {name: served[name] for name in ("requests", "wrong_version", "max_abs_diff", "p50_ms", "p99_ms")}
     (folder / f"{week}.json").write_text(json.dumps(document))
+
+
+def _serve(parts: Path, release: Path, examples: Examples, scores: np.ndarray) -> dict[str, Any]:
+    """Serves the requests of some users by two processes, and compares with the offline scores."""
+    users = np.unique(examples.user_id)
+    chosen = np.isin(examples.user_id, np.random.default_rng(0).choice(users, min(_SERVED_USERS, len(users)), replace=False))
+    folder = parts / "served"
+    folder.mkdir(exist_ok=True)
+    examples.take(chosen).save(folder / "test.parquet")
+    np.save(folder / "offline.npy", scores[chosen])
+    return stages.serve(folder, _hush, release_path=release, examples_path=folder, offline_path=folder / "offline.npy")
+
+
+def _hush(text: str) -> None:
+    del text  # a benchmark says its rows, and nothing else
 
 
 def _differences(root: Path, weeks: range, config: dict[str, Any]) -> Iterator[Row]:

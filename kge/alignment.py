@@ -210,7 +210,7 @@ def _double(parameters: _Parameters) -> _Parameters:
     return {name: value.double() for name, value in parameters.items()}
 
 
-_CHANGES: dict[str, Callable[[_Parameters, _Parameters, "Alignment", str, str], tuple[_Parameters, _Parameters]]] = {
+_CHANGES: dict[str, Callable[[_Parameters, _Parameters, Alignment, str, str], tuple[_Parameters, _Parameters]]] = {
     "transe": _change_translation,
     "transr": _change_projected,
     "transra": _change_anchored,

@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from multifacet.pipeline.commands import bench_serving, daily, data, diagnose, experiment, graph, pretrain, ranking, rollout, serve, snapshot
+from multifacet.pipeline.commands import (
+    bench_serving,
+    daily,
+    data,
+    diagnose,
+    experiment,
+    graph,
+    pretrain,
+    ranking,
+    rollout,
+    serve,
+    snapshot,
+)
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 

@@ -137,7 +137,9 @@ def init(
     if unknown:
         msg = f"{events} has no column {unknown[0]!r}; it has {', '.join(columns)}"
         raise typer.BadParameter(msg)
-    written = write_pipeline(output, Answers(events=events, dense=tuple(guessed["dense"]), id_types=guessed["id_types"], **chosen))
+    written = write_pipeline(
+        output, Answers(events=events, dense=tuple(guessed["dense"]), id_types=guessed["id_types"], **chosen)
+    )
     if as_json:
         emit_json({"pipeline": str(output), "schema": str(written), **chosen})
     else:

@@ -25,9 +25,7 @@ _TABLES: Final = ("placements", "responses", "visits", "purchases")
 Span = tuple[dt.datetime, dt.datetime]
 
 
-def read_part(
-    store: GraphStore, section: RankerSection, span: Span, number: int, *, known_before: dt.datetime
-) -> Examples:
+def read_part(store: GraphStore, section: RankerSection, span: Span, number: int, *, known_before: dt.datetime) -> Examples:
     """Reads or draws the examples of some days.
 
     Args:

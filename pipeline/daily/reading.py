@@ -92,12 +92,16 @@ def _find_faults(document: Mapping[str, Any]) -> list[str]:
         if name not in known:
             close = get_close_matches(name, known, n=1)
             faults.append(f"there is no section or key [{name}]" + (f"; did you mean [{close[0]}]?" if close else ""))
-    for name in ("store", "ranker"):
-        if name not in document:
-            faults.append(f"the section [{name}] is missing")
+    faults += [f"the section [{name}] is missing" for name in ("store", "ranker") if name not in document]
     for name, kind in _TABLES.items():
         if name in document:
             faults += _faults_of(f"[{name}]", kind, document[name])
+    return faults + _faults_of_lists(document)
+
+
+def _faults_of_lists(document: Mapping[str, Any]) -> list[str]:
+    """Names what is wrong with loads and facets, of which there may be several."""
+    faults: list[str] = []
     loads = document.get("load", [])
     if not isinstance(loads, list):
         faults.append("[load]: each is an entry of a list: write [[load]]")
@@ -130,13 +134,11 @@ def _bare(error: ConfigurationError) -> str:
 
 def _find_strangers(pipeline: Pipeline) -> list[str]:
     """Names what a pipeline asks for and its store, its files or this machine does not have."""
-    faults = []
     schema, tables = _schema(pipeline)
     if schema is None:
-        return [
-            f"[store] {pipeline.store.path} does not exist: say what to make it from, by recipe = ... or schema = ..., or make "
-            "it by `multifacet graph init`"
-        ]
+        path = pipeline.store.path
+        return [f"[store] {path} does not exist: say what to make it from, by recipe = ... or schema = ..."]
+    faults = []
     relations, nodes = [relation.name for relation in schema.relations], [node.name for node in schema.nodes]
     for number, load in enumerate(pipeline.load, start=1):
         if load.relation is not None and load.relation not in relations:
@@ -151,18 +153,26 @@ def _find_strangers(pipeline: Pipeline) -> list[str]:
             faults.append(f"[facets.{name}] relations names {strange}; the store has {relations}")
     faults += _find_missing_tables(pipeline, nodes)
     if pipeline.ranker.examples is None:
-        missing = [name for name in ("periods", "placements", "responses", "visits", "purchases") if name not in tables]
-        if missing:
-            faults.append(
-                f"[ranker] the store has no table {missing[0]!r}, which examples of periods need: load it by [[load]] table = "
-                f"{missing[0]!r}, or name labelled rows in [ranker.examples]"
-            )
-        counted = pipeline.ranker.features.purchase_relations
-        strange = [relation for relation in counted if relation not in relations]
-        if strange:
-            faults.append(f"[ranker] features.purchase_relations names {strange}; the store has {relations}")
+        faults += _find_missing_periods(pipeline, relations, tables)
     if pipeline.rollout is not None and not pipeline.rollout.token_file.is_file():
-        faults.append(f"[rollout] token_file {pipeline.rollout.token_file} does not exist: write the servers' admin token there")
+        faults.append(
+            f"[rollout] token_file {pipeline.rollout.token_file} does not exist: write the servers' admin token there"
+        )
+    return faults
+
+
+def _find_missing_periods(pipeline: Pipeline, relations: list[str], tables: set[str]) -> list[str]:
+    """Names what examples of a store's periods need and the store does not have."""
+    faults = []
+    missing = [name for name in ("periods", "placements", "responses", "visits", "purchases") if name not in tables]
+    if missing:
+        faults.append(
+            f"[ranker] the store has no table {missing[0]!r}, which examples of periods need: load it by [[load]] table = "
+            f"{missing[0]!r}, or name labelled rows in [ranker.examples]"
+        )
+    strange = [relation for relation in pipeline.ranker.features.purchase_relations if relation not in relations]
+    if strange:
+        faults.append(f"[ranker] features.purchase_relations names {strange}; the store has {relations}")
     return faults
 
 

@@ -205,7 +205,9 @@ def _planned(day: Day, name: str, task: Task, why: str = "") -> Generator[Planne
         yield PlannedStep(name=name, action="reuse", why="the same inputs as before")
         return stage
     told = day.why(name, task)
-    yield PlannedStep(name=name, action="run", why=f"{why}; {told}" if why and told != "it was not made before" else why or told)
+    yield PlannedStep(
+        name=name, action="run", why=f"{why}; {told}" if why and told != "it was not made before" else why or told
+    )
     key = content_key(task.inputs())
     path = day.pipeline.folder / f"{task.name}-{key[:12]}"
     return Stage(name=task.name, key=key, path=path, result={}, seconds=0.0, peak_rss_bytes=0, reused=False)

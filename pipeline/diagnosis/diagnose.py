@@ -91,9 +91,7 @@ def _of_snapshot(snapshot: Snapshot, older: Snapshot | None, gates: GatesSection
     return findings
 
 
-def _of_model(
-    path: Path, serving: Path | None, rows: Path | None, gates: GatesSection, precision: Any
-) -> list[Finding]:
+def _of_model(path: Path, serving: Path | None, rows: Path | None, gates: GatesSection, precision: Any) -> list[Finding]:
     model = ranking.load_model(path)
     findings = model_checks.check_model(model.artifact.manifest, gates)
     for name, table in model.tables.items():
@@ -139,6 +137,7 @@ def _of_release(release: Release, model_path: Path | None, gates: GatesSection) 
         rows = decode(encoded, table.dim, table.precision)
         findings += table_checks.check_table(table.name, rows, None, gates)
         if model is not None:
-            findings.append(table_checks.check_error(table.name, model.tables[table.name].float(), rows, table.precision, gates))
+            findings.append(
+                table_checks.check_error(table.name, model.tables[table.name].float(), rows, table.precision, gates)
+            )
     return findings
-

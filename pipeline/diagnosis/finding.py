@@ -90,7 +90,14 @@ def below(
     )
     limit = None if turned.limit is None else -turned.limit
     return Finding(
-        check=check, subject=subject, value=value, limit=limit, level=turned.level, told=told, cause=turned.cause, mend=turned.mend
+        check=check,
+        subject=subject,
+        value=value,
+        limit=limit,
+        level=turned.level,
+        told=told,
+        cause=turned.cause,
+        mend=turned.mend,
     )
 
 

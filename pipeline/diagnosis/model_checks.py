@@ -119,8 +119,8 @@ def check_evaluation(evaluation: Mapping[str, Any], gates: GatesSection) -> list
                 gates.coverage_stop,
                 told=f"{feature}: {share:.1%} of the examples have a row of their own",
                 cause="ids that tables do not know: new ids since pretraining, another type or spelling of ids, or min_degree",
-                mend=f"pretrain on a window that has these ids, or look at them: `multifacet graph query STORE \"FROM "
-                f"nodes_{feature} LIMIT 9\"`",
+                mend=f'pretrain on a window that has these ids, or look at them: `multifacet graph query STORE "FROM '
+                f'nodes_{feature} LIMIT 9"`',
             )
         )
     findings.append(_calibration(evaluation["metrics"]["ctr"], gates))
@@ -142,8 +142,8 @@ def _calibration(metrics: Mapping[str, Any], gates: GatesSection) -> Finding:
         gates.calibration_stop,
         told=f"ctr: predicts {calibration:.3f} of what is observed (+-{open_:.3f} by chance)",
         cause="labels or sampling of the evaluation's days are others than training's, or training ended too early",
-        mend="compare the days: `multifacet runs PIPELINE.toml --json`; train on later days (train_days, validate_days), or correct "
-        "the sampling by sampling_rate and negative_rate",
+        mend="compare the days: `multifacet runs PIPELINE.toml --json`; train on later days (train_days, validate_days), or "
+        "correct the sampling by sampling_rate and negative_rate",
     )
 
 
@@ -151,6 +151,7 @@ def _auc_change(check: str, beside: str, change: Mapping[str, Any] | None, gates
     if change is None or "ctr" not in change:
         return []
     ctr = change["ctr"]
+    interval = f"{ctr['difference_low']:+.4f} to {ctr['difference_high']:+.4f}"
     return [
         above(
             check,
@@ -158,8 +159,8 @@ def _auc_change(check: str, beside: str, change: Mapping[str, Any] | None, gates
             -ctr["difference_high"],
             gates.auc_drop_warn,
             gates.auc_drop_stop,
-            told=f"ctr: ROC-AUC {ctr['difference']:+.4f} ({ctr['difference_low']:+.4f} to {ctr['difference_high']:+.4f}) {beside}",
-            cause="the new model is worse on the last days for certain: stale or broken tables, missing loads, or other settings",
+            told=f"ctr: ROC-AUC {ctr['difference']:+.4f} ({interval}) {beside}",
+            cause="the new model is worse on the last days for certain: broken tables, missing loads, or other settings",
             mend="look at the other findings first, then at the loads: `multifacet runs`; the old release goes on serving",
         )
     ]

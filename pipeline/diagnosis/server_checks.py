@@ -90,7 +90,7 @@ def scrape(address: str) -> Scrape:
     """
     url = f"http://{address.removeprefix('http://').rstrip('/').removesuffix('/metrics')}/metrics"
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - always http
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             text = answer.read().decode()
     except (urllib.error.URLError, TimeoutError) as error:
         raise OSError(f"{address} does not answer ({error}): give HOST:PORT of the server's --metrics") from error
@@ -182,9 +182,9 @@ def _overlap(found: Scrape) -> list[Finding]:
             share,
             _WAIT_WARN if is_exposed else 1.0,
             None,
-            told=f"ranker {found.address}: waits for lookups in {share:.0%} of its time; {hidden:.0%} of a lookup is hidden behind "
-            "other work",
-            cause="the lookup is not overlapped, or takes far longer than the ranker's own work: a slow network or lookup server",
+            told=f"ranker {found.address}: waits for lookups in {share:.0%} of its time; {hidden:.0%} of a lookup is hidden "
+            "behind other work",
+            cause="the lookup is not overlapped, or takes far longer than the ranker's own work: a slow network or server",
             mend="compare phase lookup with lookup_server: if the network takes it, put the lookup server nearer or on a Unix "
             "socket; if the server does, give it cores, or more shards",
         )

@@ -55,9 +55,9 @@ def check_table(subject: str, vectors: Tensor, trained: Tensor | None, gates: Ga
             gates.effective_rank_warn,
             gates.effective_rank_stop,
             told=f"{subject}: effective rank {rank:.1f} of {dim}, information abundance {abundance:.1f}",
-            cause="the rows lie in a few directions: the facet's loss or its negatives leave the others free, or dim is too large "
-            "for the data (arXiv 2310.04400)",
-            mend="set a smaller dim, more negatives (num_uniform) or a higher temperature in the facet's settings, and pretrain anew",
+            cause="the rows lie in a few directions: the facet's loss or its negatives leave the others free, or dim is too "
+            "large for the data (arXiv 2310.04400)",
+            mend="set a smaller dim, more negatives (num_uniform) or a higher temperature for the facet, and pretrain anew",
         )
     ]
     share = hub_share(rows)

@@ -75,7 +75,9 @@ class ReleaseFreshness:
         return asdict(self)
 
     def __str__(self) -> str:
-        waited = "" if self.delay_s is None else f", which waited {dt.timedelta(seconds=round(self.delay_s))} for the first score"
+        waited = (
+            "" if self.delay_s is None else f", which waited {dt.timedelta(seconds=round(self.delay_s))} for the first score"
+        )
         return f"knows of events until {self.knows_until} UTC, {dt.timedelta(seconds=round(self.age_s))} ago{waited}"
 
 

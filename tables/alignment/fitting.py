@@ -36,8 +36,8 @@ def fit_alignment(symmetry: Symmetry, pairs: Mapping[str, tuple[Tensor, Tensor]]
 
     Raises:
         TypeError: A pair is no pair of tensors.
-        ValueError: There is no row, a value is not finite, the shapes do not match, or complex coordinates are to be paired and D
-            is odd.
+        ValueError: There is no row, a value is not finite, the shapes do not match, or complex coordinates are to be paired
+            and D is odd.
 
     Example:
         >>> old = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])

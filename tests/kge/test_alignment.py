@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from multifacet.kge.models.relations import RelationParameters
 from multifacet.tables import Alignment, OptimizerRows, Snapshot, SnapshotTable
 
 DIM = 8
+SIDES: tuple[Literal["tail", "head"], ...] = ("tail", "head")
 ENDS = {"buys": ["user", "pin"], "likes": ["user", "user"], "made_by": ["pin", "brand"]}
 SIZES = {"user": 60, "pin": 50, "brand": 30}
 MODELS = [
@@ -70,8 +71,8 @@ def scores(snapshot: Snapshot) -> Tensor:
     for relation in ENDS:
         rows = torch.arange(20)
         found.append(predictor.score(relation, rows, rows))
-        for side in ("tail", "head"):
-            found.append(predictor.score_candidates(relation, rows, predictor.candidates(relation, side), side).flatten())
+        candidates = {side: predictor.candidates(relation, side) for side in SIDES}
+        found += [predictor.score_candidates(relation, rows, candidates[side], side).flatten() for side in SIDES]
     return torch.cat(found)
 
 
@@ -86,7 +87,9 @@ def plant(model: str, distance: str, generator: np.random.Generator) -> Alignmen
     if symmetry in {"signs", "shifted_signs"}:
         order = torch.eye(DIM).double()[torch.from_numpy(generator.permutation(DIM))]
         common = torch.from_numpy(generator.choice([-1.0, 1.0], DIM))
-        signs = {name: torch.from_numpy(generator.choice([-1.0, 1.0], DIM)) if symmetry == "signs" else common for name in names}
+        signs = {
+            name: torch.from_numpy(generator.choice([-1.0, 1.0], DIM)) if symmetry == "signs" else common for name in names
+        }
         return Alignment(symmetry=symmetry, matrices={name: order * signs[name] for name in names}, shifts=shifts)
     half = DIM // 2
     order, conjugated = generator.permutation(half), generator.random(half) < 0.5
@@ -107,9 +110,7 @@ def changed(snapshot: Snapshot, path: Path, alignment: Alignment) -> Snapshot:
         )
         for name in snapshot.node_types
     }
-    return Snapshot.write(
-        path, facet="kge", tables=tables, window=snapshot.window, config=snapshot.config, parameters=tensors
-    )
+    return Snapshot.write(path, facet="kge", tables=tables, window=snapshot.window, config=snapshot.config, parameters=tensors)
 
 
 @pytest.mark.parametrize(("model", "distance"), MODELS)

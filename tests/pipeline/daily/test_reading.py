@@ -33,8 +33,16 @@ def test_a_pipeline_is_read_with_paths_beside_its_file(shop: Pipeline) -> None:
         ("dim = 8, max_epochs", "dim = 16, max_epochs", r"facets.contrastive has dim=8, the ranker's tables dim=16"),
         ('time = "shown_at"\nclick', "click", r"name the column as columns.time"),
         ('schema = "schema.toml"', "", r"say what to make it from, by recipe = ... or schema"),
-        ("[gates]", "[rollout]\nrankers = ['a:1']\nlookups = ['b:1']\ntoken_file = 'none'\n[gates]", r"token_file .* does not exist"),
-        ("[facets.kge]", "[facets.graph]", r"facets.graph: a snapshot of kind 'kge' is named so: call the section \[facets.kge\]"),
+        (
+            "[gates]",
+            "[rollout]\nrankers = ['a:1']\nlookups = ['b:1']\ntoken_file = 'none'\n[gates]",
+            r"token_file .* does not exist",
+        ),
+        (
+            "[facets.kge]",
+            "[facets.graph]",
+            r"facets.graph: a snapshot of kind 'kge' is named so: call the section \[facets.kge\]",
+        ),
         ("warm_window_days = 7", "warm_window_days = 7\nstart = 'anew'", r"warm_window_days and pull are of a warm start"),
         ("[store]", "[store]\ntimezone = 'Mars/Olympus'", r"\[store\].*no time zone"),
     ],

@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(write_shop: Callable[.
     bring_up(killed, silent)
     script = _KILLED.format(path=str(path), day=str(DAY), victim="ranker")
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, check=False, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert History(killed.folder).runs()[-1].status == "unfinished"
@@ -143,7 +143,7 @@ def test_one_run_a_store(shop: Pipeline, silent: Any) -> None:
         def started(self, name: str) -> None:
             with pytest.raises(WorkspaceError, match="another run is using") as caught:
                 run_day(shop, DAY, silent, until="load")
-            self.refused = str(caught.value)
+            self.refused = f"{name}: {caught.value}"
 
         def progressed(self, name: str, message: str) -> None: ...
 
