@@ -47,7 +47,7 @@ _OTHER = Metric(name="fingerprints_that_differ", unit="", better=LOWER)
 _SAME = Metric(name="fingerprints_that_are_equal", unit="", better=HIGHER)
 
 _FIRST_WEEK, _LAST_WEEK = 37, 53
-_SERVED_USERS = 150
+_SERVED_USERS = 30
 _SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 _PIPELINE = """
 [store]

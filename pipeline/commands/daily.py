@@ -214,7 +214,8 @@ def _result(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _auc(document: dict[str, Any]) -> float | None:
     metrics: dict[str, Any] = _result(document, "evaluation").get("metrics", {})
-    return metrics.get("ctr", {}).get("roc_auc")
+    found: float | None = metrics.get("ctr", {}).get("roc_auc")
+    return found
 
 
 def _release(document: dict[str, Any]) -> str:

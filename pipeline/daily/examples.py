@@ -74,15 +74,14 @@ def fingerprint_rows(store: GraphStore, section: RankerSection, spans: Mapping[s
     Returns:
         By part, a number of rows and a hash that does not depend on their order, JSON-able.
     """
+    found: dict[str, Any] = {}
     if section.examples is not None:
-        found = {}
         for name, span in spans.items():
             rows = _rows(store, section.examples, span)
             with duckdb.connect() as memory:
                 memory.register("examples", rows)
                 found[name] = _hashed(memory.sql(f"SELECT {_HASH} FROM examples").fetchall()[0])
         return found
-    found = {}
     for name, span in spans.items():
         periods = _periods(store, span)
         listed = ", ".join(str(period) for period in periods) or "NULL"

@@ -96,7 +96,7 @@ def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict
         source = Query(f"SELECT * FROM {reader}([{', '.join(map(quote_text, files))}]) WHERE {section.where}")
     if section.table is not None:
         return {"target": section.target, "loaded": graph.load_table(section.table, source, **reading)}
-    limits = {"max_rejected": section.max_rejected}
+    limits: dict[str, Any] = {"max_rejected": section.max_rejected}
     if section.nodes is not None:
         report = graph.load_nodes(section.nodes, source, id=section.id, time=section.time, **limits, **reading)
     else:

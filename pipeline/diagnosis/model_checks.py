@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multifacet.pipeline.diagnosis.finding import Finding, Level, above, below
 
@@ -79,13 +79,14 @@ def _window_gaps(lineage: Mapping[str, Any], gates: GatesSection) -> list[Findin
 
 def _frozen(config: Mapping[str, Any], gates: GatesSection) -> list[Finding]:
     facets = list(config.get("facets", ()))
-    if not facets or gates.frozen_tables == "ignore":
+    broken: Level | Literal["ignore"] = gates.frozen_tables
+    if not facets or broken == "ignore":
         return []
     rates = {facet: config.get("facet_lrs", {}).get(facet, config.get("table_lr", 0.0)) for facet in facets}
     findings = []
     for facet, rate in rates.items():
         frozen = bool(config.get("freeze_tables")) or not rate
-        level: Level = gates.frozen_tables if frozen and gates.frozen_tables != "ignore" else "ok"
+        level: Level = broken if frozen else "ok"
         findings.append(
             Finding(
                 check="frozen tables",

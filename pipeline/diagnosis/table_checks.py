@@ -136,7 +136,8 @@ def singular_values(rows: Tensor) -> Tensor:
     for begin in range(0, len(rows), _BLOCK_ROWS):
         block = rows[begin : begin + _BLOCK_ROWS].double()
         product += block.t() @ block
-    return torch.linalg.eigvalsh(product).clamp_min(0.0).sqrt().flip(0)
+    values: Tensor = torch.linalg.eigvalsh(product).clamp_min(0.0).sqrt().flip(0)
+    return values
 
 
 def effective_rank(values: Tensor) -> float:

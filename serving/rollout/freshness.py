@@ -87,9 +87,9 @@ def _switched_at(folder: Path, state: State) -> str:
         lines = (folder / "audit.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return ""
-    done = {}
+    done: dict[str, str] = {}
     for line in lines:
         event = json.loads(line)
         if event.get("rollout") == state.number and event.get("event") == "done":
             done.setdefault(event["step"], event["time"])
-    return str(done.get("switched") or done.get("retired") or "")
+    return done.get("switched") or done.get("retired") or ""

@@ -85,7 +85,7 @@ def delayed(address: str) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield "127.0.0.1:%d" % listener.getsockname()[1]
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
         for one in open_:
             with closing(one):
