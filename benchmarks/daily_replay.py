@@ -6,7 +6,8 @@ served by a lookup server and a ranker and scores the week that follows, which n
 scratch on all weeks, every week; `once` trains on the first Sunday only, tables and ranker. Differences are paired by user over
 all weeks together. Then the first pipeline is run on the sample with kill -9 at 20 random moments and started again each time:
 every snapshot, model and release must be that of a run that nothing disturbed. With MULTIFACET_DAILY_REPLAY=FOLDER all is kept
-there, and a second run of the benchmark goes on where the first was stopped.
+there, and a second run of the benchmark goes on where the first was stopped; MULTIFACET_DAILY_REPLAY_SECONDS ends the replay
+early, with the weeks that it came to.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def run(quick: bool) -> Iterator[Row]:
         weeks = range(_FIRST_WEEK, _FIRST_WEEK + 2) if quick else range(_FIRST_WEEK, _LAST_WEEK + 1)
         if not os.environ.get("MULTIFACET_DAILY_REPLAY_KILLS_ONLY"):
             yield from _replay(root / ("quick" if quick else "whole"), weeks, is_sample=quick)
-        yield from _kill(root / "kills", weeks, 2 if quick else 20)
+        yield from _kill(root / "kills", weeks[:1] if quick else weeks[:4], 2 if quick else 20)
 
 
 def _sunday_before(week: int) -> dt.date:
@@ -134,72 +135,84 @@ def _replay(root: Path, weeks: range, *, is_sample: bool) -> Iterator[Row]:
     store = root / "graph.duckdb"
     if not store.exists():
         Recipe.load("completejourney").build(store, _SAMPLE if is_sample else None)
-    # Week by week, so that a run that is stopped has all arms of the weeks that it did.
-    for week in weeks:
-        day = _sunday_before(week)
-        for arm in arms:
-            if arm == "once" and not (root / arm).exists():
-                shutil.copytree(root / "daily", root / arm)  # the first week is the same
-            subprocess.run(_command(pipelines[arm], day, day), stdout=subprocess.DEVNULL, check=False)
-        _score(root, week, pipelines)
+    until = float(os.environ.get("MULTIFACET_DAILY_REPLAY_SECONDS", "inf"))
+    started = time.monotonic()
+    for group in (("daily", "once"), ("anew",)):
+        for week in weeks:
+            if time.monotonic() - started > until:
+                break
+            for arm in group:
+                day = _sunday_before(week)
+                if not (root / arm).exists() and (root / "daily").exists():
+                    shutil.copytree(root / "daily", root / arm)  # the first week is the same
+                if not (root / "scores" / f"{week}-{arm}.json").exists():
+                    subprocess.run(_command(pipelines[arm], day, day), stdout=subprocess.DEVNULL, check=False)
+                    _score(root, week, arm, pipelines[arm])
     config = {"weeks": f"{weeks[0]}..{weeks[-1]}", "sample": is_sample}
-    aucs: dict[str, list[float]] = {arm: [] for arm in arms}
-    for week in weeks:
-        document = json.loads((root / "scores" / f"{week}.json").read_text())
-        for arm in arms:
-            aucs[arm].append(document["auc"][arm])
-            yield Row(case=f"{arm}, week {week}", metric=_AUC, value=document["auc"][arm], config=config)
+    found = {arm: _scored(root, arm, weeks) for arm in arms}
     for arm in arms:
-        runs = History(root / arm).runs()
-        latest = {record.day: record for record in runs}
-        cpu = sum(step.cpu_seconds for record in runs for step in record.steps if not step.reused)
-        yield Row(case=f"{arm}, mean of weeks", metric=_AUC, value=float(np.mean(aucs[arm])), config=config)
-        yield Row(case=arm, metric=_CPU, value=cpu, config=config)
-        releases = sum(record.status == "released" for record in latest.values())
-        yield Row(case=arm, metric=_RELEASES, value=releases, config=config)
-        findings = [
-            found
-            for record in latest.values()
-            for step in record.steps
-            if step.name == "gates"
-            for found in step.result["findings"]
-        ]
-        yield Row(case=arm, metric=_CHECKS, value=len(findings), config=config)
-        alarms = [found for found in findings if found["level"] != "ok"]
-        told = sorted({f"{found['check']}: {found['subject']}" for found in alarms})
-        yield Row(case=arm, metric=_ALARMS, value=len(alarms), config={**config, "alarms": told})
-    yield from _differences(root, weeks, config)
-    diffs = [json.loads((root / "scores" / f"{week}.json").read_text())["max_abs_diff"] for week in weeks]
+        for week, document in found[arm].items():
+            yield Row(case=f"{arm}, week {week}", metric=_AUC, value=document["auc"], config=config)
+        yield from _costs(root, arm, found[arm], config)
+    yield from _differences(root, found, config)
+    diffs = [document["max_abs_diff"] for document in found["daily"].values()]
     yield Row(case="daily", metric=_MAX_DIFF, value=max(diffs), config=config)
 
 
-def _score(root: Path, week: int, pipelines: dict[str, Path]) -> None:
-    """Scores a week with the releases that were there before it; the first arm's is served by two processes."""
-    folder = root / "scores"
-    folder.mkdir(exist_ok=True)
-    if (folder / f"{week}.json").exists():
-        return
-    parts = folder / f"week-{week}"
-    parts.mkdir(exist_ok=True)
-    with GraphStore.open(root / "graph.duckdb", read_only=True) as store:
-        examples = ranking.build_examples(store, [week], weighting="demand", seed=week)
-    examples.save(parts / "test.parquet")
-    document: dict[str, Any] = {"week": week, "rows": len(examples), "auc": {}}
-    for arm, path in pipelines.items():
-        pipeline = read_pipeline(path)
-        history = History(pipeline.folder)
-        behind = _sunday_before(week) + dt.timedelta(days=1)
-        ranker = history.last_step("ranker", before=behind, released=True)
-        release = history.last_step("release", before=behind, released=True)
-        if ranker is None or release is None:
-            raise RuntimeError(f"{arm} has no release before week {week}: look at `multifacet runs {path}`")
-        scores, _ = ranking.quantized_scores(pipeline.folder / ranker.stage / "model", "int4", examples)
-        np.save(parts / f"{arm}.npy", scores)
-        document["auc"][arm] = ranking.roc_auc(examples.ctr_label, scores[:, 0])
-        if arm == "daily":
-            served = _serve(parts, pipeline.folder / release.stage / "release", examples, scores)
-            document |= {name: served[name] for name in ("requests", "wrong_version", "max_abs_diff", "p50_ms", "p99_ms")}
-    (folder / f"{week}.json").write_text(json.dumps(document))
+def _scored(root: Path, arm: str, weeks: range) -> dict[int, dict[str, Any]]:
+    """What was measured of an arm's weeks, as far as it came."""
+    files = {week: root / "scores" / f"{week}-{arm}.json" for week in weeks}
+    return {week: json.loads(file.read_text()) for week, file in files.items() if file.exists()}
+
+
+def _costs(root: Path, arm: str, found: dict[int, dict[str, Any]], config: dict[str, Any]) -> Iterator[Row]:
+    """The CPU time of an arm's weeks, its releases, and what its gates said."""
+    days = {_sunday_before(week) for week in found}
+    latest = {record.day: record for record in History(root / arm).runs() if record.day in days}
+    made: dict[str, float] = {}
+    for record in History(root / arm).runs():
+        for step in record.steps:
+            if record.day in days and not step.reused:
+                made[step.stage or f"{step.name} {record.number}"] = step.cpu_seconds
+    case = f"{arm}, {len(found)} weeks"
+    yield Row(case=case, metric=_AUC, value=float(np.mean([document["auc"] for document in found.values()])), config=config)
+    yield Row(case=case, metric=_CPU, value=sum(made.values()), config=config)
+    yield Row(case=case, metric=_RELEASES, value=sum(record.status == "released" for record in latest.values()), config=config)
+    findings = [
+        finding
+        for record in latest.values()
+        for step in record.steps
+        if step.name == "gates"
+        for finding in step.result["findings"]
+    ]
+    yield Row(case=case, metric=_CHECKS, value=len(findings), config=config)
+    for check in sorted({finding["check"] for finding in findings}):
+        alarms = sum(finding["level"] != "ok" for finding in findings if finding["check"] == check)
+        if alarms:
+            yield Row(case=f"{case}: {check}", metric=_ALARMS, value=alarms, config=config)
+
+
+def _score(root: Path, week: int, arm: str, path: Path) -> None:
+    """Scores a week with the release that was there before it; the daily one is served by two processes."""
+    parts = root / "scores" / f"week-{week}"
+    parts.mkdir(parents=True, exist_ok=True)
+    if not (parts / "test.parquet").exists():
+        with GraphStore.open(root / "graph.duckdb", read_only=True) as store:
+            ranking.build_examples(store, [week], weighting="demand", seed=week).save(parts / "test.parquet")
+    examples = Examples.load(parts / "test.parquet")
+    pipeline = read_pipeline(path)
+    history, behind = History(pipeline.folder), _sunday_before(week) + dt.timedelta(days=1)
+    ranker = history.last_step("ranker", before=behind, released=True)
+    release = history.last_step("release", before=behind, released=True)
+    if ranker is None or release is None:
+        raise RuntimeError(f"{arm} has no release before week {week}: look at `multifacet runs {path}`")
+    scores, _ = ranking.quantized_scores(pipeline.folder / ranker.stage / "model", "int4", examples)
+    np.save(parts / f"{arm}.npy", scores)
+    document: dict[str, Any] = {"week": week, "rows": len(examples), "auc": ranking.roc_auc(examples.ctr_label, scores[:, 0])}
+    if arm == "daily":
+        served = _serve(parts, pipeline.folder / release.stage / "release", examples, scores)
+        document |= {name: served[name] for name in ("requests", "wrong_version", "max_abs_diff", "p50_ms", "p99_ms")}
+    (root / "scores" / f"{week}-{arm}.json").write_text(json.dumps(document))
 
 
 def _serve(parts: Path, release: Path, examples: Examples, scores: np.ndarray) -> dict[str, Any]:
@@ -217,20 +230,19 @@ def _hush(text: str) -> None:
     del text  # a benchmark says its rows, and nothing else
 
 
-def _differences(root: Path, weeks: range, config: dict[str, Any]) -> Iterator[Row]:
-    """Pairs arms by user over all weeks together."""
-    parts = [Examples.load(root / "scores" / f"week-{week}" / "test.parquet") for week in weeks]
-    users = np.concatenate([part.user_id for part in parts])
-    labels = np.concatenate([part.ctr_label for part in parts])
-    scores = {
-        arm: np.concatenate([np.load(root / "scores" / f"week-{week}" / f"{arm}.npy")[:, 0] for week in weeks])
-        for arm in ("daily", "once", "anew")
-    }
+def _differences(root: Path, found: dict[str, dict[int, Any]], config: dict[str, Any]) -> Iterator[Row]:
+    """Pairs arms by user, over all weeks that both came to."""
     for arm, other in (("daily", "once"), ("daily", "anew"), ("anew", "once")):
-        areas = [ranking.roc_auc(labels, scores[name]) for name in (arm, other)]
-        resampled = [ranking.bootstrap_roc_auc(labels, scores[name], users, num_resamples=400, seed=0) for name in (arm, other)]
+        weeks = sorted(found[arm].keys() & found[other].keys())
+        folders = [root / "scores" / f"week-{week}" for week in weeks]
+        parts = [Examples.load(folder / "test.parquet") for folder in folders]
+        users = np.concatenate([part.user_id for part in parts])
+        labels = np.concatenate([part.ctr_label for part in parts])
+        scores = [np.concatenate([np.load(folder / f"{name}.npy")[:, 0] for folder in folders]) for name in (arm, other)]
+        areas = [ranking.roc_auc(labels, values) for values in scores]
+        resampled = [ranking.bootstrap_roc_auc(labels, values, users, num_resamples=400, seed=0) for values in scores]
         low, high = np.quantile(resampled[0] - resampled[1], [0.025, 0.975])
-        case = f"{arm} against {other}"
+        case = f"{arm} against {other}, weeks {weeks[0]}..{weeks[-1]}"
         yield Row(case=case, metric=_DIFFERENCE, value=areas[0] - areas[1], config=config)
         yield Row(case=case, metric=_LOW, value=float(low), config=config)
         yield Row(case=case, metric=_HIGH, value=float(high), config=config)
