@@ -51,4 +51,4 @@ def rollout(context) -> None:
 
 
 ASSETS = [loaded, contrastive, kge, ranker, release, rollout]
-defs = Definitions(assets=ASSETS, jobs=[define_asset_job("daily", selection=ASSETS, partitions_def=DAYS)])
+defs = Definitions(assets=ASSETS, jobs=[define_asset_job("daily", selection=ASSETS)])

@@ -40,7 +40,7 @@ class StoreSection(Configuration):
         default=None, alias="schema", description="TOML file of node types and relations, for a store that loads fill"
     )
     timezone: str = Field(default="UTC", description="zone in which a day begins at midnight, such as America/New_York")
-    folder: Path | None = Field(default=None, description="folder of stages, releases and history; <path>.daily by default")
+    folder: Path | None = Field(default=None, description="folder of stages, releases and history; PATH.daily by default")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -102,7 +102,7 @@ class FacetSection(Configuration):
     kind: Literal["contrastive", "kge"] = Field(description="pretrainer")
     settings: dict[str, Any] = Field(default_factory=dict, description="fields of its configuration")
     relations: tuple[str, ...] | None = Field(default=None, description="relations of the window; all by default")
-    window_days: int | None = Field(default=None, ge=1, description="days of events before the day's end; all by default")
+    window_days: int | None = Field(default=None, ge=1, description="days of events before the window's end; all by default")
     every_days: int = Field(default=1, ge=1, description="days between two trainings; the last tables serve between them")
     start: Literal["warm", "anew"] = Field(default="warm", description="go on from the last tables, or train from scratch")
     warm_window_days: int | None = Field(
@@ -163,7 +163,7 @@ class RankerSection(Configuration):
     train_days: int = Field(default=70, ge=1, description="days of examples to learn from")
     validate_days: int = Field(default=14, ge=1, description="days behind them, on which training is stopped")
     evaluate_days: int = Field(default=7, ge=1, description="the last days, which no training sees, and gates judge by")
-    every_days: int = Field(default=1, ge=1, description="days between two trainings; the last ranker reads new tables between")
+    every_days: int = Field(default=1, ge=1, description="days between two trainings; between them nothing is released")
     weighting: Weighting = Field(default="demand", description="periods: how negatives are drawn")
     negatives: int = Field(default=4, ge=1, description="periods: negatives a positive")
     features: FeatureConfig = Field(default_factory=FeatureConfig, description="periods: what dense features count")
@@ -198,7 +198,7 @@ class GatesSection(Configuration):
     frozen_tables: Literal["stop", "warn", "ignore"] = Field(default="stop", description="tables that do not learn")
     coverage_warn: float | None = Field(default=0.8, description="least share of a feature's examples whose id has a row")
     coverage_stop: float | None = Field(default=0.5, description="likewise, to stop at")
-    calibration_warn: float | None = Field(default=0.1, description="most |predicted / observed - 1|")
+    calibration_warn: float | None = Field(default=0.1, description="most that predicted over observed may be off by, beyond chance")
     calibration_stop: float | None = Field(default=0.5, description="likewise, to stop at")
     drift_warn: float | None = Field(default=0.5, description="least median cosine of an old row with itself a training ago")
     drift_stop: float | None = Field(default=None, description="likewise, to stop at")
@@ -227,7 +227,7 @@ class RolloutSection(Configuration):
     rankers: tuple[str, ...] = Field(min_length=1, description="addresses of the rankers")
     lookups: tuple[str, ...] = Field(min_length=1, description="gRPC addresses of the lookup servers")
     token_file: Path = Field(description="file with the servers' admin token")
-    state: Path | None = Field(default=None, description="folder of the rollout's state; <folder>/rollout by default")
+    state: Path | None = Field(default=None, description="folder of the rollout's state; FOLDER/rollout by default")
     timeout_s: float = Field(default=120.0, gt=0, description="how long one server may take for one change, in seconds")
     tls_ca: Path | None = Field(default=None, description="PEM file of the authority that signed their certificates")
     tls_certificate: Path | None = Field(default=None, description="PEM file of a certificate of one's own")
