@@ -135,20 +135,11 @@ def _replay(root: Path, weeks: range, *, is_sample: bool) -> Iterator[Row]:
     store = root / "graph.duckdb"
     if not store.exists():
         Recipe.load("completejourney").build(store, _SAMPLE if is_sample else None)
-    until = float(os.environ.get("MULTIFACET_DAILY_REPLAY_SECONDS", "inf"))
-    started = time.monotonic()
+    until = time.monotonic() + float(os.environ.get("MULTIFACET_DAILY_REPLAY_SECONDS", "inf"))
     for group in (("daily", "once"), ("anew",)):
         for week in weeks:
-            if time.monotonic() - started > until:
-                break
-            for arm in group:
-                day = _sunday_before(week)
-                if not (root / arm).exists() and (root / "daily").exists():
-                    shutil.copytree(root / "daily", root / arm)  # the first week is the same
-                if not (root / "scores" / f"{week}-{arm}.json").exists():
-                    if arm != "once" or week == weeks[0]:  # which is not due in any other week
-                        subprocess.run(_command(pipelines[arm], day, day), stdout=subprocess.DEVNULL, check=False)
-                    _score(root, week, arm, pipelines[arm])
+            for arm in group if time.monotonic() < until else ():
+                _run_week(root, arm, week, pipelines[arm], is_first=week == weeks[0])
     config = {"weeks": f"{weeks[0]}..{weeks[-1]}", "sample": is_sample}
     found = {arm: _scored(root, arm, weeks) for arm in arms}
     for arm in arms:
@@ -158,6 +149,18 @@ def _replay(root: Path, weeks: range, *, is_sample: bool) -> Iterator[Row]:
     yield from _differences(root, found, config)
     diffs = [document["max_abs_diff"] for document in found["daily"].values()]
     yield Row(case="daily", metric=_MAX_DIFF, value=max(diffs), config=config)
+
+
+def _run_week(root: Path, arm: str, week: int, pipeline: Path, *, is_first: bool) -> None:
+    """Runs an arm on the Sunday before a week, unless that is done, and scores the week."""
+    if not (root / arm).exists() and (root / "daily").exists():
+        shutil.copytree(root / "daily", root / arm)  # the first week is the same
+    if (root / "scores" / f"{week}-{arm}.json").exists():
+        return
+    if arm != "once" or is_first:  # which is not due in any other week
+        day = _sunday_before(week)
+        subprocess.run(_command(pipeline, day, day), stdout=subprocess.DEVNULL, check=False)
+    _score(root, week, arm, pipeline)
 
 
 def _scored(root: Path, arm: str, weeks: range) -> dict[int, dict[str, Any]]:
