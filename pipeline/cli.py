@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from multifacet.pipeline.commands import (
     bench_serving,
@@ -138,7 +139,7 @@ def main() -> None:
         # What a user can mend is said in a line; anything else is a defect and shows its traceback.
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
-        stderr.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        stderr.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -81,7 +81,8 @@ def run(
     _show_runs(done, as_json=as_json, with_steps=day is not None)
     stopped = [record for record in done if record.status == "stopped"]
     for record in stopped:
-        stderr.print(f"[yellow]{record.day} is not released:[/yellow] {record.reason}", highlight=False, soft_wrap=True)
+        reason = f"{record.day} is not released: {record.reason}"
+        stderr.print(reason, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if stopped:
         raise typer.Exit(1)
 

@@ -51,8 +51,7 @@ def diagnose(
         )
         for found in findings:
             if found.level != "ok":
-                stdout.print(f"[bold]{found.level}[/bold] {found.told}", highlight=False, soft_wrap=True)
-                stdout.print(f"  cause: {found.cause}", highlight=False, soft_wrap=True)
-                stdout.print(f"  mend:  {found.mend}", highlight=False, soft_wrap=True, markup=False)
+                for line in (f"{found.level} {found.told}", f"  cause: {found.cause}", f"  mend:  {found.mend}"):
+                    stdout.print(line, highlight=False, soft_wrap=True, markup=False)
     if worst(findings) == "stop":
         raise typer.Exit(1)

@@ -198,7 +198,9 @@ class GatesSection(Configuration):
     frozen_tables: Literal["stop", "warn", "ignore"] = Field(default="stop", description="tables that do not learn")
     coverage_warn: float | None = Field(default=0.8, description="least share of a feature's examples whose id has a row")
     coverage_stop: float | None = Field(default=0.5, description="likewise, to stop at")
-    calibration_warn: float | None = Field(default=0.1, description="most that predicted over observed may be off by, beyond chance")
+    calibration_warn: float | None = Field(
+        default=0.1, description="most that predicted over observed may be off by, beyond chance"
+    )
     calibration_stop: float | None = Field(default=0.5, description="likewise, to stop at")
     drift_warn: float | None = Field(default=0.5, description="least median cosine of an old row with itself a training ago")
     drift_stop: float | None = Field(default=None, description="likewise, to stop at")
