@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,30 @@ def run(quick: bool) -> Iterator[Row]:
         if not os.environ.get("MULTIFACET_DAILY_REPLAY_KILLS_ONLY"):
             yield from _replay(root / ("quick" if quick else "whole"), weeks, is_sample=quick)
         yield from _kill(root / "kills", weeks[:1] if quick else weeks[:4], 2 if quick else 20)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws ROC-AUC over the weeks, a line for each arm, and what it cost."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, (aucs, costs) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 1))
+    for arm in ("daily", "once", "anew"):
+        weekly = [row for row in rows if row["metric"] == _AUC.name and row["case"].startswith(f"{arm}, week ")]
+        weeks = [int(row["case"].rpartition(" ")[2]) for row in weekly]
+        aucs.plot(weeks, [row["value"] for row in weekly], "o-", label=arm)
+        spent = [row for row in rows if row["metric"] == _CPU.name and row["case"].startswith(f"{arm}, ")]
+        for row in spent:
+            num_weeks = int(row["case"].split(", ")[1].split()[0])
+            costs.bar(f"{arm}\n{num_weeks} weeks", row["value"] / num_weeks)
+    aucs.set(title="CTR ROC-AUC of the week that follows", xlabel="week of 2017")
+    aucs.grid(alpha=0.3)
+    aucs.legend()
+    costs.set(title="CPU seconds a week")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _sunday_before(week: int) -> dt.date:
