@@ -1,3 +1,4 @@
+from .alignment import align as align
 from .config import ComposedTower as ComposedTower
 from .config import ContrastiveConfig as ContrastiveConfig
 from .config import ContrastiveValidation as ContrastiveValidation

@@ -1,5 +1,6 @@
 """Knowledge graph embedding: the pretrainer on the heterogeneous graph."""
 
+from multifacet.kge.alignment import align, symmetry_of
 from multifacet.kge.config import KgeConfig, KgeValidation, PlateauConfig
 from multifacet.kge.evaluation.predictor import LinkPredictor, Prediction
 from multifacet.kge.evaluation.protocols import evaluate, evaluate_constrained, evaluate_sampled, known_pairs
@@ -39,6 +40,7 @@ __all__ = [
     "TransRA",
     "TripleSet",
     "TripleSplit",
+    "align",
     "build_model",
     "default_space",
     "evaluate",
@@ -51,6 +53,7 @@ __all__ = [
     "register_model",
     "search",
     "split_view",
+    "symmetry_of",
     "train",
     "train_triples",
 ]

@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from multifacet.pipeline.commands import (
     admin,
     bench_serving,
+    daily,
     data,
+    diagnose,
     experiment,
     graph,
     pretrain,
@@ -36,6 +39,8 @@ app.add_typer(graph.app, name="graph")
 app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
+daily.register(app)
+app.command()(diagnose.diagnose)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(admin.app, name="admin")
 app.add_typer(serve.app, name="serve")
@@ -146,7 +151,7 @@ def main() -> None:
         # What a user can mend is said in a line; anything else is a defect and shows its traceback.
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
-        stderr.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        stderr.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -29,6 +29,7 @@ from .release.bases import lineage as lineage
 from .release.publisher import publish as publish
 from .release.release import Release as Release
 from .release.writer import ReleaseWriter as ReleaseWriter
+from .rollout.freshness import ReleaseFreshness as ReleaseFreshness
 from .rollout.journal import RolledBackError as RolledBackError
 from .rollout.journal import RolloutError as RolloutError
 from .rollout.rollout import Rollout as Rollout

@@ -1,3 +1,6 @@
+from .alignment.alignment import Alignment as Alignment
+from .alignment.fitting import fit_alignment as fit_alignment
+from .alignment.snapshots import align_snapshot as align_snapshot
 from .codec.mixed import MixedTable as MixedTable
 from .codec.mixed import plan_precision as plan_precision
 from .codec.rows import Precision as Precision

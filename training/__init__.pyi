@@ -30,3 +30,4 @@ from .sharded_tables import ShardedTables as ShardedTables
 from .step_threads import Lanes as Lanes
 from .step_threads import PreparingThread as PreparingThread
 from .warm_start import WarmStart as WarmStart
+from .warm_start import WarmStartConfig as WarmStartConfig

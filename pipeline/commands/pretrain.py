@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from multifacet.pipeline.alignment import write_aligned
 from multifacet.pipeline.commands.searching import Chooser, Minutes, Seeds, Space, read_search, tell_search
 from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings, Since, checkpoint_beside, parse_settings
 from multifacet.pipeline.processes import count_processes, join_processes
@@ -66,6 +66,15 @@ Preset = Annotated[
     typer.Option(help="Start from this preset instead of the defaults; --set changes its fields (see the manual's table)."),
 ]
 
+AlignTo = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SNAPSHOT",
+        help="Older snapshot in whose basis the tables are written, every score kept, so that what reads the old ones can read "
+        "them.",
+    ),
+]
+
 
 @app.command("kge")
 def pretrain_kge(
@@ -104,6 +113,7 @@ def pretrain_kge(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    align_to: AlignTo = None,
     preset: Preset = None,
     search: Minutes = None,
     search_seeds: Seeds = 3,
@@ -156,6 +166,7 @@ def pretrain_kge(
             split,
             output,
             life,
+            align_to,
             unit="edges",
             as_json=as_json,
             choose=partial(chooser, partial(kge.search, split, config)) if chooser else None,
@@ -170,8 +181,9 @@ def pretrain_kge(
         split = kge.split_view(view, config, np.random.default_rng(config.seed))
         return chooser(partial(kge.search, split, config), lifecycle, folder)
 
+    window = {"as_of": as_of, "since": since, "relations": relation}
     _pretrain(
-        *(kge.train, config, store, output, as_of, since, relation, life),
+        *(kge.train, config, store, output, window, life, align_to),
         unit="edges",
         as_json=as_json,
         choose=choose if chooser else None,
@@ -200,6 +212,7 @@ def pretrain_contrastive(
     pull: Pull = 0.0,
     keep_state: KeepState = 1.0,
     new_rows: NewRows = "random",
+    align_to: AlignTo = None,
     preset: Preset = None,
     search: Minutes = None,
     search_seeds: Seeds = 3,
@@ -223,7 +236,7 @@ def pretrain_contrastive(
     life = _lifecycle(output, checkpoint, checkpoint_every, warm_start, pull, keep_state, new_rows, resume=resume)
     config = contrastive.ContrastiveConfig(**_with_preset(parse_settings(settings), preset))
     if pairs is not None:
-        _pretrain_pairs(pairs, config, columns, weight, output, life, chooser, as_json=as_json)
+        _pretrain_pairs(pairs, config, columns, weight, output, life, align_to, chooser, as_json=as_json)
         return
     assert store is not None  # noqa: S101 - `_split_paths` has looked
 
@@ -232,8 +245,9 @@ def pretrain_contrastive(
         positives, held_out = contrastive.split_view(view, config)
         return chooser(partial(contrastive.search, positives, held_out, config), lifecycle, folder)
 
+    window = {"as_of": as_of, "since": since, "relations": relation}
     _pretrain(
-        *(contrastive.train, config, store, output, as_of, since, relation, life),
+        *(contrastive.train, config, store, output, window, life, align_to),
         unit="pairs",
         as_json=as_json,
         choose=choose if chooser else None,
@@ -293,6 +307,7 @@ def _pretrain_plain(
     source: kge.TripleSplit | contrastive.Pairs,
     output: Path,
     life: dict[str, Any],
+    align_to: Path | None,
     *,
     unit: str,
     as_json: bool,
@@ -311,7 +326,7 @@ def _pretrain_plain(
         if not speaks:
             return
         report = found.report if found is not None else None
-        snapshot = result.write_snapshot(output, source, search=report)
+        snapshot = write_aligned(output, align_to, lambda path: result.write_snapshot(path, source, search=report))
     _clear(life)
     _tell(snapshot, output, report, as_json=as_json)
 
@@ -323,6 +338,7 @@ def _pretrain_pairs(
     weight: str | None,
     output: Path,
     life: dict[str, Any],
+    align_to: Path | None,
     chooser: Chooser | None,
     *,
     as_json: bool,
@@ -342,6 +358,7 @@ def _pretrain_pairs(
         read,
         output,
         life,
+        align_to,
         unit="pairs",
         as_json=as_json,
         choose=partial(chooser, partial(contrastive.search, pairs, held_out, config)) if chooser else None,
@@ -405,10 +422,9 @@ def _pretrain(
     config: kge.KgeConfig | contrastive.ContrastiveConfig,
     store: Path,
     output: Path,
-    as_of: dt.datetime | None,
-    since: dt.datetime | None,
-    relations: list[str] | None,
+    window: dict[str, Any],
     life: dict[str, Any],
+    align_to: Path | None,
     *,
     unit: str,
     as_json: bool,
@@ -419,7 +435,7 @@ def _pretrain(
     from multifacet.training import Lifecycle
 
     with GraphStore.open(store, read_only=True) as graph, join_processes() as speaks:
-        view = graph.view(as_of=as_of, since=since, relations=relations)
+        view = graph.view(**window)
         with TrainingDisplay(unit, shown=speaks) as display, StopOnSignal() as stop:
             lifecycle = Lifecycle(**life, on_step=display.on_step, stop=stop.event)
             found = choose(view, lifecycle, _trials_folder(life)) if choose is not None else None
@@ -429,6 +445,6 @@ def _pretrain(
             return
         with stderr.status("writing the snapshot"):
             report = found.report if found is not None else None
-            snapshot = result.write_snapshot(output, view, search=report)
+            snapshot = write_aligned(output, align_to, lambda path: result.write_snapshot(path, view, search=report))
     _clear(life)
     _tell(snapshot, output, report, as_json=as_json)

@@ -11,7 +11,7 @@ from multifacet.pipeline.options import Settings, parse_settings
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
 
 if TYPE_CHECKING:
-    from multifacet.serving import Rollout
+    from multifacet.serving import ReleaseFreshness, Rollout
     from multifacet.serving.core.document import State
 
 app = typer.Typer(no_args_is_help=True, help="Move live servers from one release to the next in three phases, and back.")
@@ -79,15 +79,15 @@ def adopt(
 
 @app.command()
 def status(state: Folder, as_json: AsJson = False) -> None:
-    """Prints where the rollout is."""
-    from multifacet.serving import Rollout, RolloutError
+    """Prints where the rollout is, and until when what is served knows of events."""
+    from multifacet.serving import ReleaseFreshness, Rollout, RolloutError
 
     if not state.is_dir():
         raise RolloutError(f"{state} is no folder of a rollout: start one")
     written = Rollout(state, _no_server).state()
     if written is None:
         raise RolloutError(f"{state} has no rollout: start one")
-    _show(written, as_json=as_json)
+    _show(written, as_json=as_json, freshness=ReleaseFreshness.of(state, written))
 
 
 @app.command()
@@ -161,12 +161,15 @@ def _no_server(address: str) -> NoReturn:
     raise AssertionError(f"reading the state asks no server, not {address}")
 
 
-def _show(state: State, *, as_json: bool) -> None:
+def _show(state: State, *, as_json: bool, freshness: ReleaseFreshness | None = None) -> None:
     if as_json:
-        emit_json({**state.model_dump(mode="json"), "is_over": state.is_over})
+        told = {} if freshness is None else {"freshness": freshness.to_dict()}
+        emit_json({**state.model_dump(mode="json"), "is_over": state.is_over, **told})
         return
     doing = f", {state.doing} begun" if state.doing else ""
     why = f" ({state.reason})" if state.reason else ""
     stdout.print(f"rollout {state.number}: {state.done}{doing}{why}", highlight=False)
     stdout.print(f"  from {state.old_version[:12]} {state.old_path}", highlight=False, soft_wrap=True)
     stdout.print(f"  to   {state.new_version[:12]} {state.new_path}", highlight=False, soft_wrap=True)
+    if freshness is not None:
+        stdout.print(f"  {freshness.version[:12]} {freshness}", highlight=False, soft_wrap=True)

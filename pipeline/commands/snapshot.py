@@ -88,6 +88,26 @@ def emit_drift(drift: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 @app.command()
+def align(
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the snapshot to write anew.")],
+    to: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of the older snapshot, whose basis is taken.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Snapshot to write: a folder that does not exist yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Writes a snapshot anew in the basis of an older one: every score of its own stays, and old rankers can read it."""
+    from multifacet.pipeline import alignment
+    from multifacet.tables import Snapshot
+
+    aligned = alignment.align(output, Snapshot.load(new), Snapshot.load(to))
+    told = aligned.metrics["alignment"]
+    if as_json:
+        emit_json({"snapshot": str(output), "fingerprint": aligned.fingerprint, "alignment": told})
+        return
+    rows = ({"node type": name, **table} for name, table in told["tables"].items())
+    emit_rows(rows, title=f"squared distance from the old rows, as a share of theirs ({told['symmetry']})")
+
+
+@app.command()
 def neighbors(
     path: Path_,
     node_type: Annotated[str, typer.Argument(metavar="TYPE", help="Node type of the id.")],

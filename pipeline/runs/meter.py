@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
@@ -17,24 +18,28 @@ class Meter:
 
     Attributes:
         seconds: Wall time of the block.
+        cpu_seconds: CPU time of this process, and of children that ended within the block.
         peak_rss_bytes: Largest resident memory of this process and its children together.
     """
 
     def __init__(self, interval_seconds: float = 0.05) -> None:
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
         self.peak_rss_bytes = 0
         self._interval_seconds = interval_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._started = 0.0
+        self._started = self._cpu_started = 0.0
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
+        self._cpu_started = sum(os.times()[:4])
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = sum(os.times()[:4]) - self._cpu_started
         self._stop.set()
         self._thread.join()
 

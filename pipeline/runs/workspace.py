@@ -53,6 +53,7 @@ class Stage:
         seconds: Wall time when it was made.
         peak_rss_bytes: Peak memory when it was made.
         reused: Whether it was there already.
+        cpu_seconds: CPU time when it was made; 0 where it was not measured.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     seconds: float
     peak_rss_bytes: int
     reused: bool
+    cpu_seconds: float = 0.0
 
 
 #: Told of progress in words.
@@ -120,11 +122,13 @@ class Workspace:
     Args:
         root: The folder; it is created.
         watcher: Told of what starts, progresses and ends.
+        keep_outdated: Whether a stage stays beside the one that is made in its place, such as one that others were made from.
     """
 
-    def __init__(self, root: Path, watcher: Watcher) -> None:
+    def __init__(self, root: Path, watcher: Watcher, *, keep_outdated: bool = False) -> None:
         self.root = root
         self.watcher = watcher
+        self.keep_outdated = keep_outdated
         self.stages: list[Stage] = []
         self._workers: _Workers | None = None
 
@@ -153,6 +157,30 @@ class Workspace:
                 if self._workers is not None:
                     self._workers.close()
                     self._workers = None
+
+    def find(self, task: Task) -> Stage | None:
+        """Gives a finished stage, or None; nothing is made."""
+        path = self._path(task)
+        return self.open_stage(path) if path.exists() else None
+
+    @staticmethod
+    def open_stage(path: Path) -> Stage:
+        """Opens a finished stage by its folder; its files' sizes are compared, their contents are not.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        return _open(path, reused=True, verify=False)
+
+    @staticmethod
+    def inputs_of(path: Path) -> dict[str, Any]:
+        """Gives all that determined a finished stage, as `Task.inputs` does.
+
+        Raises:
+            ArtifactError: There is none.
+        """
+        inputs: dict[str, Any] = Artifact.open(path, kind=_KIND, verify=False).manifest["inputs"]
+        return inputs
 
     def make(self, task: Task) -> Stage:
         """Makes a stage here and now, or finds it done."""
@@ -202,7 +230,8 @@ class Workspace:
 
     def _made(self, task: Task) -> Stage:
         path = self._path(task)
-        self._remove_outdated(task.name, path)
+        if not self.keep_outdated:
+            self._remove_outdated(task.name, path)
         return _open(path, reused=False)
 
     def _finish(self, stage: Stage) -> Stage:
@@ -222,7 +251,7 @@ def _make(task: Task, path: Path, say: Say) -> None:
         with Meter() as meter:
             result = task.run(writer.directory, say)
         writer.manifest.update(inputs=inputs, key=content_key(inputs), result=result)
-        writer.manifest.update(seconds=meter.seconds, peak_rss_bytes=meter.peak_rss_bytes)
+        writer.manifest.update(seconds=meter.seconds, cpu_seconds=meter.cpu_seconds, peak_rss_bytes=meter.peak_rss_bytes)
 
 
 class _Workers:
@@ -292,8 +321,8 @@ def _make_in_worker(task: Task, path: Path) -> None:
     _make(task, path, lambda text: _worker_messages.put((task.name, text)))
 
 
-def _open(path: Path, *, reused: bool) -> Stage:
-    manifest = Artifact.open(path, kind=_KIND).manifest
+def _open(path: Path, *, reused: bool, verify: bool = True) -> Stage:
+    manifest = Artifact.open(path, kind=_KIND, verify=verify).manifest
     return Stage(
         name=manifest["inputs"]["name"],
         key=manifest["key"],
@@ -302,6 +331,7 @@ def _open(path: Path, *, reused: bool) -> Stage:
         seconds=manifest["seconds"],
         peak_rss_bytes=manifest["peak_rss_bytes"],
         reused=reused,
+        cpu_seconds=manifest.get("cpu_seconds", 0.0),
     )
 
 

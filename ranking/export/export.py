@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
@@ -157,6 +158,7 @@ def export_model(
     result: RankingResult,
     *,
     metrics: Mapping[str, Any] | None = None,
+    learned: tuple[dt.datetime | None, dt.datetime] | None = None,
     replace: bool = False,
 ) -> Artifact:
     """Write a trained ranker as an artefact of kind "ranking-model".
@@ -164,7 +166,7 @@ def export_model(
     On disk::
 
         manifest.json               name, dense_features, dim, tables, slots, sequence, upper, tasks, parents, config, metrics,
-                                    collisions (of each hashed feature), examples (how they were made)
+                                    collisions (of each hashed feature), examples (how they were made), lineage (see below)
         vectors/<table>.safetensors key "weights", float32 or float16 [rows, dim], the out-of-vocabulary row included
         id_maps/<feature>...        external id -> row, one a feature, or one for all features of a node type
         upper.pt2                   torch.export program: (dense [B, F], embeddings [B, T, dim]) -> logits [B, 2]
@@ -176,6 +178,9 @@ def export_model(
         path: Directory to write.
         result: The trained ranker.
         metrics: Metrics beside the validation's, such as the test's.
+        learned: Time of the first training example (None: the first there is), and the time before which all of them lie. The
+            manifest's `lineage` keeps it beside the snapshots' windows; `knows_until` in it is the latest time of which the
+            model knows events, by its examples or its tables.
         replace: Whether to replace an artefact that is already there.
 
     Returns:
@@ -234,8 +239,24 @@ def export_model(
             "metrics": result.metrics | dict(metrics or {}),
             "collisions": {feature: asdict(report) for feature, report in result.collisions.items()},
             "examples": dict(result.metadata),
+            "lineage": _lineage(result, learned),
         }
     return Artifact.open(path, kind=KIND, verify=False)
+
+
+def _lineage(result: RankingResult, learned: tuple[dt.datetime | None, dt.datetime] | None) -> dict[str, Any]:
+    """Say of which time a model's tables and examples are."""
+    tables = {
+        facet: {name: window[name] for name in ("since", "as_of") if window.get(name) is not None}
+        for facet, window in result.windows.items()
+    }
+    ends = [dt.datetime.fromisoformat(window["as_of"]) for window in tables.values() if "as_of" in window]
+    lineage: dict[str, Any] = {"tables": tables}
+    if learned is not None:
+        since, until = learned
+        lineage["examples"] = {"since": since and since.isoformat(), "until": until.isoformat()}
+        ends.append(until)
+    return lineage | ({"knows_until": max(ends).isoformat()} if ends else {})
 
 
 def _id_map_of(spec: TableSpec, id_maps: Mapping[str, IdMap]) -> str:

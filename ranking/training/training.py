@@ -56,6 +56,7 @@ class RankingResult:
         parents: Fingerprints of the snapshots.
         collisions: Which ids share rows, for each feature of the configuration's `hash_rows`.
         metadata: How the training examples were made.
+        windows: Facet -> the graph window of the snapshot that its tables started from.
     """
 
     model: RankingModel
@@ -68,6 +69,7 @@ class RankingResult:
     parents: tuple[str, ...]
     collisions: Mapping[str, CollisionReport] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def score(self, examples: Examples) -> NDArray[np.float32]:
         """Score examples.
@@ -205,6 +207,7 @@ def train(
         parents=tuple(snapshot.fingerprint for snapshot in chosen),
         collisions=collisions,
         metadata=dict(examples_train.metadata),
+        windows={snapshot.facet: snapshot.window for snapshot in chosen},
     )
 
 

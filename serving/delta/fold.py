@@ -58,6 +58,7 @@ def fold(path: str | os.PathLike[str], folded_path: str | os.PathLike[str], *, r
         id_maps={name: id_map for name, (id_map, _) in orders.items()},
         num_shards=manifest.num_shards,
         sequence=manifest.sequence,
+        knows_until=manifest.knows_until,
         replace=replace,
     )
     with writer:

@@ -86,7 +86,13 @@ def publish_delta(
 
 
 def _write(model: TrainedModel, path: str | os.PathLike[str], base: Release, tolerance: float, *, replace: bool) -> Release:
-    writer = DeltaWriter(path, base.path, parents=(model.artifact.fingerprint,), replace=replace)
+    writer = DeltaWriter(
+        path,
+        base.path,
+        parents=(model.artifact.fingerprint,),
+        knows_until=model.manifest.lineage.knows_until,
+        replace=replace,
+    )
     whole_bytes = sum(table.rows * table.row_bytes for table in base.tables)
     changed_maps = set()
     with writer:

@@ -66,6 +66,7 @@ class DeltaWriter:
         path: Directory to write; it appears whole or not at all.
         base: The release to lie over.
         parents: Fingerprints of what the rows come from.
+        knows_until: Time until which the rows know of events, ISO 8601, if that is known.
         replace: Whether a release that is there already may be replaced.
 
     Attributes:
@@ -85,6 +86,7 @@ class DeltaWriter:
         base: str | os.PathLike[str],
         *,
         parents: tuple[str, ...],
+        knows_until: str | None = None,
         replace: bool = False,
     ):
         self.base, self.parts = parts_of(base)
@@ -94,6 +96,7 @@ class DeltaWriter:
             raise ArtifactError(f"{base} lies over {MAX_DEPTH} releases: fold it (multifacet fold {base} FOLDED), and use that")
         self._writer = ArtifactWriter(path, kind=KIND, replace=replace)
         self._parents = parents
+        self._knows_until = knows_until
         self._tables = {table.name: table for table in self.base.tables}
         self._changes = {
             (table.name, part.shard): _Changes() for table in self.base.tables for part in parts_with(table, self.parts)
@@ -306,6 +309,7 @@ class DeltaWriter:
         manifest = self.base.manifest.model_copy(
             update={
                 "parents": self._parents,
+                "knows_until": self._knows_until,
                 "tables": tuple(tables),
                 "base": ReleaseBase(version=self.base.version, depth=self._depth),
             }

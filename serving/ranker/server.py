@@ -21,6 +21,7 @@ from multifacet.serving.config import RankerConfig
 from multifacet.serving.core import readiness
 from multifacet.serving.errors import ServingError, UnavailableError, VersionNotLoadedError
 from multifacet.serving.protocol import admin_pb2, lookup_pb2, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.ranker.freshness import Freshness
 from multifacet.serving.ranker.outcomes import Outcomes
 from multifacet.serving.ranker.request import RequestRanker
 from multifacet.serving.ranker.scorer import Scorer
@@ -65,6 +66,7 @@ class RankerServer(ServerShell[Scorer]):
         self.metrics = ServerMetrics("ranker", _PHASES)
         self._shadow = Shadow()
         self._outcomes = Outcomes()
+        self._freshness = Freshness()
         self._lookup = connect_lookup(
             config.lookup,
             timeout_s=config.lookup_timeout_s,
@@ -174,6 +176,7 @@ class RankerServer(ServerShell[Scorer]):
             "shadow_failed": ("Requests that the shadow could not score.", shadow.failed),
             "shadow_mean_abs_difference": ("Mean distance of the probabilities.", shadow.mean_abs_difference),
             "shadow_mean_difference": ("Mean of shadow less current.", shadow.mean_difference),
+            **self._freshness.gauges(self.current_version, self._knows_until()),
         }
         outcomes = {
             version: {
@@ -301,6 +304,12 @@ class RankerServer(ServerShell[Scorer]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    def _knows_until(self) -> str | None:
+        """The time until which the current version knows of events."""
+        held = dict(self._loaded.items())
+        scorer = held.get(self.current_version)
+        return None if scorer is None else scorer.manifest.knows_until
+
     def _open(self, path: Path) -> tuple[str, Scorer]:
         release = Release.open(path, verify=self.config.verify, half="ranker")
         config = self.config
@@ -328,6 +337,7 @@ class RankerServer(ServerShell[Scorer]):
         with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version) as outcome:
             answer, scores = self._requests.rank(request, version, scorer, context)
             outcome.degraded = answer.without_tables
+        self._freshness.scored(version)
         if not request.version and request.num_candidates and not answer.without_tables:
             self._shadow.offer(scores, lambda: self._score_as(request, self._shadow.version))
         return answer

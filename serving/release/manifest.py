@@ -130,6 +130,9 @@ class ReleaseManifest(BaseModel):
     num_shards: PositiveInt = Field(default=1, description="How many lookup hosts the split tables are split over.")
     sequence: ReleaseSequence | None = Field(default=None, description="The sequence that the model reads, if any.")
     base: ReleaseBase | None = Field(default=None, description="The release that it is laid over; None for a whole release.")
+    knows_until: str | None = Field(
+        default=None, description="Time until which the model knows of events, ISO 8601; UTC without a zone."
+    )
 
     @model_validator(mode="after")
     def _fit_base(self) -> Self:

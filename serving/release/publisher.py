@@ -68,6 +68,14 @@ class ModelSequence(BaseModel):
     request_pooling: str = Field(description="The exported pooling of one user's sequence.")
 
 
+class ModelLineage(BaseModel):
+    """Of which time a model's tables and examples are."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    knows_until: str | None = Field(default=None, description="Time until which the model knows of events, ISO 8601.")
+
+
 class ModelManifest(BaseModel):
     """What serving reads of a trained model's manifest."""
 
@@ -81,6 +89,7 @@ class ModelManifest(BaseModel):
     sequence: ModelSequence | None = Field(default=None, description="The sequence that it reads, if any.")
     upper: str = Field(description="The exported upper model.")
     tasks: tuple[Literal["ctr"], Literal["cvr"]] = Field(description="Tasks in the order of the logits' columns.")
+    lineage: ModelLineage = Field(default=ModelLineage(), description="Of which time it is.")
 
     @model_validator(mode="after")
     def _name_tables_once(self) -> Self:
@@ -162,6 +171,7 @@ def publish(
         id_maps=model.id_maps,
         num_shards=shards,
         sequence=model.manifest.release_sequence(),
+        knows_until=model.manifest.lineage.knows_until,
         replace=replace,
     )
     with writer:

@@ -49,6 +49,7 @@ class ReleaseWriter:
         id_maps: The id maps by name.
         num_shards: How many lookup hosts to split the tables over; 1 for a release that each holds whole.
         sequence: The sequence that the model reads, if any; `add_pooling` then too.
+        knows_until: Time until which the model knows of events, ISO 8601, if that is known.
         replace: Whether a release that is there already may be replaced.
 
     Raises:
@@ -70,6 +71,7 @@ class ReleaseWriter:
         id_maps: dict[str, IdMap],
         num_shards: int = 1,
         sequence: ReleaseSequence | None = None,
+        knows_until: str | None = None,
         replace: bool = False,
     ):
         if not 1 <= num_shards <= MAX_SHARDS:
@@ -83,6 +85,7 @@ class ReleaseWriter:
         self._id_maps = id_maps
         self._num_shards = num_shards
         self._sequence = sequence
+        self._knows_until = knows_until
         self._splits: dict[str, TableSplit | None] = {}
         self._tables: list[ReleaseTable] = []
 
@@ -243,6 +246,7 @@ class ReleaseWriter:
             tables=tuple(self._tables),
             num_shards=self._num_shards,
             sequence=self._sequence,
+            knows_until=self._knows_until,
             id_types={table.feature: self._id_maps[table.id_map].id_type for table in self._tables},
         )
         # Without what a release does not have: its version then is the same as before there were shards and sequences.

@@ -50,6 +50,7 @@ CASES = [
         lambda: Positives.from_pairs(np.array([0]), np.array([0]), weights=np.array([np.nan]), **PAIRS),
         "edge 0 has nan",
     ),
+    Case("align", "wrong type", lambda: contrastive.align("a", "new", "old"), "new is a str; expected Snapshot"),
     Case("train", "wrong type", lambda: contrastive.train(NONE, CONFIG), "view is a Positives; expected a graph's view"),
     Case(
         "split_view", "wrong type", lambda: contrastive.split_view(NONE, CONFIG), "view is a Positives; expected a graph's view"

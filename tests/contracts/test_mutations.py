@@ -50,6 +50,13 @@ def of_tables(folder: Path) -> dict[str, Call]:
             function=tables.compare_snapshots,
             arguments={"old": snapshot, "new": snapshot, "align": True, "neighbors": True, "seed": 0},
         ),
+        "fit_alignment": Call(
+            function=tables.fit_alignment, arguments={"symmetry": "rotation", "pairs": {"pin": (rows(), rows())}}
+        ),
+        "align_snapshot": Call(
+            function=tables.align_snapshot,
+            arguments={"path": folder / "a", "new": snapshot, "to": snapshot, "symmetry": "signs"},
+        ),
         "accumulate_rows": Call(
             function=tables.accumulate_rows,
             arguments={"indices": torch.tensor([0, 1, 0], dtype=torch.int32), "gradients": rows(3)},
@@ -87,6 +94,7 @@ def of_training(folder: Path) -> dict[str, Call]:
             arguments={"path": folder / "s", "pull": 0.5, "keep_state": 1.0},
             positional=("path",),
         ),
+        "WarmStartConfig": Call(function=training.WarmStartConfig, arguments={"pull": 0.5, "new_rows": "mean"}),
         "Lifecycle": Call(
             function=training.Lifecycle, arguments={"checkpoint": folder / "c", "every_seconds": 1.0, "resume": True}
         ),
@@ -125,6 +133,11 @@ def of_kge(folder: Path) -> dict[str, Call]:
             function=kge.default_space, arguments={"base": KGE, "statistics": kge.GraphStatistics.of(SPLIT.train)}
         ),
         "GraphStatistics": Call(function=kge.GraphStatistics.of, arguments={"triples": SPLIT.train}, positional=("triples",)),
+        "align": Call(
+            function=kge.align,
+            arguments={"path": folder / "a", "new": Snapshot.load(folder / "k"), "to": Snapshot.load(folder / "k")},
+        ),
+        "symmetry_of": Call(function=kge.symmetry_of, arguments={"model": "transe", "distance": "l1"}),
         "build_model": Call(function=kge.build_model, arguments={"config": KGE}),
         "known_pairs": Call(function=kge.known_pairs, arguments={"triples": SPLIT.train}, positional=("triples",)),
         "evaluate": Call(function=kge.evaluate, arguments=scored | {"hits": (1, 3)}),
@@ -180,6 +193,10 @@ def of_contrastive(folder: Path) -> dict[str, Call]:
                 "columns": ("u", "i"),
                 "weight": "n",
             },
+        ),
+        "align": Call(
+            function=contrastive.align,
+            arguments={"path": folder / "a", "new": Snapshot.load(folder / "c"), "to": Snapshot.load(folder / "c")},
         ),
         "train_pairs": Call(
             function=contrastive.train_pairs,
@@ -389,6 +406,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     | {
         "MixedTable": "tests/tables/codec/test_mixed.py",
         "OptimizerRows": "Snapshot.write checks it; tests/tables/test_snapshot.py",
+        "Alignment": FOUND,
         "SnapshotTable": "Snapshot.write checks it; tests/tables/test_snapshot.py",
     },
     "kge": dict.fromkeys(("KgeResult", "Prediction", "Search"), FOUND)

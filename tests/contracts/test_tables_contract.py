@@ -51,6 +51,21 @@ CASES = [
         lambda: tables.find_neighbors(ROWS, ROWS[:0], 2),
         gives=lambda found: found[1].shape == (6, 0),
     ),
+    Case("fit_alignment", "unknown", lambda: tables.fit_alignment("turn", {"pin": (ROWS, ROWS)}), "symmetry is 'turn'"),
+    Case(
+        "fit_alignment", "wrong type", lambda: tables.fit_alignment("rotation", {"pin": ROWS}), "expected .old rows, new rows."
+    ),
+    Case("fit_alignment", "nan", lambda: tables.fit_alignment("rotation", {"pin": (ROWS, NAN)}), "not finite"),
+    Case(
+        "fit_alignment", "empty", lambda: tables.fit_alignment("rotation", {"pin": (ROWS[:0], ROWS[:0])}), "no row is in both"
+    ),
+    Case("fit_alignment", "empty", lambda: tables.fit_alignment("rotation", {}), "at least one table"),
+    Case("fit_alignment", "mismatched", lambda: tables.fit_alignment("rotation", {"pin": (ROWS, ROWS[:, :4])}), "of one width"),
+    Case(
+        "align_snapshot", "wrong type", lambda: tables.align_snapshot("a", "old", "new", "signs"), "new is a str; expected Snap"
+    ),
+    Case("align_snapshot", "mismatched", lambda: tables.align_snapshot("a", *two([1, 2], dim=4), "signs"), "has dimension"),
+    Case("align_snapshot", "empty", lambda: tables.align_snapshot("a", *two([77]), "rotation"), "no row is in both"),
     Case("compare_snapshots", "mismatched", lambda: tables.compare_snapshots(*two([1, 2], dim=4)), "cannot be compared"),
     Case("compare_snapshots", "wrong type", lambda: tables.compare_snapshots(*two(["a", "b"])), "table 'pin'"),
     Case("compare_snapshots", "wrong type", lambda: tables.compare_snapshots("old", "new"), "old is a str; expected Snapshot"),

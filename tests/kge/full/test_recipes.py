@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from multifacet.kge.models.registry import build_model
 
 from multifacet.graphdb import GraphView
 from multifacet.kge import (
@@ -24,6 +23,7 @@ from multifacet.kge import (
     train_triples,
 )
 from multifacet.kge.full.trainer import FullTrainer
+from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.sampled.schedule import count_plateaus, step_factor
 from multifacet.training import Lifecycle, Position, StepProgress

@@ -1,0 +1,119 @@
+"""What a day brings into the store."""
+
+from __future__ import annotations
+
+import datetime as dt
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from multifacet.graphdb import GraphSchema, GraphStore, Query, Recipe
+from multifacet.graphdb.sql import quote_text
+from multifacet.pipeline.runs.workspace import content_key
+
+if TYPE_CHECKING:
+    from multifacet.pipeline.daily.config import LoadSection, Pipeline
+    from multifacet.pipeline.daily.history import History
+    from multifacet.pipeline.runs.workspace import Say
+
+__all__ = ["DONE", "NOTHING", "fingerprint", "is_done", "load"]
+
+DONE: Final = "the same files were loaded before"
+NOTHING: Final = "there is no [[load]], and the store is there"
+
+
+def fingerprint(pipeline: Pipeline, day: dt.date) -> str:
+    """Gives a hash of what a day loads, by the files' names, sizes and times, and of which store it goes to.
+
+    Args:
+        pipeline: The pipeline.
+        day: The day.
+    """
+    path = pipeline.store.path
+    files = {}
+    for section in pipeline.load:
+        for name in _files(section, day):
+            status = Path(name).stat()
+            files[name] = [status.st_size, status.st_mtime_ns]
+    store = path.stat().st_ino if path.exists() else None
+    sections = [section.model_dump(mode="json") for section in pipeline.load]
+    return content_key({"sections": sections, "files": files, "store": store})
+
+
+def is_done(pipeline: Pipeline, history: History, day: dt.date, key: str) -> bool:
+    """Whether a day's files are in the store already, or it has none and the store is there."""
+    if not pipeline.store.path.exists():
+        return False
+    if not pipeline.load:
+        return True
+    done = (step for run in history.runs() if run.day == day for step in run.steps if step.name == "load")
+    return any(step.key == key for step in done)
+
+
+def load(pipeline: Pipeline, day: dt.date, say: Say) -> dict[str, Any]:
+    """Makes the store if there is none, and loads a day's files; rows that were loaded before add nothing.
+
+    Args:
+        pipeline: The pipeline.
+        day: The day.
+        say: Told of the progress.
+
+    Raises:
+        FileNotFoundError: A section's files are not there, and it does not say to skip them.
+        GraphError: A load is refused.
+    """
+    store = pipeline.store
+    made = not store.path.exists()
+    if made and store.recipe is not None:
+        Recipe.load(store.recipe).build(
+            store.path, store.source, on_load=lambda report: say(f"{report.target}: {report.loaded:,} of {report.read:,} rows")
+        )
+    elif made and store.graph_schema is not None:
+        GraphStore.create(store.path, GraphSchema.from_toml(store.graph_schema)).close()
+    reports = []
+    chosen = [(section, _files(section, day)) for section in pipeline.load]
+    for section, files in chosen:
+        if not files and section.missing == "stop":
+            raise FileNotFoundError(
+                f"{section.files.replace('{day}', day.isoformat())}: there is no such file for {section.target}; bring it, or "
+                "set missing = 'skip' for days without one"
+            )
+    if any(files for _, files in chosen):
+        with GraphStore.open(store.path) as graph:
+            for section, files in chosen:
+                if files:
+                    reports.append(_load_one(graph, section, files))
+                    say(f"{section.target}: {reports[-1]['loaded']:,} rows")
+            graph.compact()
+    return {"made": made, "loads": reports, "skipped": [section.target for section, files in chosen if not files]}
+
+
+def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict[str, Any]:
+    reading = dict(section.reading)
+    source: Any = files
+    if section.where is not None:
+        reader = "read_parquet" if ".parquet" in section.files else "read_csv"
+        source = Query(f"SELECT * FROM {reader}([{', '.join(map(quote_text, files))}]) WHERE {section.where}")
+    if section.table is not None:
+        return {"target": section.target, "loaded": graph.load_table(section.table, source, **reading)}
+    limits: dict[str, Any] = {"max_rejected": section.max_rejected}
+    if section.nodes is not None:
+        report = graph.load_nodes(section.nodes, source, id=section.id, time=section.time, **limits, **reading)
+    else:
+        report = graph.load_edges(
+            str(section.relation),
+            source,
+            src=section.src,
+            dst=section.dst,
+            time=section.time or "time",
+            weight=section.weight,
+            missing_nodes=section.missing_nodes,
+            batch=None if section.where is None else ", ".join(files),
+            **limits,
+            **reading,
+        )
+    return {key: value for key, value in report.to_dict().items() if key != "seconds"}
+
+
+def _files(section: LoadSection, day: dt.date) -> list[str]:
+    return sorted(glob.glob(section.files.replace("{day}", day.isoformat()), recursive=True))  # noqa: PTH207 - a pattern may be absolute
