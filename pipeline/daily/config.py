@@ -221,6 +221,18 @@ class ReleaseSection(Configuration):
 
     precision: Literal["int4", "int8", "fp16", "fp32"] = Field(default="int4", description="precision of the rows")
     shards: int = Field(default=1, ge=1, description="lookup hosts that rows are split over")
+    deltas: bool = Field(
+        default=False, description="publish what differs from the last release, if that is little; docs/serving.md, Deltas"
+    )
+    tolerance: float = Field(
+        default=0.0, ge=0, le=1, description="deltas: rows that moved by at most this share of their length stay as they are"
+    )
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.tolerance and not self.deltas:
+            raise ValueError("tolerance says which rows a delta leaves out: set deltas = true, or leave it out")
+        return self
 
 
 class RolloutSection(Configuration):

@@ -283,14 +283,21 @@ class Day:
     def release_task(self, ranker: Stage) -> Task:
         """Gives what publishes the ranker."""
         section = self.pipeline.release
+        last = self.history.last_step("release", before=self.day, released=True) if section.deltas else None
+        base = None if last is None else self.open(last)
         return Task(
             name=f"release-{self.day}",
             run=partial(
-                stages.release, model_path=ranker.path / stages.MODEL, precision=section.precision, shards=section.shards
+                stages.release,
+                model_path=ranker.path / stages.MODEL,
+                precision=section.precision,
+                shards=section.shards,
+                base=None if base is None else base.path / stages.RELEASE,
+                tolerance=section.tolerance,
             ),
             config=section.model_dump(mode="json"),
             rooms=("serving", "tables"),
-            parents=[ranker],
+            parents=[ranker, *([] if base is None else [base])],
         )
 
     def roll_out(self) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ _STAGE: Final = re.compile(r"(?P<step>.+)-(?P<day>\d{4}-\d{2}-\d{2})-[0-9a-f]{12
 def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     """Removes the stages of days that are more than `keep_days` older than a day.
 
-    The last tables of each facet, and the last ranker and release, stay whatever their age.
+    The last tables of each facet, the last ranker and the last release stay whatever their age, and so does what that release
+    lies over.
 
     Args:
         pipeline: The pipeline.
@@ -40,6 +41,7 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
         for name in (*pipeline.facets, RANKER, "release")
         if (step := history.last_step(name, before=after)) is not None
     }
+    kept |= _bases(history, after)
     removed = []
     for path in sorted(pipeline.folder.iterdir()):
         match = _STAGE.fullmatch(path.name)
@@ -51,3 +53,16 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     if removed:
         logger.info("removed %d stages of days before %s", len(removed), day - dt.timedelta(days=pipeline.keep_days))
     return removed
+
+
+def _bases(history: History, before: dt.date) -> set[str]:
+    """The stages of the releases that the last one lies over."""
+    steps = [step for run in history.runs() for step in run.steps if step.name == "release" and step.stage]
+    releases = {step.result.get("version"): step for step in steps}
+    found = set()
+    step = history.last_step("release", before=before)
+    while step is not None and step.result.get("base"):
+        step = releases.get(step.result["base"])
+        if step is not None:
+            found.add(step.stage)
+    return found

@@ -16,7 +16,7 @@ from multifacet.pipeline.alignment import write_aligned
 from multifacet.pipeline.daily.examples import read_part
 from multifacet.pipeline.diagnosis import finding, model_checks, table_checks
 from multifacet.ranking import Examples
-from multifacet.serving import publish
+from multifacet.serving import Release, publish, publish_delta
 from multifacet.tables import Snapshot, compare_snapshots
 from multifacet.training import Lifecycle, WarmStart
 
@@ -252,8 +252,27 @@ def judge(
     }
 
 
-def release(directory: Path, say: Say, *, model_path: Path, precision: Precision, shards: int) -> dict[str, Any]:
-    """Publishes a model."""
+def release(
+    directory: Path,
+    say: Say,
+    *,
+    model_path: Path,
+    precision: Precision,
+    shards: int,
+    base: Path | None = None,
+    tolerance: float = 0.0,
+) -> dict[str, Any]:
+    """Publishes a model, whole or as what differs from a base that is as precise and as split."""
     say(f"{precision} rows")
-    published = publish(model_path, directory / RELEASE, precision=precision, shards=shards)
-    return {"version": published.version, "precision": precision}
+    over = None if base is None else Release.open(base, verify=False)
+    if base is None or over is None or (over.precision, over.num_shards) != (precision, shards):
+        published = publish(model_path, directory / RELEASE, precision=precision, shards=shards)
+    else:
+        published = publish_delta(model_path, directory / RELEASE, base, tolerance=tolerance)
+    say(f"{published.lookup_bytes:,} bytes{f', over {published.base[:12]}' if published.base else ''}")
+    return {
+        "version": published.version,
+        "precision": precision,
+        "base": published.base or None,
+        "bytes": published.lookup_bytes,
+    }

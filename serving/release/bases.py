@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 _MOST_MANIFEST_BYTES: Final = 64 << 20
 
 
-def find_release(folder: Path, version: str) -> Path | None:
-    """The release of a version among a folder's own folders; None if there is none."""
-    for path in sorted(folder.iterdir()):
+def find_release(beside: Path, version: str) -> Path | None:
+    """The release of a version that lies beside another one, or where that lies in another folder beside its own.
+
+    So releases may lie in one folder (``releases/monday``), or each in a folder of a run (``runs/monday/release``).
+
+    Args:
+        beside: The other release.
+        version: The wanted version.
+
+    Returns:
+        None if there is none.
+    """
+    folder = beside.absolute().parent
+    runs = sorted(folder.parent.iterdir()) if folder != folder.parent else []
+    for path in (*sorted(folder.iterdir()), *(run / beside.name for run in runs)):
         manifest = path / MANIFEST_NAME
         if not manifest.is_file() or manifest.stat().st_size > _MOST_MANIFEST_BYTES:
             continue
@@ -36,7 +48,7 @@ def base_path(release: Release) -> Path:
     Raises:
         ArtifactError: It is not beside the delta.
     """
-    found = find_release(release.path.absolute().parent, release.base)
+    found = find_release(release.path, release.base)
     if found is None:
         raise ArtifactError(
             f"{release.path} is a delta over version {release.base}, which is not beside it in "

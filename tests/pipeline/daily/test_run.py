@@ -18,10 +18,11 @@ from multifacet.graphdb import GraphStore
 from multifacet.pipeline.daily import stages
 from multifacet.pipeline.daily.config import Pipeline
 from multifacet.pipeline.daily.history import History
+from multifacet.pipeline.daily.pruning import prune
 from multifacet.pipeline.daily.reading import read_pipeline
 from multifacet.pipeline.daily.run import backfill, plan_day, run_day
 from multifacet.pipeline.runs.workspace import WorkspaceError
-from multifacet.serving import Release
+from multifacet.serving import LookupConfig, LookupServer, Release
 from multifacet.tables import Snapshot
 
 DAY = dt.date(2025, 1, 21)
@@ -98,6 +99,23 @@ def test_days_follow_each_other(shop: Pipeline, silent: Any) -> None:
     change = steps["evaluation"].result["serving_change"]["ctr"]
     assert change["difference_low"] <= change["difference"] <= change["difference_high"]
     assert steps["evaluation"].result["serving"] == next(s for s in first.steps if s.name == "ranker").result["fingerprint"]
+
+    _assert_the_next_day_ships_what_moved(shop, steps["release"], silent)
+
+
+def _assert_the_next_day_ships_what_moved(shop: Pipeline, last: Any, silent: Any) -> None:
+    section = shop.release.model_copy(update={"deltas": True, "tolerance": 0.9})
+    shipping = shop.model_copy(update={"release": section, "keep_days": 0})
+    third = run_day(shipping, DAY + dt.timedelta(days=2), silent)
+    assert third.status == "released", third.reason
+    release = next(step for step in third.steps if step.name == "release")
+    assert release.result["base"] == last.result["version"]
+    whole = Release.open(shop.folder / last.stage / stages.RELEASE)
+    assert release.result["bytes"] < whole.lookup_bytes / 2
+    path = shop.folder / release.stage / stages.RELEASE
+    LookupServer(LookupConfig(releases=(path,))).stop(0)  # it finds its base in the other stage
+    prune(shipping, DAY + dt.timedelta(days=30))
+    assert whole.path.is_dir()
 
 
 @pytest.mark.slow
