@@ -211,6 +211,8 @@ class Workspace:
 
     def _make_in_processes(self, tasks: Sequence[Task]) -> list[Stage]:
         if self._workers is None:
+            self.watcher.started(tasks[0].name)
+            self.watcher.progressed(tasks[0].name, "its process starts, and imports torch")
             self._workers = _Workers(self.watcher)
         paths = {task: self._path(task) for task in tasks}
         return [self._finish(self._made(task)) for task in self._workers.run(paths)]
