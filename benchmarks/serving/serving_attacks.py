@@ -3,8 +3,8 @@
 Each attack does one thing a hundred times a second, from a process of its own, and holds 400 of what it opened: headers of
 calls without a message, messages of 4 MB, idle streams and connections. Windows with and without it alternate, and ordinary
 clients (gRPC and framed lookups of 500 ids, rankings of 9 candidates, 50 a second each) go on through both. The ratio is the
-p99 without the attack over the p99 with it: above 1/3 is asked for. Memory is the servers' own (RssAnon), after the first
-attack and after the last one.
+p99 without the attack over the p99 with it: above 1/3 is asked for. Memory is the servers' own (RssAnon) after each round of all attacks,
+beside what it was after the first one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _P99 = Metric(name="p99", unit="us", better=LOWER)
 _FAILED = Metric(name="failed", unit="", better=LOWER)
 _MEMORY = Metric(name="memory", unit="bytes", better=LOWER)
 _INTERVAL_S = 0.02
+
+Window = tuple[float, float]
+"""Its beginning and its end."""
 
 
 class Asker(threading.Thread):
@@ -73,8 +76,8 @@ class Asker(threading.Thread):
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """Two windows of 0.8 s an attack when quick, else six of 4 s."""
-    window_s, num_rounds = (0.8, 1) if quick else (4.0, 3)
+    """Two rounds of windows of 0.4 s when quick, else four of 4 s."""
+    window_s, num_rounds = (0.4, 2) if quick else (4.0, 4)
     with tempfile.TemporaryDirectory(prefix="multifacet-bench-") as name, ExitStack() as running:
         yield from _run(Path(name), running, window_s, num_rounds)
 
@@ -106,21 +109,26 @@ def _run(folder: Path, running: ExitStack, window_s: float, num_rounds: int) -> 
         "ranker": Target(ranker.listen, "", "/multifacet.serving.v1.Ranker/Rank"),
     }
     config = {"window_s": window_s, "windows": 2 * num_rounds}
-    before: dict[str, int] = {}
-    for attack_name in ATTACKS:
-        for target_name, target in targets.items():
-            if not target.frames and "frame" in attack_name:
-                continue
-            calm, stormy = _windows(attack_name, target, window_s, num_rounds)
-            for asker_name, asker in askers.items():
-                if asker_name.startswith("ranking") == (target_name == "ranker"):
-                    case = f"{attack_name} at the {target_name}, {asker_name}"
-                    peer = Peer(name="without it", value=asker.p99_us(calm))
-                    yield Row(case=case, metric=_P99, value=asker.p99_us(stormy), peer=peer, config=config)
-        before = before or {name: own_bytes(server.pid) for name, server in servers.items()}
-    for name, server in servers.items():
-        peer = Peer(name="after the first", value=before[name])
-        yield Row(case=f"{name}, after the last", metric=_MEMORY, value=own_bytes(server.pid), peer=peer, config=config)
+    pairs = [
+        (attack_name, target_name)
+        for attack_name in ATTACKS
+        for target_name, target in targets.items()
+        if target.frames or "frame" not in attack_name
+    ]
+    windows: dict[tuple[str, str], list[tuple[Window, Window]]] = {pair: [] for pair in pairs}
+    memory: list[dict[str, int]] = []
+    for _ in range(num_rounds):
+        for pair in pairs:
+            windows[pair].append(_windows(pair[0], targets[pair[1]], window_s))
+        memory.append({name: own_bytes(server.pid) for name, server in servers.items()})
+    for attack_name, target_name in pairs:
+        calm, stormy = ([both[place] for both in windows[attack_name, target_name]] for place in range(2))
+        for asker_name, asker in askers.items():
+            if asker_name.startswith("ranking") == (target_name == "ranker"):
+                case = f"{attack_name} at the {target_name}, {asker_name}"
+                peer = Peer(name="without it", value=asker.p99_us(calm))
+                yield Row(case=case, metric=_P99, value=asker.p99_us(stormy), peer=peer, config=config)
+    yield from _memory_rows(memory, config)
     for name, asker in askers.items():
         asker.stop()
         yield Row(case=name, metric=_FAILED, value=asker.num_failed, config=config)
@@ -132,27 +140,30 @@ def _free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def _windows(
-    name: str, target: Target, window_s: float, num_rounds: int
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Windows without the attack and with it, in turns; each as its beginning and end."""
-    calm, stormy = [], []
-    for _ in range(num_rounds):
-        began = time.monotonic()
-        time.sleep(window_s)
-        calm.append((began, time.monotonic()))
-        over = FORKS.Event()
-        process = FORKS.Process(target=attack, args=(name, target, over), daemon=True)
-        process.start()
-        time.sleep(1.0)  # until it is at work
-        began = time.monotonic()
-        time.sleep(window_s)
-        stormy.append((began, time.monotonic()))
-        over.set()
-        process.join(2)
-        process.kill()
-        process.join()
-        time.sleep(0.5)
+def _memory_rows(memory: list[dict[str, int]], config: dict[str, float]) -> Iterator[Row]:
+    for name, first in memory[0].items():
+        for number, held in enumerate(memory[1:], 2):
+            peer = Peer(name="after the first round", value=first)
+            yield Row(case=f"{name}, after round {number}", metric=_MEMORY, value=held[name], peer=peer, config=config)
+
+
+def _windows(name: str, target: Target, window_s: float) -> tuple[Window, Window]:
+    """A window without the attack and one with it."""
+    began = time.monotonic()
+    time.sleep(window_s)
+    calm = began, time.monotonic()
+    over = FORKS.Event()
+    process = FORKS.Process(target=attack, args=(name, target, over), daemon=True)
+    process.start()
+    time.sleep(min(1.0, window_s))  # until it is at work
+    began = time.monotonic()
+    time.sleep(window_s)
+    stormy = began, time.monotonic()
+    over.set()
+    process.join(2)
+    process.kill()
+    process.join()
+    time.sleep(0.5)
     return calm, stormy
 
 
