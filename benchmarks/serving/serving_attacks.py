@@ -3,8 +3,8 @@
 Each attack does one thing a hundred times a second, from a process of its own, and holds 400 of what it opened: headers of
 calls without a message, messages of 4 MB, idle streams and connections. Windows with and without it alternate, and ordinary
 clients (gRPC and framed lookups of 500 ids, rankings of 9 candidates, 50 a second each) go on through both. The ratio is the
-p99 without the attack over the p99 with it: above 1/3 is asked for. Memory is the servers' own (RssAnon) after each round of all attacks,
-beside what it was after the first one.
+p99 without the attack over the p99 with it: above 1/3 is asked for. Memory is the servers' own (RssAnon) after each round of
+all attacks, beside what it was after the first one.
 """
 
 from __future__ import annotations
