@@ -93,7 +93,7 @@ class _Seed:
         for arm in ("aligned", "warm"):
             _, fresh = self.fit(arm, _NEW, {facet: new[facet][arm] for facet in _FACETS})
             scores[f"fine-tuned on {arm}"] = fresh.score(test)[:, 0]
-        np.savez(self.folder / "scores.npz", **scores)
+        np.savez(self.folder / "scores.npz", allow_pickle=False, **scores)
         cosines = {
             f"{arm} {facet}": _median_cosine(old[facet], new[facet][arm], "pin")
             for facet in _FACETS

@@ -8,6 +8,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from multifacet.pipeline.daily import rollouts
 from multifacet.pipeline.daily.day import RANKER
 from multifacet.pipeline.daily.history import History
 
@@ -24,7 +25,8 @@ _STAGE: Final = re.compile(r"(?P<step>.+)-(?P<day>\d{4}-\d{2}-\d{2})-[0-9a-f]{12
 def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     """Removes the stages of days that are more than `keep_days` older than a day.
 
-    The last tables of each facet, and the last ranker and release, stay whatever their age.
+    The last tables of each facet, the last ranker and release, and what the servers of `[rollout]` go to or come from, stay
+    whatever their age.
 
     Args:
         pipeline: The pipeline.
@@ -40,6 +42,7 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
         for name in (*pipeline.facets, RANKER, "release")
         if (step := history.last_step(name, before=after)) is not None
     }
+    kept |= _served(pipeline)
     removed = []
     for path in sorted(pipeline.folder.iterdir()):
         match = _STAGE.fullmatch(path.name)
@@ -51,3 +54,9 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     if removed:
         logger.info("removed %d stages of days before %s", len(removed), day - dt.timedelta(days=pipeline.keep_days))
     return removed
+
+
+def _served(pipeline: Pipeline) -> set[str]:
+    """Names the stages of the releases of the last rollout: servers have them mapped, or may be rolled back to them."""
+    state = rollouts.read_state(pipeline)
+    return set() if state is None else {path.parent.name for path in (state.new_path, state.old_path)}
