@@ -5,7 +5,7 @@ week 43 and its ranker learns from weeks 43 to 47. Both are tested on weeks 49 t
 each row is replaced by the new one ("replaced"), or moved by what its pretrained row moved, so that it keeps what fine-tuning
 did ("moved"). Peers are the ranker that was fine-tuned on the new tables, and the old ranker on its own. Several seeds, of
 pretraining, fine-tuning and negatives; intervals over users and seeds. With MULTIFACET_STABLE_BASIS=FOLDER seeds that are done
-are kept there.
+are kept there; MULTIFACET_STABLE_BASIS_SEEDS is how many.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(quick: bool) -> Iterator[Row]:
         store = root / ("sample.duckdb" if quick else "graph.duckdb")
         if not store.exists():
             Recipe.load("completejourney").build(store, _SAMPLE if quick else None)
-        seeds = range(1) if quick else range(3)
+        seeds = range(int(os.environ.get("MULTIFACET_STABLE_BASIS_SEEDS", "1" if quick else "3")))
         found = [_Seed(root / f"{'quick' if quick else 'seed'}-{seed}", store, seed, is_quick=quick).run() for seed in seeds]
         yield from _rows(found, is_quick=quick)
 
@@ -93,7 +93,7 @@ class _Seed:
         for arm in ("aligned", "warm"):
             _, fresh = self.fit(arm, _NEW, {facet: new[facet][arm] for facet in _FACETS})
             scores[f"fine-tuned on {arm}"] = fresh.score(test)[:, 0]
-        np.savez(self.folder / "scores.npz", **scores)
+        np.savez(self.folder / "scores.npz", allow_pickle=False, **scores)
         cosines = {
             f"{arm} {facet}": _median_cosine(old[facet], new[facet][arm], "pin")
             for facet in _FACETS

@@ -36,12 +36,16 @@ def diagnose(
 
     --set changes a limit of the gates, such as --set window_gap_stop_days=60. Ends with 1 if something should stop a release.
     """
-    from multifacet.pipeline.daily.config import GatesSection
+    from multifacet.pipeline.daily.judged import last_findings
     from multifacet.pipeline.diagnosis.diagnose import diagnose as find
     from multifacet.pipeline.diagnosis.finding import worst
+    from multifacet.pipeline.diagnosis.gates import GatesSection
 
     gates = GatesSection(**parse_settings(settings))
-    findings = find(targets, against=against, examples=examples, gates=gates, precision=precision)
+    if len(targets) == 1 and targets[0].endswith(".toml"):
+        findings = last_findings(Path(targets[0]))
+    else:
+        findings = find(targets, against=against, examples=examples, gates=gates, precision=precision)
     if as_json:
         emit_json({"level": worst(findings), "findings": [found.to_dict() for found in findings]})
     else:

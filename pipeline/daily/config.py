@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from multifacet.contrastive import ContrastiveConfig
 from multifacet.inputs import Configuration
 from multifacet.kge import KgeConfig
+from multifacet.pipeline.diagnosis.gates import GatesSection
 from multifacet.ranking import FeatureConfig, LabelledColumns, RankingConfig, Weighting, arm_config
 from multifacet.serving import Limits
 from multifacet.training import WarmStartConfig
@@ -188,32 +189,6 @@ class EvaluateSection(Configuration):
 
     num_resamples: int = Field(default=200, ge=20, description="bootstrap resamples of users behind each interval")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="coverage of the intervals")
-
-
-class GatesSection(Configuration):
-    """`[gates]`: what stops a release, what only warns; None never stops, or never warns."""
-
-    window_gap_warn_days: float | None = Field(default=30.0, description="days between a window's end and fine-tuning")
-    window_gap_stop_days: float | None = Field(default=90.0, description="likewise, to stop at")
-    frozen_tables: Literal["stop", "warn", "ignore"] = Field(default="stop", description="tables that do not learn")
-    coverage_warn: float | None = Field(default=0.8, description="least share of a feature's examples whose id has a row")
-    coverage_stop: float | None = Field(default=0.5, description="likewise, to stop at")
-    calibration_warn: float | None = Field(
-        default=0.1, description="most that predicted over observed may be off by, beyond chance"
-    )
-    calibration_stop: float | None = Field(default=0.5, description="likewise, to stop at")
-    drift_warn: float | None = Field(default=0.5, description="least median cosine of an old row with itself a training ago")
-    drift_stop: float | None = Field(default=None, description="likewise, to stop at")
-    effective_rank_warn: float | None = Field(default=0.1, description="least effective rank, as a share of the width")
-    effective_rank_stop: float | None = Field(default=0.03, description="likewise, to stop at")
-    hub_warn: float | None = Field(default=0.4, description="most of all neighbor lists that one row may stand in")
-    hub_stop: float | None = Field(default=None, description="likewise, to stop at")
-    auc_drop_warn: float | None = Field(default=0.0, description="most that CTR ROC-AUC may drop for certain, against serving")
-    auc_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at: the interval's high end is below -it")
-    int4_drop_warn: float | None = Field(default=0.001, description="most that the release's precision may cost, for certain")
-    int4_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at")
-    row_error_warn: float | None = Field(default=0.05, description="most of the rows' squares that the precision may lose")
-    row_error_stop: float | None = Field(default=None, description="likewise, to stop at")
 
 
 class ReleaseSection(Configuration):

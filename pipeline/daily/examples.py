@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from multifacet import ranking
-from multifacet.graphdb.sql import quote, quote_text
+from multifacet.pipeline.daily.sql import quote, quote_text
 from multifacet.ranking.examples import load_periods
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from multifacet.graphdb import GraphSchema, GraphStore, Query, Recipe
-from multifacet.graphdb.sql import quote_text
+from multifacet.pipeline.daily.sql import quote_text
 from multifacet.pipeline.runs.workspace import content_key
 
 if TYPE_CHECKING:

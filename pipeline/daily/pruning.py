@@ -8,6 +8,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from multifacet.pipeline.daily import rollouts
 from multifacet.pipeline.daily.day import RANKER
 from multifacet.pipeline.daily.history import History
 
@@ -24,8 +25,8 @@ _STAGE: Final = re.compile(r"(?P<step>.+)-(?P<day>\d{4}-\d{2}-\d{2})-[0-9a-f]{12
 def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     """Removes the stages of days that are more than `keep_days` older than a day.
 
-    The last tables of each facet, the last ranker and the last release stay whatever their age, and so does what that release
-    lies over.
+    The last tables of each facet, the last ranker and release, what the servers of `[rollout]` go to or come from, and what these
+    releases lie over stay whatever their age.
 
     Args:
         pipeline: The pipeline.
@@ -41,7 +42,8 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
         for name in (*pipeline.facets, RANKER, "release")
         if (step := history.last_step(name, before=after)) is not None
     }
-    kept |= _bases(history, after)
+    kept |= _served(pipeline)
+    kept |= _bases(history, kept)
     removed = []
     for path in sorted(pipeline.folder.iterdir()):
         match = _STAGE.fullmatch(path.name)
@@ -55,14 +57,21 @@ def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     return removed
 
 
-def _bases(history: History, before: dt.date) -> set[str]:
-    """The stages of the releases that the last one lies over."""
+def _bases(history: History, kept: set[str]) -> set[str]:
+    """The stages of the releases that kept ones lie over."""
     steps = [step for run in history.runs() for step in run.steps if step.name == "release" and step.stage]
-    releases = {step.result.get("version"): step for step in steps}
-    found = set()
-    step = history.last_step("release", before=before)
-    while step is not None and step.result.get("base"):
-        step = releases.get(step.result["base"])
-        if step is not None:
-            found.add(step.stage)
+    of_version = {step.result.get("version"): step for step in steps}
+    found: set[str] = set()
+    for step in steps:
+        below = step if step.stage in kept else None
+        while below is not None and below.result.get("base"):
+            below = of_version.get(below.result["base"])
+            if below is not None:
+                found.add(below.stage)
     return found
+
+
+def _served(pipeline: Pipeline) -> set[str]:
+    """Names the stages of the releases of the last rollout: servers have them mapped, or may be rolled back to them."""
+    state = rollouts.read_state(pipeline)
+    return set() if state is None else {path.parent.name for path in (state.new_path, state.old_path)}

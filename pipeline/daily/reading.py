@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Final
 
 from multifacet.contrastive import ContrastiveConfig
 from multifacet.graphdb import GraphSchema, GraphStore, Recipe
-from multifacet.graphdb.schema import read_toml
 from multifacet.inputs import Configuration, ConfigurationError
 from multifacet.pipeline.daily import config as sections
 from multifacet.pipeline.daily.config import Pipeline
@@ -42,11 +42,11 @@ def read_pipeline(path: str | Path) -> Pipeline:
         The pipeline, whose relations, tables and files were looked for as far as they can be known before a run.
 
     Raises:
-        ConfigurationError: Something is wrong; each fault is named with its section.
-        GraphError: The file cannot be read, or is not TOML.
+        ConfigurationError: Something is wrong; each fault is named with its section. Or the file is not TOML.
+        OSError: The file cannot be read.
     """
     path = Path(path)
-    document = _resolved(read_toml(path), path.resolve().parent)
+    document = _resolved(_read_toml(path), path.resolve().parent)
     faults = _find_faults(document)
     if not faults:
         try:
@@ -58,6 +58,14 @@ def read_pipeline(path: str | Path) -> Pipeline:
             if not faults:
                 return pipeline
     raise ConfigurationError(f"{path}: {'; '.join(faults)}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
 
 
 def _resolved(document: dict[str, Any], folder: Path) -> dict[str, Any]:

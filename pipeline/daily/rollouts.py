@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from multifacet.serving import AdminClient, Rollout
 
@@ -11,7 +11,23 @@ if TYPE_CHECKING:
     from multifacet.pipeline.daily.config import Pipeline
     from multifacet.serving.core.document import State
 
-__all__ = ["roll_out"]
+__all__ = ["read_state", "roll_out", "state_folder"]
+
+
+def state_folder(pipeline: Pipeline) -> Path:
+    """Gives the folder of the rollouts' state and log."""
+    section = pipeline.rollout
+    return section.state if section is not None and section.state is not None else pipeline.folder / "rollout"
+
+
+def read_state(pipeline: Pipeline) -> State | None:
+    """Gives what is written down of the last rollout; None before the first. No server is asked."""
+    folder = state_folder(pipeline)
+    return Rollout(folder, _no_server).state() if folder.is_dir() else None
+
+
+def _no_server(address: str) -> NoReturn:
+    raise AssertionError(f"reading the state asks no server, not {address}")
 
 
 def roll_out(pipeline: Pipeline, release: Path, version: str) -> dict[str, Any]:
@@ -45,7 +61,7 @@ def roll_out(pipeline: Pipeline, release: Path, version: str) -> dict[str, Any]:
             tls_key=section.tls_key,
         )
 
-    folder = section.state or pipeline.folder / "rollout"
+    folder = state_folder(pipeline)
     folder.mkdir(parents=True, exist_ok=True)
     rollout = Rollout(folder, connect)
     state = rollout.state()

@@ -11,7 +11,7 @@ import duckdb
 from jinja2 import Environment, StrictUndefined
 
 from multifacet.artifacts import write_file
-from multifacet.graphdb.sql import quote_text
+from multifacet.pipeline.daily.sql import quote_text
 
 __all__ = ["Answers", "guess", "write_pipeline"]
 

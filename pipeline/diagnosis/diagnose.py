@@ -1,4 +1,4 @@
-"""Diagnoses whatever is named: a snapshot, a model, a release, a pipeline, or live servers."""
+"""Diagnoses whatever is named: a snapshot, a model, a release, or live servers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from multifacet import ranking
 from multifacet.artifacts import MANIFEST_NAME, Artifact
-from multifacet.pipeline.daily.config import GatesSection
 from multifacet.pipeline.diagnosis import model_checks, server_checks, table_checks
 from multifacet.pipeline.diagnosis.finding import Finding
+from multifacet.pipeline.diagnosis.gates import GatesSection
 from multifacet.serving import Release
 from multifacet.tables import Snapshot, compare_snapshots, decode, row_bytes
 
@@ -34,8 +34,7 @@ def diagnose(
     """Checks what is named, each failure signature that can be seen there.
 
     Args:
-        targets: A snapshot's, a model's or a release's folder; or a pipeline's file; or addresses of servers' metrics, of one
-            deployment.
+        targets: A snapshot's, a model's or a release's folder; or addresses of servers' metrics, of one deployment.
         against: A snapshot's folder: the older tables; a model's: the model that serves; a release's: the model it was cut
             from.
         examples: Labelled rows to measure a model by, of the columns that it was trained on, or examples that were saved.
@@ -56,8 +55,6 @@ def diagnose(
     if len(targets) > 1:
         raise ValueError(f"{' '.join(targets)}: several targets are addresses of servers; name one folder or file at a time")
     path = paths[0]
-    if path.suffix == ".toml":
-        return _of_pipeline(path)
     kind = Artifact.open(path, verify=False).manifest["kind"] if (path / MANIFEST_NAME).exists() else ""
     if kind == "snapshot":
         return _of_snapshot(Snapshot.load(path), None if against is None else Snapshot.load(against), gates)
@@ -65,19 +62,7 @@ def diagnose(
         return _of_model(path, against, examples, gates, precision)
     if kind == "release":
         return _of_release(Release.open(path, verify=False), against, gates)
-    raise ValueError(f"{path} is no snapshot, model, release or pipeline's file, and no server's address")
-
-
-def _of_pipeline(path: Path) -> list[Finding]:
-    """Gives what the gates of a pipeline's last run found."""
-    from multifacet.pipeline.daily.history import History  # noqa: PLC0415 - stages import this module's room
-    from multifacet.pipeline.daily.reading import read_pipeline  # noqa: PLC0415 - likewise
-
-    runs = History(read_pipeline(path).folder).runs()
-    judged = [step for run in runs for step in run.steps if step.name == "gates"]
-    if not judged:
-        raise ValueError(f"{path}: no run has come to its gates; `multifacet run {path} --day ...` first")
-    return [Finding(**fields) for fields in judged[-1].result["findings"]]
+    raise ValueError(f"{path} is no snapshot, model or release, and no server's address")
 
 
 def _of_snapshot(snapshot: Snapshot, older: Snapshot | None, gates: GatesSection) -> list[Finding]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from multifacet.pipeline.diagnosis.finding import Finding, Level, above, below
 
 if TYPE_CHECKING:
-    from multifacet.pipeline.daily.config import GatesSection
+    from multifacet.pipeline.diagnosis.gates import GatesSection
     from multifacet.ranking import Examples, ExportedModel
 
 __all__ = ["check_evaluation", "check_model", "id_coverage"]

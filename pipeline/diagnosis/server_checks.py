@@ -59,7 +59,9 @@ class Scrape:
             return cls(address=address, role="ranker", samples=samples)
         if "multifacet_lookup_ready" in samples:
             return cls(address=address, role="lookup", samples=samples)
-        raise ValueError(f"{address} answers, but not as a lookup server or a ranker: give the address of its --metrics")
+        raise ValueError(
+            f"{address} answers, but not as a lookup server or a ranker: give the address of its metrics (metrics_listen)"
+        )
 
     def sum(self, name: str, **labels: str) -> float:
         """Adds up a metric's samples that have some labels."""
@@ -93,7 +95,9 @@ def scrape(address: str) -> Scrape:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             text = answer.read().decode()
     except (urllib.error.URLError, TimeoutError) as error:
-        raise OSError(f"{address} does not answer ({error}): give HOST:PORT of the server's --metrics") from error
+        raise OSError(
+            f"{address} does not answer ({error}): give HOST:PORT of the server's metrics (metrics_listen)"
+        ) from error
     return Scrape.read(address, text)
 
 

@@ -15,7 +15,7 @@ from multifacet.tables import find_neighbors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from multifacet.pipeline.daily.config import GatesSection
+    from multifacet.pipeline.diagnosis.gates import GatesSection
     from multifacet.tables import TableDrift
 
 __all__ = ["check_drift", "check_error", "check_table", "effective_rank", "hub_share", "information_abundance"]

@@ -28,7 +28,7 @@ def test_a_pipeline_is_read_with_paths_beside_its_file(shop: Pipeline) -> None:
         ("num_resamples = 20", 'num_resamples = "many"', r"\[evaluate\] num_resamples is 'many': expected a whole number"),
         ("train_days = 8", "train_days = 0", r"\[ranker\] train_days is 0"),
         ('model = "distmult"', 'model = "distmulti"', r"\[facets.kge\].*model"),
-        ('relation = "clicks"', 'relation = "klicks"', r"\[\[load\]\] 1 relation 'klicks' is none of the store's \['clicks'\]"),
+        ('relation = "clicks"', 'relation = "sells"', r"\[\[load\]\] 1 relation 'sells' is none of the store's \['clicks'\]"),
         ('kind = "kge"', 'kind = "kge"\nrelations = ["buys"]', r"\[facets.kge\] relations names \['buys'\]"),
         ("dim = 8, max_epochs", "dim = 16, max_epochs", r"facets.contrastive has dim=8, the ranker's tables dim=16"),
         ('time = "shown_at"\nclick', "click", r"name the column as columns.time"),

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from multifacet import ranking, serving
 from multifacet.artifacts import Artifact, ArtifactWriter
-from multifacet.pipeline.daily.config import GatesSection
 from multifacet.pipeline.diagnosis.diagnose import diagnose
 from multifacet.pipeline.diagnosis.finding import Finding
+from multifacet.pipeline.diagnosis.gates import GatesSection
 from multifacet.pipeline.diagnosis.model_checks import check_evaluation, check_model, id_coverage
 
 from .conftest import Trained, draw, draw_rows, flipped

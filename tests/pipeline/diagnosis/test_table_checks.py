@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from multifacet.pipeline.daily.config import GatesSection
 from multifacet.pipeline.diagnosis.diagnose import diagnose
 from multifacet.pipeline.diagnosis.finding import Finding
+from multifacet.pipeline.diagnosis.gates import GatesSection
 from multifacet.pipeline.diagnosis.table_checks import (
     check_error,
     check_table,
