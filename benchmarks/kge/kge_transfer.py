@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -135,6 +136,8 @@ def run_case(name: str, kind: str) -> dict[str, Any] | None:
         record["runs"].append(run)
         record["config"] = result.config.model_dump(mode="json", exclude_defaults=True)
     _place(RUNS, case, "json").write_text(json.dumps(record, indent=1))
+    for left in ("search", *(f"seed-{config.seed}" for config in configs)):
+        shutil.rmtree(_place(RUNS, case, left), ignore_errors=True)
     return record
 
 

@@ -25,8 +25,8 @@ _STAGE: Final = re.compile(r"(?P<step>.+)-(?P<day>\d{4}-\d{2}-\d{2})-[0-9a-f]{12
 def prune(pipeline: Pipeline, day: dt.date) -> list[str]:
     """Removes the stages of days that are more than `keep_days` older than a day.
 
-    The last tables of each facet, the last ranker and release, what the servers of `[rollout]` go to or come from, and what these
-    releases lie over stay whatever their age.
+    The last tables of each facet, the last ranker and release, what the servers of `[rollout]` go to or come from, and what
+    these releases lie over stay whatever their age.
 
     Args:
         pipeline: The pipeline.

@@ -43,8 +43,8 @@ class LazyAdam(RowwiseAdagrad):
     Example:
         >>> table = torch.zeros(3, 2)
         >>> LazyAdam(3, 2, lr=0.1).step(table, torch.tensor([1], dtype=torch.int32), torch.ones(1, 2))
-        >>> (table * 1000).round().int().tolist()
-        [[0, 0], [-100, -100], [0, 0]]
+        >>> (table * 1000).round().tolist()  # the first step of a number is lr long
+        [[0.0, 0.0], [-100.0, -100.0], [0.0, 0.0]]
     """
 
     def __init__(self, num_rows: int, dim: int, lr: float, *, beta1: float = 0.9, beta2: float = 0.999) -> None:
