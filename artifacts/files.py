@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -151,7 +152,7 @@ def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}-{threading.get_ident()}")
     try:
         yield unfinished
         if durable:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from multifacet.artifacts import write_file
 from multifacet.serving.core.document import State
-from multifacet.serving.server.state_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Journal:
         """Write a state down, and what it is about."""
         # The log first: a state without its line would be a change that nobody can trace.
         self.audit(state, event)
-        write_whole(self.folder / "rollout.json", state.model_dump_json(indent=2) + "\n")
+        write_file(self.folder / "rollout.json", state.model_dump_json(indent=2) + "\n", durable=True)
 
     def audit(self, state: State, event: str) -> None:
         """Add a line to the log; it is on disk when this returns."""
@@ -109,7 +109,7 @@ class Journal:
     def want(self, command: str, reason: str) -> str:
         """Ask whoever has the turn to let this command take over; what to give to `granted`."""
         text = json.dumps({"command": command, "reason": reason, "id": uuid.uuid4().hex})
-        write_whole(self._wanted, text)
+        write_file(self._wanted, text, durable=True)
         return text
 
     def wanted(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from multifacet.artifacts import write_file
 from multifacet.serving.addresses import Address
 from multifacet.serving.errors import (
     LOADED_VERSIONS_TRAILER,
@@ -159,9 +160,7 @@ class Listener:
         text = json.dumps(announcement, sort_keys=True)
         logger.info("%s", text)
         if self._config.ready_file is not None:
-            temporary = self._config.ready_file.with_name(f".{self._config.ready_file.name}.{os.getpid()}")
-            temporary.write_text(text + "\n")
-            temporary.replace(self._config.ready_file)
+            write_file(self._config.ready_file, f"{text}\n", durable=False)
 
     def say_stopping(self) -> None:
         """Say by health that no more requests should come, and answer those that do."""

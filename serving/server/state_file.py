@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from multifacet.artifacts import ArtifactError
+from multifacet.artifacts import ArtifactError, write_file
 from multifacet.serving.core.holdings_events import Document, Entry
 
 
@@ -26,30 +23,6 @@ class _File(BaseModel):
 
     releases: tuple[_Held | str, ...]
     current: str
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there as before or as wanted, whenever the process or the machine stops, or the disk is full.
-
-    Raises:
-        OSError: It could not be written, and is as before.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class StateFile:
@@ -85,4 +58,5 @@ class StateFile:
             OSError: It could not be written, and is as before.
         """
         held = [{"version": entry.version, "path": entry.path} for entry in document.releases]
-        write_whole(self.path, json.dumps({"releases": held, "current": document.current}, indent=2) + "\n")
+        content = json.dumps({"releases": held, "current": document.current}, indent=2) + "\n"
+        write_file(self.path, content, durable=True)

@@ -1,6 +1,7 @@
 """Files that take their place whole or not at all."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,4 +63,4 @@ def test_a_durable_file_is_on_disk_before_it_gets_its_name_and_its_folder_after(
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(Path, "replace", record_rename)
     write_file(tmp_path / "note.txt", "text", durable=True)
-    assert calls == [f".note.txt.unfinished-{os.getpid()}", "rename", tmp_path.name]
+    assert calls == [f".note.txt.unfinished-{os.getpid()}-{threading.get_ident()}", "rename", tmp_path.name]

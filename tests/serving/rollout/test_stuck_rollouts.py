@@ -417,7 +417,7 @@ def full_disk(monkeypatch):
         def full(descriptor):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("multifacet.serving.server.state_file.os.fsync", full)
+        monkeypatch.setattr("multifacet.artifacts.files.os.fsync", full)
 
     return fill
 
