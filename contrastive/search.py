@@ -152,7 +152,7 @@ class _Program:
     def train(
         self, config: ContrastiveConfig, *, lifecycle: Lifecycle, on_score: Callable[[float, float], None] | None
     ) -> float:
-        metric = f"ndcg@{config.validation.k}"
+        metric = f"ndcg@{min(config.validation.k, self._held_out.num_items)}"  # a ranking is no longer than there are items
 
         def on_epoch(row: Mapping[str, float]) -> None:
             if on_score is not None and metric in row:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # What decides the trials' data or budget, and so cannot differ between them.
 _FIXED: Final = ("epochs", "seed", "validation", "distinct_edges", "preset")
+# What is not a trial's own, but the search's.
+_OF_SEARCH: Final = ("epochs", "seed", "validation", "preset")
 # Triples that a trial is ranked by; the winner's seeds are ranked by all of them.
 _MOST_RANKED: Final = 4000
 _MOST_EPOCHS: Final = 600
@@ -109,7 +111,7 @@ def search(
         recipes = recipes_of(families, statistics)
     else:
         expect_type("space", space, Mapping)
-        settings = {name: value for name, value in base.given().items() if name not in (*_FIXED, *space)}
+        settings = {name: value for name, value in base.given().items() if name not in (*_OF_SEARCH, *space)}
         for name in {"relation_lr", "relation_lr_factor"} & set(space):
             settings.pop({"relation_lr": "relation_lr_factor", "relation_lr_factor": "relation_lr"}[name], None)
         families, recipes = family_of_space(
@@ -181,7 +183,7 @@ def _families(base: KgeConfig, statistics: GraphStatistics) -> dict[str, Family]
     families = {}
     for name in names or ["base"]:
         preset = PRESETS.get(name, {})
-        settings = fill_in({key: given[key] for key in given if key in own and key not in _FIXED}, preset)
+        settings = fill_in({key: given[key] for key in given if key in own and key not in _OF_SEARCH}, preset)
         space = {part: kind for part, kind in space_of(name).items() if not _is_set(part, own, given)} if name != "base" else {}
         families[name] = Family(settings=_flat(settings), space=space)
     return families

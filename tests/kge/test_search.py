@@ -48,16 +48,18 @@ def test_finds_the_rate_that_learns_and_trains_it_anew(split: TripleSplit) -> No
 
 
 def test_searches_the_spaces_of_several_presets(split: TripleSplit) -> None:
-    found = search(split, KgeConfig(dim=8, epochs=9, batch_size=100), minutes=0.05, num_seeds=0)
+    base = KgeConfig(dim=8, epochs=9, batch_size=100, relation_weights={"alike": 0.5})
+    found = search(split, base, minutes=0.05, num_seeds=0)
     families = {record.family for record in found.report.records}
     assert {"complex-full", "complex-adam"} <= families
     assert all(record.values.keys() == found.report.families[record.family].space.keys() for record in found.report.records)
     assert found.config.dim == 8
     assert found.config.batch_size == 100
+    assert found.config.relation_weights == {"alike": 0.5}
 
 
 def test_a_stopped_search_goes_on_with_its_trials(split: TripleSplit, tmp_path: Path) -> None:
-    base = KgeConfig(model="distmult", dim=8, batch_size=64, chunk_size=32, epochs=9)
+    base = KgeConfig(model="distmult", dim=8, batch_size=64, chunk_size=32, epochs=9, distinct_edges=False)
     space = {"lr": [0.05, 0.1, 0.2], "l2": [0.0, 0.02]}
     stop, told = threading.Event(), []
 
@@ -72,6 +74,7 @@ def test_a_stopped_search_goes_on_with_its_trials(split: TripleSplit, tmp_path: 
     again = Lifecycle(checkpoint=tmp_path / "search", resume=True)
     found = search(split, base, space, minutes=0.02, num_seeds=1, lifecycle=again)
     assert list(found.report.records[:2]) == told
+    assert found.config.distinct_edges is False
 
 
 def test_the_default_space_leaves_alone_what_was_set() -> None:
