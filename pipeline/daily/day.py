@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -394,17 +393,9 @@ class Day:
             why=why,
             seconds=spent[0],
             cpu_seconds=spent[1],
-            result=_finite(dict(result or {})),
+            result=dict(result or {}),
         )
         self.history.note(self.number, record)
 
     def _checkpoint(self, name: str, identity: Mapping[str, Any]) -> Path:
         return self.pipeline.folder / _CHECKPOINTS / f"{name}-{self.day}-{content_key(identity)[:12]}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -192,7 +193,7 @@ def _step_fields(step: StepRecord) -> dict[str, Any]:
         "why": step.why,
         "seconds": round(step.seconds, 3),
         "cpu_seconds": round(step.cpu_seconds, 3),
-        "result": step.result,
+        "result": _finite(step.result),
     }
 
 
@@ -208,3 +209,11 @@ def _step_of(event: Mapping[str, Any]) -> StepRecord:
         cpu_seconds=event["cpu_seconds"],
         result=event["result"],
     )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
