@@ -410,6 +410,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "SnapshotTable": "Snapshot.write checks it; tests/tables/test_snapshot.py",
     },
     "kge": dict.fromkeys(("KgeResult", "Prediction", "Search"), FOUND)
+    | dict.fromkeys(("model_names", "register_model"), "tests/kge/models/test_registry.py")
     | {
         "Model": "the models' base",
         "TripleSplit": "three TripleSets",

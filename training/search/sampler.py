@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from multifacet.training.search.space import Choice, Range
@@ -97,6 +98,9 @@ def measure_importance(family: Family, records: Sequence[Record]) -> dict[str, f
     if len(records) < 6 or not family.space or len({record.score for record in records}) < 2:
         return {}
     optuna = load_optuna()
+    # One space for all: recipes may lie outside of it, and fANOVA compares trials of one space.
+    for record in records:
+        family = replace(family, space=_including(family.space, record.values))
     study = _study(optuna, {records[0].family: family}, records, optuna.samplers.RandomSampler(seed=0))
     prefix = f"{records[0].family}/"
     names = [f"{prefix}{name}" for name in family.space]

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from multifacet.training import CheckpointError, Choice, Family, Lifecycle, Range, Recipe, Record, run_search
+from multifacet.training.search.sampler import measure_importance
 
 
 @dataclass(frozen=True)
@@ -193,3 +195,23 @@ def test_ranges_refuse_what_no_factor_leads_to() -> None:
     whole = Range(low=2, high=32, whole=True).widened(2)
     assert (whole.low, whole.high) == (1, 32)
     assert replace(whole, most=40).widened(32).high == 40
+
+
+def test_importance_is_told_where_trials_lie_outside_of_the_space() -> None:
+    generator = np.random.default_rng(0)
+    family = Family(settings={}, space={"lr": Range(low=0.01, high=0.1), "kind": Choice(("a", "b"))})
+    rates = [*np.geomspace(0.01, 0.1, 12), 1e-4, 3.0]  # the last two are recipes
+    records = [
+        Record(
+            round=0,
+            family="base",
+            values={"lr": float(rate), "kind": str(generator.choice(["a", "b"]))},
+            source="recipe",
+            epochs=1,
+            score=float(np.log(rate)),
+        )
+        for rate in rates
+    ]
+    shares = measure_importance(family, records)
+    assert list(shares) == ["lr", "kind"]
+    assert shares["lr"] > 0.8
