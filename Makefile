@@ -26,10 +26,10 @@ demo: venv  ## install what is missing, then run the whole flow on real data (DE
 	$(BIN)/multifacet demo $(DEMO_ARGS)
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
 
 test-fast: venv-dev  ## the tests but for the slow ones
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 -m "not slow" $(PYTEST_ARGS)
 
 # In a folder of its own: .venv, and the plain run of the tests, must not need pyg-lib.
 test-pyg-lib: export PYTHONPATH := $(CURDIR)/build/pyg-lib
