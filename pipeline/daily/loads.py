@@ -92,8 +92,7 @@ def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict
     reading = dict(section.reading)
     source: Any = files
     if section.where is not None:
-        reader = "read_parquet" if ".parquet" in section.files else "read_csv"
-        source = Query(f"SELECT * FROM {reader}([{', '.join(map(quote_text, files))}]) WHERE {section.where}")
+        source = Query(f"SELECT * FROM {_rows_of(files)} WHERE {section.where}")
     if section.table is not None:
         return {"target": section.target, "loaded": graph.load_table(section.table, source, **reading)}
     limits: dict[str, Any] = {"max_rejected": section.max_rejected}
@@ -113,6 +112,25 @@ def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict
             **reading,
         )
     return {key: value for key, value in report.to_dict().items() if key != "seconds"}
+
+
+def _rows_of(files: list[str]) -> str:
+    """Gives files as SQL reads them: text files as text, which the store converts by its own rules, never by a sniffer's guess.
+
+    Raises:
+        ValueError: A file is neither Parquet nor delimited text, or there are both.
+    """
+    listed = f"[{', '.join(map(quote_text, files))}]"
+    kinds = {Path(name.removesuffix(".gz")).suffix.lower() for name in files}
+    if kinds == {".parquet"}:
+        return f"read_parquet({listed})"
+    if kinds in ({".csv"}, {".tsv"}):
+        delimiter = "," if kinds == {".csv"} else "\t"
+        return f"read_csv({listed}, all_varchar = true, header = true, delim = {quote_text(delimiter)})"
+    raise ValueError(
+        f"where chooses rows of Parquet, CSV or TSV files, all of one kind, and {', '.join(files[:3])} are {sorted(kinds)}: "
+        "leave where out, or convert the files"
+    )
 
 
 def _files(section: LoadSection, day: dt.date) -> list[str]:

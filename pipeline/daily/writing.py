@@ -11,7 +11,7 @@ import duckdb
 from jinja2 import Environment, StrictUndefined
 
 from multifacet.artifacts import write_file
-from multifacet.pipeline.daily.sql import quote_text
+from multifacet.pipeline.daily.sql import quote, quote_text
 
 __all__ = ["Answers", "guess", "write_pipeline"]
 
@@ -66,6 +66,7 @@ def guess(events: Path) -> dict[str, Any]:
     try:
         with duckdb.connect() as memory:
             described = memory.sql(f"DESCRIBE FROM {reader}({quote_text(str(events))})").fetchall()
+            whole = _whole_columns(memory, events, [row[0] for row in described if "INT" in row[1]], reader)
     except duckdb.Error as error:
         raise ValueError(f"{events} cannot be read as Parquet or CSV: {str(error).splitlines()[0]}") from error
     types = {row[0]: row[1] for row in described}
@@ -76,10 +77,17 @@ def guess(events: Path) -> dict[str, Any]:
             found[role] = fits[0]
     roles = {found.get(role) for role in _NAMES}
     found["dense"] = [name for name, kind in types.items() if name not in roles and kind.startswith(_NUMBERS)]
-    found["id_types"] = {
-        role: "int64" if "INT" in types.get(found.get(role, ""), "VARCHAR") else "string" for role in ("user", "pin")
-    }
+    found["id_types"] = {role: "int64" if found.get(role) in whole else "string" for role in ("user", "pin")}
     return found
+
+
+def _whole_columns(memory: duckdb.DuckDBPyConnection, events: Path, names: list[str], reader: str) -> set[str]:
+    """The columns of whole numbers; in a text file, those whose every text is the number as one writes it, and not 007."""
+    if reader == "read_parquet" or not names:
+        return set(names)
+    same = ", ".join(f"bool_and(TRY_CAST({quote(name)} AS BIGINT)::VARCHAR = {quote(name)})" for name in names)
+    told = memory.sql(f"SELECT {same} FROM read_csv({quote_text(str(events))}, all_varchar = true)").fetchall()[0]
+    return {name for name, is_whole in zip(names, told, strict=True) if is_whole}
 
 
 def write_pipeline(path: Path, answers: Answers) -> Path:

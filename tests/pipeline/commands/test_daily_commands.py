@@ -105,3 +105,8 @@ def test_wrong_usage_ends_with_2(log: Path, tmp_path: Path, run: Any) -> None:
     code, _, errors = run("run", tmp_path / "p.toml", "--day", "2026-11-29")
     assert code == 1
     assert "there is no section or key [stor]; did you mean [store]?" in errors
+
+
+def test_ids_that_a_number_would_change_are_strings(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user,pin,time\n0007,5,2026-01-01\n8,6,2026-01-02\n", encoding="utf-8")
+    assert guess(tmp_path / "events.csv")["id_types"] == {"user": "string", "pin": "int64"}

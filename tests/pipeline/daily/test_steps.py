@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from multifacet.pipeline.daily import steps
+from multifacet.graphdb import GraphSchema, GraphStore, NodeType, Relation
+from multifacet.pipeline.daily import loads, steps
+from multifacet.pipeline.daily.config import LoadSection
 from multifacet.pipeline.daily.day import Day, StepError
 from multifacet.pipeline.daily.history import History
 from multifacet.pipeline.daily.reading import read_pipeline
@@ -100,3 +102,29 @@ def held(path: Path) -> Iterator[None]:
 
 def test_the_airflow_example_is_python() -> None:
     compile((EXAMPLES / "daily_airflow.py").read_text(), "daily_airflow.py", "exec")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_condition_leaves_text_as_it_is(tmp_path: Path, suffix: str) -> None:
+    """DuckDB's sniffer would make one user of "1e5" and "100000", and lose the zeros of "0007"."""
+    between = "," if suffix == "csv" else "\t"
+    rows = [
+        ("user", "pin", "time", "clicked"),
+        ("1e5", "0007", "2026-01-01T05:00:00+05:00", "1"),
+        ("100000", "7", "2026-01-01", "1"),
+        ("nobody", "7", "2026-01-01", "0"),
+    ]
+    (tmp_path / f"events.{suffix}").write_text("\n".join(between.join(row) for row in rows) + "\n")
+    nodes = (NodeType(name="user", id_type="string"), NodeType(name="pin", id_type="string"))
+    clicks = Relation(src="user", name="clicks", dst="pin", timed=True)
+    with GraphStore.create(tmp_path / "shop.duckdb", GraphSchema(nodes=nodes, relations=(clicks,))) as store:
+        section = LoadSection(
+            relation="clicks", files=str(tmp_path / f"events.{suffix}"), src="user", dst="pin", where="clicked = 1"
+        )
+        assert loads._load_one(store, section, [section.files])["loaded"] == 2
+        assert set(store.view().node_ids("user").to_pylist()) == {"1e5", "100000"}
+        assert set(store.view().node_ids("pin").to_pylist()) == {"0007", "7"}
+        times = store.sql("SELECT time FROM edges_clicks").column("time").to_pylist()
+        assert set(times) == {dt.datetime(2026, 1, 1)}
+        with pytest.raises(ValueError, match="all of one kind"):
+            loads._load_one(store, section, [str(tmp_path / "events.jsonl")])
