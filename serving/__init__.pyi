@@ -7,7 +7,9 @@ from .client.grpc_clients import RankerClient as RankerClient
 from .config import LookupConfig as LookupConfig
 from .config import RankerConfig as RankerConfig
 from .core.limits import Limits as Limits
+from .delta.fold import ServedTable as ServedTable
 from .delta.fold import fold as fold
+from .delta.fold import read_tables as read_tables
 from .delta.publish import publish_delta as publish_delta
 from .delta.writer import DeltaWriter as DeltaWriter
 from .errors import BrokenAnswerError as BrokenAnswerError

@@ -268,7 +268,7 @@ def release(
     if base is None or over is None or (over.precision, over.num_shards) != (precision, shards):
         published = publish(model_path, directory / RELEASE, precision=precision, shards=shards)
     else:
-        published = publish_delta(model_path, directory / RELEASE, base, tolerance=tolerance)
+        published = publish_delta(model_path, directory / RELEASE, base, tolerance=tolerance, other="whole")
     say(f"{published.lookup_bytes:,} bytes{f', over {published.base[:12]}' if published.base else ''}")
     return {
         "version": published.version,

@@ -14,8 +14,8 @@ from multifacet.artifacts import MANIFEST_NAME, Artifact
 from multifacet.pipeline.diagnosis import model_checks, server_checks, table_checks
 from multifacet.pipeline.diagnosis.finding import Finding
 from multifacet.pipeline.diagnosis.gates import GatesSection
-from multifacet.serving import Release
-from multifacet.tables import Snapshot, compare_snapshots, decode, row_bytes
+from multifacet.serving import Release, read_tables
+from multifacet.tables import Snapshot, compare_snapshots, decode
 
 if TYPE_CHECKING:
     from multifacet.ranking import Examples, ExportedModel
@@ -114,15 +114,13 @@ def _of_release(release: Release, model_path: Path | None, gates: GatesSection) 
     if model is not None and model.artifact.fingerprint not in release.manifest.parents:
         raise ValueError(f"{release.path} was not cut from {model_path}: its parents are {release.manifest.parents}")
     findings = [] if model is None else model_checks.check_model(model.artifact.manifest, gates)
-    for table in release.manifest.tables:
-        if table.shard_rows:
-            continue
-        stored = np.fromfile(release.path / table.file(), dtype=np.uint8)
-        encoded = torch.from_numpy(stored.reshape(table.rows, row_bytes(table.dim, table.precision)))
+    for table, ids, encoded in read_tables(release.path):
         rows = decode(encoded, table.dim, table.precision)
         findings += table_checks.check_table(table.name, rows, None, gates)
         if model is not None:
-            findings.append(
-                table_checks.check_error(table.name, model.tables[table.name].float(), rows, table.precision, gates)
-            )
+            trained = model.tables[table.name].float()
+            if ids is not None:  # shards and deltas have the model's rows in another order
+                own = model.id_maps[list(model.tables).index(table.name)]
+                trained = trained[torch.from_numpy(np.append(own.rows(ids), own.num_rows - 1)).long()]
+            findings.append(table_checks.check_error(table.name, trained, rows, table.precision, gates))
     return findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import torch
 from multifacet.serving.delta.part import Part, parts_of, parts_with
 from multifacet.serving.lookup.changed_ids import ChangedIds
 from multifacet.serving.release.release import Release
+from multifacet.serving.release.sharding.split import ids_by_row
 from multifacet.serving.release.writer import ReleaseWriter
 from multifacet.tables.ids import IdMap
 
@@ -31,7 +32,8 @@ def fold(path: str | os.PathLike[str], folded_path: str | os.PathLike[str], *, r
     """Write the whole release that a delta is.
 
     Every id has the same row, every request the same score, under another version. Ids that were dropped are nowhere in it.
-    Memory does not grow with the tables. Run it beside what serves (`nice`), and roll the folded release out like any other.
+    Rows go through in blocks; the ids, and where their rows are, are in memory at once. Run it beside what serves (`nice`), and
+    roll the folded release out like any other.
 
     Args:
         path: The delta, its base beside it.
@@ -79,6 +81,32 @@ def fold(path: str | os.PathLike[str], folded_path: str | os.PathLike[str], *, r
     return folded
 
 
+class ServedTable(NamedTuple):
+    """A table as a lookup server answers from it: shards put together, deltas laid over.
+
+    Attributes:
+        table: Its description.
+        ids: The id of each row but the last, which unknown ids have; None where ids are hashed to rows.
+        rows: uint8 [num_rows, row_bytes], encoded.
+    """
+
+    table: ReleaseTable
+    ids: npt.NDArray[Any] | None
+    rows: torch.Tensor
+
+
+def read_tables(path: str | os.PathLike[str]) -> Iterator[ServedTable]:
+    """Read a release's tables, one whole table at a time: of a release in shards all shards, of a delta its bases too.
+
+    Raises:
+        ArtifactError: A release or a shard is damaged or missing.
+    """
+    release, parts = parts_of(path)
+    for table in release.tables:
+        id_map, rows = _order(table, parts)
+        yield ServedTable(table, None if id_map.index is None else ids_by_row(id_map), torch.cat(list(_chunks(table, rows))))
+
+
 def _order(table: ReleaseTable, parts: list[Part]) -> tuple[IdMap, list[tuple[Part, npt.NDArray[np.int32]]]]:
     """The whole id map, and where its rows are, in their order: rows int32 of one part after the other."""
     rows: list[tuple[Part, npt.NDArray[np.int32]]] = []
@@ -100,7 +128,7 @@ def _order(table: ReleaseTable, parts: list[Part]) -> tuple[IdMap, list[tuple[Pa
     first = sharing[0].id_map(table.id_map)
     if not ids:
         size = sum(len(part_rows) for _, part_rows in rows)
-        return IdMap.hashed(size, id_type=first.id_type, seed=first.seed), rows  # type: ignore[union-attr]
+        return IdMap.hashed(size, id_type=first.id_type, seed=first.seed), rows
     rows.append((sharing[0], np.array([first.oov_row], np.int32)))
     return IdMap.exact(pa.concat_arrays(ids)), rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +37,17 @@ class _TooMuchError(Exception):
     """More differs than a delta should hold."""
 
 
+class _OtherModelError(Exception):
+    """The model is another one than the base's."""
+
+
 def publish_delta(
     model_path: str | os.PathLike[str],
     release_path: str | os.PathLike[str],
     base_path: str | os.PathLike[str],
     *,
     tolerance: float = 0.0,
+    other: Literal["refuse", "whole"] = "refuse",
     replace: bool = False,
 ) -> Release:
     """Write what differs between a trained model and a release.
@@ -58,29 +63,29 @@ def publish_delta(
         base_path: The release to lie over, whole or a delta.
         tolerance: A row stays the base's if its distance from it is at most this share of the base's row's length, both
             decoded. 0 keeps only rows of equal bytes.
+        other: What to do with a model of other tables, features or sizes than the base's.
         replace: Whether a release that is there already may be replaced.
 
     Returns:
         The release, opened; `Release.base` is empty where it was published whole.
 
     Raises:
-        ArtifactError: The model or the base is damaged, or the model is another one: other tables, features or sizes of hashed
-            tables.
+        ArtifactError: The model or the base is damaged, or the model is another one and `other` says to refuse it.
         ValueError: The tolerance is no number from 0 to 1, or a table cannot be encoded.
     """
     if not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance is {tolerance}: expected 0 to 1, a share of a row's length")
     model = TrainedModel.open(model_path)
     base = Release.open(base_path, verify=False)
-    _check_same(model, base)
-    why = ""
-    if base.manifest.base is not None and base.manifest.base.depth >= MAX_DEPTH:
-        why = f"{base.path} has {MAX_DEPTH} deltas below it"
-    else:
-        try:
-            return _write(model, release_path, base, tolerance, replace=replace)
-        except _TooMuchError as error:
-            why = str(error)
+    try:
+        _check_same(model, base)
+        return _write(model, release_path, base, tolerance, replace=replace)
+    except _TooMuchError as error:
+        why = str(error)
+    except _OtherModelError as error:
+        if other == "refuse":
+            raise ArtifactError(f"{error}: publish it whole") from error
+        why = str(error)
     logger.warning("published whole, not as a delta: %s", why)
     return publish(model_path, release_path, precision=base.precision, shards=base.num_shards, replace=replace)
 
@@ -95,6 +100,7 @@ def _write(model: TrainedModel, path: str | os.PathLike[str], base: Release, tol
     )
     whole_bytes = sum(table.rows * table.row_bytes for table in base.tables)
     changed_maps = set()
+    _check_maps(model, writer.parts)
     with writer:
         for table in model.manifest.tables:
             described = next(other for other in base.tables if other.name == table.name)
@@ -112,6 +118,7 @@ def _write(model: TrainedModel, path: str | os.PathLike[str], base: Release, tol
 
 
 def _check_same(model: TrainedModel, base: Release) -> None:
+    """Refuse a model of other tables, features or sizes than a base's, and a base that has too many below it."""
     manifest = model.manifest
     told = (manifest.name, manifest.dim, manifest.dense_features, manifest.release_sequence())
     served = (base.manifest.name, base.manifest.dim, base.manifest.dense_features, base.manifest.sequence)
@@ -125,18 +132,30 @@ def _check_same(model: TrainedModel, base: Release) -> None:
     ]
     if told != served or tables != others:
         different = next((pair for pair in zip(tables, others, strict=False) if pair[0] != pair[1]), (told, served))
-        raise ArtifactError(
-            f"{model.artifact.path} is another model than {base.path} serves ({different[0]}, not {different[1]}): "
-            "publish it whole"
+        raise _OtherModelError(
+            f"{model.artifact.path} is another model than {base.path} serves ({different[0]}, not {different[1]})"
         )
     for table, other in zip(manifest.tables, base.tables, strict=True):
         id_map = model.id_maps[table.id_map]
         if id_map.id_type != base.manifest.id_types[table.feature]:
-            raise ArtifactError(f"table {table.name!r} has {id_map.id_type} ids, {base.path} others: publish it whole")
+            raise _OtherModelError(f"table {table.name!r} has {id_map.id_type} ids, {base.path} others")
         if id_map.index is None and id_map.num_rows != other.rows:
-            raise ArtifactError(
-                f"table {table.name!r} is hashed to {id_map.num_rows} rows, that of {base.path} has {other.rows}: "
-                "publish it whole"
+            raise _OtherModelError(
+                f"table {table.name!r} is hashed to {id_map.num_rows} rows, that of {base.path} has {other.rows}"
+            )
+    if base.manifest.base is not None and base.manifest.base.depth >= MAX_DEPTH:
+        raise _TooMuchError(f"{base.path} has {MAX_DEPTH} deltas below it")
+
+
+def _check_maps(model: TrainedModel, parts: list[Part]) -> None:
+    """Refuse ids that find their rows by another rule than in the base: its rows would be other ids'."""
+    for table in model.manifest.tables:
+        mine, theirs = model.id_maps[table.id_map], parts[0].id_map(table.id_map)
+        rules = [("exact", 0) if known.index is not None else ("hashed", known.seed) for known in (mine, theirs)]
+        if rules[0] != rules[1]:
+            raise _OtherModelError(
+                f"ids of table {table.name!r} are {rules[0][0]} (seed {rules[0][1]}), in the base {rules[1][0]} "
+                f"(seed {rules[1][1]})"
             )
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from multifacet.serving.client.grpc_clients import RankerClient
 from multifacet.serving.client.lookups import LookupConnection
+from multifacet.serving.release.bases import lineage
 
 if TYPE_CHECKING:
     from multifacet.serving.release.manifest import ReleaseTable
@@ -149,7 +150,10 @@ def _sources(release: Release, exponent: float) -> dict[str, SkewedIds]:
 
 
 def _id_maps(release: Release, table: ReleaseTable) -> list[IdMap]:
-    """A table's id map, or those of all of its shards; a hashed one is the same in each."""
+    """A table's id map, or those of all of its shards; a hashed one is the same in each. Of a delta: the whole release's."""
+    if release.base:
+        whole = lineage(release, verify=False, half="lookup")[0]
+        return _id_maps(whole, next(other for other in whole.tables if other.name == table.name))
     if release.shard is not None or not table.shard_rows:
         return [release.id_map(table.id_map)]
     maps = []

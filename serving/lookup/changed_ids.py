@@ -45,6 +45,7 @@ class ChangedIds:
     """
 
     num_hashes: Final = 1
+    seed: Final = 0
 
     def __init__(
         self, whole: IdMap, num_rows: int, added: pa.Array, added_rows: npt.NDArray[np.int32], dropped: pa.Array

@@ -158,6 +158,20 @@ def test_rows_that_int4_cannot_hold(train: Callable[..., Trained], tmp_path: Pat
     assert [found.check for found in findings].count("row error") == 2
 
 
+def test_a_release_is_judged_alike_whole_in_shards_and_as_a_delta(healthy: Trained, tmp_path: Path) -> None:
+    serving.publish(healthy.path, tmp_path / "whole")
+    serving.publish(healthy.path, tmp_path / "shards", shards=3)
+    serving.publish_delta(healthy.path, tmp_path / "delta", tmp_path / "whole")
+    told = {
+        name: {(found.check, found.subject): found.value for found in diagnose([str(tmp_path / name)], against=healthy.path)}
+        for name in ("whole", "shards", "delta")
+    }
+    assert told["delta"] == told["whole"]
+    assert set(told["shards"]) == set(told["whole"])
+    for key, value in told["whole"].items():
+        assert told["shards"][key] == pytest.approx(value, rel=0.05, abs=1e-6), key  # rows in another order
+
+
 def test_the_command_says_it_all_and_ends_with_1(healthy: Trained, tmp_path: Path, run: Any) -> None:
     pq.write_table(draw_rows(3000, 2), tmp_path / "test.parquet")
     code, output, _ = run("diagnose", healthy.path, "--examples", tmp_path / "test.parquet", "--json")

@@ -27,9 +27,11 @@ from multifacet.serving import (
     fold,
     publish,
     publish_delta,
+    read_tables,
 )
 from multifacet.serving.delta.part import parts_of
 from multifacet.serving.delta.writer import MAX_DEPTH
+from multifacet.serving.load.workload import _sources
 from multifacet.serving.lookup.rows import SendBuffer
 from multifacet.tables import decode, encode
 from multifacet.tables.ids import IdMap
@@ -249,6 +251,37 @@ def test_another_model_is_no_delta(model, release, tmp_path, change_model):
         publish_delta(other.path, tmp_path / "out", release.path)
     with pytest.raises(ValueError, match="tolerance is nan"):
         publish_delta(model.path, tmp_path / "out", release.path, tolerance=float("nan"))
+
+
+def test_ids_that_are_hashed_by_another_seed_are_no_delta(model, release, tmp_path, change_model):
+    """Rows of the same numbers would be other ids'."""
+    shutil.copytree(release.path, tmp_path / "base")
+    for number, ids in enumerate((IdMap.hashed(64, id_type="int64", seed=4), IdMap.exact(list(range(63))))):
+        id_maps = model.id_maps | {"pin_hashed": ids}
+        other = type(model)(model.path, model.upper, model.weights, id_maps)
+        other = change_model(other, tmp_path / f"m{number}", seed=1, share=0.0)
+        with pytest.raises(ArtifactError, match="publish it whole"):
+            publish_delta(other.path, tmp_path / "out", tmp_path / "base")
+        whole = publish_delta(other.path, tmp_path / f"out{number}", tmp_path / "base", other="whole")
+        assert (whole.base, whole.version) == ("", publish(other.path, tmp_path / f"whole{number}").version)
+
+
+def test_a_load_of_a_delta_asks_for_the_whole_release_s_ids(day):
+    ids = _sources(Release.open(day / "d2", verify=False), 1.0)["pin"].draw(np.random.default_rng(0), 50)
+    assert np.isin(ids, _pins(range(300))).all()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tables_are_read_as_they_are_served(model, change_model, tmp_path, shards):
+    publish(model.path, tmp_path / "base", shards=shards)
+    changed = change_model(model, tmp_path / "m", seed=6, added=NEW_PINS, dropped=_pins([1]))
+    publish_delta(changed.path, tmp_path / "delta", tmp_path / "base")
+    for table, ids, rows in read_tables(tmp_path / "delta"):
+        expected = encode(changed.weights[table.name], "int4")
+        if ids is not None:
+            known = changed.id_maps[table.id_map]
+            expected = expected[torch.from_numpy(np.append(known.rows(ids), known.num_rows - 1)).long()]
+        assert torch.equal(rows, expected), table.name
 
 
 # --- served -----------------------------------------------------------------------------------------------------------------
