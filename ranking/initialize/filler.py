@@ -112,10 +112,7 @@ class TableFiller:
         """Give some of the filled rows of this process, as they are now: row, first column, and values."""
         found: list[tuple[int, int, Tensor]] = []
         for shard, placement in self._place():
-            empty = np.ones(len(shard.weights), dtype=np.bool_)
-            empty[placement.empty_rows()] = False
-            filled = np.flatnonzero(empty)
-            chosen = filled[:: max(1, len(filled) // _NUM_SAMPLES)][:_NUM_SAMPLES].tolist()
+            chosen = placement.filled_rows(_NUM_SAMPLES).tolist()
             found += [(shard.row + row, shard.column, shard.weights[row].cpu().clone()) for row in chosen]
         return found
 
@@ -162,7 +159,7 @@ class TableFiller:
         sums = RowSums.zero(shard.weights.shape[1])
         used = slice(shard.column, shard.column + shard.weights.shape[1])
         empty = torch.zeros(placement.num_rows, dtype=torch.bool)
-        empty[torch.from_numpy(placement.empty_rows())] = True
+        empty[torch.from_numpy(placement.empty_rows)] = True
         for start in range(0, placement.num_rows, _BLOCK_ROWS):
             stop = min(start + _BLOCK_ROWS, placement.num_rows)
             filled = torch.nonzero(~empty[start:stop])[:, 0]
@@ -182,7 +179,7 @@ class TableFiller:
     def _fill_missing(self, shard: Shard, placement: RowPlacement, mean: NDArray[np.float64], norm: float) -> None:
         if self.source.missing == "keep":
             return
-        rows = torch.from_numpy(placement.empty_rows())
+        rows = torch.from_numpy(placement.empty_rows)
         weights = shard.weights
         columns = slice(shard.column, shard.column + weights.shape[1])
         if self.source.missing == "normal":

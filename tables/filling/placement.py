@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -85,10 +87,28 @@ class RowPlacement:
             num_unused=num_unused,
         )
 
+    @cached_property
     def empty_rows(self) -> NDArray[np.int64]:
-        """Gives the rows, counted from `first`, that no vector belongs to."""
+        """The rows, counted from `first`, that no vector belongs to."""
         if len(self.starts):
             return np.flatnonzero(self.starts[1:] == self.starts[:-1])
         if len(self.positions):
             return np.flatnonzero(self.positions < 0)
         return np.arange(max(0, min(self.num_positions - self.first, self.num_rows)), self.num_rows)
+
+    def filled_rows(self, number: int) -> NDArray[np.int64]:
+        """Gives some rows, counted from `first`, that a vector belongs to.
+
+        Args:
+            number: How many; fewer where there are fewer.
+
+        Returns:
+            int64 [at most `number`], ascending, each once, spread over the range.
+        """
+        num_filled = self.num_rows - len(self.empty_rows)
+        number = min(number, num_filled)
+        places = [place * num_filled // number for place in range(number)]
+        # Before the k-th filled row lie k filled ones and those empty ones whose own number of filled rows before it is at most k.
+        empty = self.empty_rows
+        shifts = [bisect_right(range(len(empty)), place, key=lambda index: int(empty[index]) - index) for place in places]
+        return np.array(places, np.int64) + np.array(shifts, np.int64)

@@ -73,7 +73,7 @@ def test_any_shard_holds_each_rows_vectors_combined(
         expected = 2.0 * (vectors[chosen] * share[:, None]).sum(0) / share.sum()
         torch.testing.assert_close(table[row - first], expected, rtol=1e-5, atol=1e-6)
     assert (sums.num_filled, sums.num_collided, sums.num_vectors) == (filled, collided, used)
-    written = np.array([row for row in range(size) if row not in set(placement.empty_rows())], dtype=np.int64)
+    written = np.array([row for row in range(size) if row not in set(placement.empty_rows)], dtype=np.int64)
     assert sums.squares_after == pytest.approx(float(table[written].double().square().sum()), rel=1e-5)
     np.testing.assert_allclose(sums.columns, table[written].double().sum(0), rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_columns_and_rows_of_a_shard_are_a_part_of_the_whole() -> None:
 def test_an_out_of_vocabulary_row_gets_no_vector_and_its_ids_are_counted() -> None:
     placement = place([5, 6, 7], IdMap.exact([7, 9]), first=0, num_rows=3)
     assert placement.num_unused == 2
-    assert placement.empty_rows().tolist() == [1, 2]
+    assert placement.empty_rows.tolist() == [1, 2]
 
 
 def test_a_value_beyond_the_targets_type_is_refused_and_its_row_named() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from multifacet.tables import IdMap
-from multifacet.tables.filling import row_order
+from multifacet.tables.filling import RowPlacement, row_order
 from multifacet.tables.filling.row_order import sort_by_row
 from multifacet.tables.ids import IdColumn
 from multifacet.tables.ids import index as idindex
@@ -68,3 +68,15 @@ def test_an_inversion_is_the_lookup_the_other_way_round(
             expected[row_of[name]] = place
     assert positions.tolist() == expected.tolist()
     assert num_missing == sum(name not in row_of for name in wanted)
+
+
+@given(filled=st.lists(st.booleans(), min_size=1, max_size=60), number=st.integers(1, 9))
+@settings(max_examples=80, deadline=None)
+def test_filled_rows_are_some_of_them_spread_over_the_range(filled: list[bool], number: int) -> None:
+    positions = np.where(filled, 0, -1).astype(np.int32)
+    placement = RowPlacement.one_each(positions, first=3, num_positions=len(filled), num_unused=0)
+    held, rows = np.flatnonzero(filled), placement.filled_rows(number)
+    assert len(rows) == min(number, len(held))
+    assert set(rows.tolist()) <= set(held.tolist())
+    places = np.searchsorted(held, rows)
+    assert (np.diff(places) >= len(held) // number).all()
