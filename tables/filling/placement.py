@@ -108,7 +108,7 @@ class RowPlacement:
         num_filled = self.num_rows - len(self.empty_rows)
         number = min(number, num_filled)
         places = [place * num_filled // number for place in range(number)]
-        # Before the k-th filled row lie k filled ones and those empty ones whose own number of filled rows before it is at most k.
+        # Before the k-th filled row lie k filled ones, and the empty ones that have at most k filled ones before them.
         empty = self.empty_rows
         shifts = [bisect_right(range(len(empty)), place, key=lambda index: int(empty[index]) - index) for place in places]
         return np.array(places, np.int64) + np.array(shifts, np.int64)
