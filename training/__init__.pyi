@@ -27,6 +27,7 @@ from .search.space import Recipe as Recipe
 from .search.space import Space as Space
 from .search.trials import Record as Record
 from .sharded_tables import ShardedTables as ShardedTables
+from .sharded_tables import plan_by_rows as plan_by_rows
 from .step_threads import Lanes as Lanes
 from .step_threads import PreparingThread as PreparingThread
 from .warm_start import WarmStart as WarmStart

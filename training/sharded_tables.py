@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,56 @@ from multifacet.tables.filling import fill_normal
 from multifacet.training.assembly import Pieces, assemble
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
-__all__ = ["ShardedTables"]
+__all__ = ["ShardedTables", "local_size", "plan_by_rows"]
+
+
+def plan_by_rows(collection: EmbeddingCollection, names: Iterable[str], device_type: str) -> Any:
+    """Plan which process has which rows: each table is cut into as many ranges as there are processes.
+
+    A process's device is counted on its own host: of 16 processes on two hosts the ninth has `cuda:0`.
+
+    Args:
+        collection: The tables, in TorchRec's terms.
+        names: Those that are cut: all of them.
+        device_type: "cpu" or "cuda".
+
+    Returns:
+        TorchRec's plan of the collection.
+
+    Raises:
+        RuntimeError: There is no process group.
+    """
+    return construct_module_sharding_plan(
+        collection,
+        per_param_sharding={name: row_wise() for name in names},
+        sharder=_sharder(),
+        world_size=dist.get_world_size(),
+        local_size=local_size(),
+        device_type=device_type,
+    )
+
+
+def local_size() -> int:
+    """How many processes each host has: torchrun's LOCAL_WORLD_SIZE, or all of them where nothing says it.
+
+    Raises:
+        ValueError: The hosts cannot have as many processes each.
+    """
+    world_size = dist.get_world_size()
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if not 1 <= size <= world_size or world_size % size:
+        raise ValueError(
+            f"LOCAL_WORLD_SIZE is {size} and there are {world_size} processes: give every host the same --nproc-per-node"
+        )
+    return size
+
+
+def _sharder() -> Any:
+    return EmbeddingCollectionSharder()
 
 
 class ShardedTables:
@@ -78,21 +123,12 @@ class ShardedTables:
             device=torch.device("meta"),
         )
         apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), {"lr": lr, "eps": 1e-10})
-        sharder: Any = EmbeddingCollectionSharder()
-        plan = construct_module_sharding_plan(
-            collection,
-            per_param_sharding={name: row_wise() for name in num_rows},
-            sharder=sharder,
-            world_size=dist.get_world_size(),
-            local_size=dist.get_world_size(),
-            device_type=self.device.type,
-        )
         self._model = DistributedModelParallel(
             collection,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=self.device,
-            plan=ShardingPlan(plan={"": plan}),
-            sharders=[sharder],
+            plan=ShardingPlan(plan={"": plan_by_rows(collection, num_rows, self.device.type)}),
+            sharders=[_sharder()],
         )
         self._optimizer: Any = self._model.fused_optimizer
         for number, name in enumerate(self.node_types):

@@ -19,14 +19,13 @@ from multifacet.ranking.training.optimizers import ADAGRAD, adamw_tensors, resto
 from multifacet.ranking.training.owned_rows import OwnedRows, rounds_steps, step_scale
 from multifacet.ranking.training.scoring import SCORING_BATCH, validate
 from multifacet.ranking.training.trainer import BEST, MODEL, named
-from multifacet.training import PreparingThread
+from multifacet.training import PreparingThread, plan_by_rows
 
 with warnings.catch_warnings():
     # fbgemm_gpu's CPU build warns about kernels that only its CUDA build has.
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrec.distributed import DistributedModelParallel
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
     from torchrec.distributed.types import ShardingEnv, ShardingPlan
     from torchrec.optim import RowWiseAdagrad
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -266,23 +265,20 @@ class ShardedTrainer:
 
 def _shard(model: RankingModel, config: RankingConfig, device: torch.device) -> DistributedModelParallel:
     """Divide each table by rows."""
-    sharder: Any = EmbeddingCollectionSharder()
     plan: dict[str, Any] = {}
     if model.tables is not None:
         for spec in model.specs:
             rate = table_rate(spec, config) * (step_scale(spec, config) if rounds_steps(config, device.type) else 1.0)
             weights = [model.tables.embeddings[spec.name].weight]
             apply_optimizer_in_backward(RowWiseAdagrad, weights, {"lr": rate, "eps": _EPS})
-        plan["tables"] = construct_module_sharding_plan(
-            model.tables,
-            per_param_sharding={spec.name: row_wise() for spec in model.specs},
-            sharder=sharder,
-            world_size=dist.get_world_size(),
-            local_size=dist.get_world_size(),
-            device_type=device.type,
-        )
-    env = ShardingEnv.from_process_group(dist.group.WORLD)
-    return DistributedModelParallel(model, env=env, device=device, plan=ShardingPlan(plan=plan), sharders=[sharder])
+        plan["tables"] = plan_by_rows(model.tables, [spec.name for spec in model.specs], device.type)
+    return DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=device,
+        plan=ShardingPlan(plan=plan),
+        sharders=[EmbeddingCollectionSharder()],
+    )
 
 
 def _table_key(kind: str, table: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,17 @@ TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     *("-m", "multifacet.pipeline.cli"),
 )
+AGENT = (
+    *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+    *("--master-addr", "127.0.0.1"),
+)
 SETTINGS = ("dim=8", "epochs=2", "batch_size=64", "num_uniform=8", "num_degree=0", "seed=3")
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,31 @@ def test_torchrun_gives_one_snapshot_of_all_processes(
     assert snapshot.ids("pin").to_pylist() == list(range(5000, 5060))
     assert (tmp_path / "shared.checkpoint").exists() is False
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+
+
+def test_two_hosts_train_what_one_does(store: Path, tmp_path: Path) -> None:
+    settings = [part for setting in (*SETTINGS, "chunk_size=16") for part in ("--set", setting)]
+
+    def command(name: str) -> list[str]:
+        return ["pretrain", "kge", str(store), str(tmp_path / name), *settings, "--json"]
+
+    ran = subprocess.run([*TORCHRUN, *command("one")], capture_output=True, text=True, timeout=170, check=False)
+    assert ran.returncode == 0, ran.stderr
+    # An agent of torchrun is a host to all that it starts.
+    agents = [
+        subprocess.Popen(
+            [*AGENT, "--node-rank", str(host), "--master-port", str(port), "-m", "multifacet.pipeline.cli", *command("two")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for port in [free_port()]
+        for host in (0, 1)
+    ]
+    answers = [agent.communicate(timeout=170) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], answers
+    assert Snapshot.load(tmp_path / "two").fingerprint == Snapshot.load(tmp_path / "one").fingerprint
+    assert [bool(out) for out, _ in answers] == [True, False]  # one process of all hosts speaks
 
 
 def test_a_search_says_that_it_runs_in_one_process(

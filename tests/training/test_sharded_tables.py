@@ -5,15 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from multifacet.tables import RowwiseAdagrad, Snapshot, accumulate_rows
-from multifacet.training import ShardedTables
+from multifacet.training import ShardedTables, plan_by_rows
+from multifacet.training.sharded_tables import local_size
 
 NUM_ROWS = {"user": 37, "pin": 53, "advertiser": 3}
 DIM, LR, NUM_STEPS, SEED = 8, 0.3, 20, 5
@@ -96,3 +101,31 @@ def test_two_processes_learn_what_one_does_with_both_batches(tmp_path: Path) -> 
 def test_a_missing_process_group_is_named() -> None:
     with pytest.raises(RuntimeError, match="torchrun"):
         ShardedTables(NUM_ROWS, dim=DIM, lr=LR, init_scale=0.5, seed=SEED)
+
+
+@pytest.fixture
+def sixteen_processes() -> Iterator[None]:
+    """This process as the tenth of a group of sixteen that never talk."""
+    dist.init_process_group("fake", store=FakeStore(), rank=9, world_size=16)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("per_host", "last"), [(8, "cuda:7"), (16, "cuda:15"), (1, "cuda:0")])
+def test_a_process_has_a_device_of_its_own_host(
+    sixteen_processes: None, monkeypatch: pytest.MonkeyPatch, per_host: int, last: str
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_host))
+    config = EmbeddingConfig(name="user", embedding_dim=DIM, num_embeddings=160, feature_names=["user"])
+    collection = EmbeddingCollection(tables=[config], device=torch.device("meta"))
+    shards = plan_by_rows(collection, ["user"], "cuda")["user"].sharding_spec.shards
+    assert [shard.shard_offsets[0] for shard in shards] == list(range(0, 160, 10))
+    devices = [str(shard.placement.device()) for shard in shards]
+    assert devices == [f"cuda:{rank % per_host}" for rank in range(16)]
+    assert devices[-1] == last
+
+
+def test_hosts_of_unequal_sizes_are_refused(sixteen_processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "6")
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE is 6 and there are 16 processes"):
+        local_size()
