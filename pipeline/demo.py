@@ -17,6 +17,7 @@ from multifacet.artifacts import write_file
 from multifacet.contrastive import ComposedTower, ContrastiveConfig
 from multifacet.graphdb import Recipe
 from multifacet.kge import KgeConfig
+from multifacet.pipeline.experiments.comparison import compare
 from multifacet.pipeline.report import page as report
 from multifacet.pipeline.runs import stages
 from multifacet.pipeline.runs.workspace import Stage, Task, Watcher, Workspace
@@ -25,6 +26,10 @@ from multifacet.tables import Precision
 logger = logging.getLogger(__name__)
 
 _ARMS: tuple[ranking.Arm, ...] = ("no_ids", "scratch", "pretrained")
+_TABLES = {"scratch": "tables from scratch", "pretrained": "pretrained tables"}
+_BASELINE: ranking.Arm = "no_ids"
+#: How negatives are drawn for the figures that count: by demand, so that popularity alone tells nothing.
+_PRIMARY = "demand"
 _SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 
 
@@ -44,6 +49,7 @@ class DemoConfig(BaseModel):
     )
     ranking: dict[str, Any] = Field(default_factory=dict, description="fields of RankingConfig to change in every arm")
     precision: Precision = Field(default="int4", description="precision of the release")
+    num_seeds: int = Field(default=3, ge=1, description="seeds of each arm's training; differences are over all")
     num_resamples: int = Field(default=400, ge=20, description="bootstrap resamples of users behind each interval")
     seed: int = Field(default=0, ge=0, description="seed of the negatives of the ranking task")
 
@@ -56,6 +62,7 @@ class DemoConfig(BaseModel):
             kge=full.kge.model_copy(update={"epochs": 2, "max_edges_per_relation": 20_000}),
             contrastive=full.contrastive.model_copy(update={"epochs": 2}),
             ranking={"max_epochs": 3},
+            num_seeds=2,
             num_resamples=100,
         )
 
@@ -143,48 +150,59 @@ def _examples(config: DemoConfig, recipe: Recipe, graph: Stage) -> list[Task]:
 
 
 def _arms(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
-    tasks = []
-    for weighting in ranking.WEIGHTINGS:
-        examples = done[f"examples_{weighting}"]
-        for arm in _ARMS:
-            arm_config = ranking.arm_config(arm, **config.ranking)
-            facets = [done[facet] for facet in arm_config.pretrained_facets]
-            tasks.append(
-                Task(
-                    name=f"{arm}_{weighting}",
-                    run=partial(
-                        stages.train_arm,
-                        examples_path=examples.path,
-                        config=arm_config,
-                        snapshot_paths=[facet.path / stages.SNAPSHOT for facet in facets],
-                        num_resamples=config.num_resamples,
-                    ),
-                    config={"arm": arm_config.model_dump(mode="json"), "num_resamples": config.num_resamples},
-                    rooms=("ranking", "training", "tables"),
-                    parents=(examples, *facets),
-                )
-            )
-    return tasks
+    return [
+        _arm(config, done, arm, weighting, seed)
+        for weighting in ranking.WEIGHTINGS
+        for seed in range(config.num_seeds if weighting == _PRIMARY else 1)
+        for arm in _ARMS
+    ]
+
+
+def _arm(config: DemoConfig, done: Mapping[str, Stage], arm: ranking.Arm, weighting: str, seed: int) -> Task:
+    examples = done[f"examples_{weighting}"]
+    arm_config = ranking.arm_config(arm, **{"seed": seed, **config.ranking})
+    facets = [done[facet] for facet in arm_config.pretrained_facets]
+    return Task(
+        name=_arm_name(arm, weighting, seed),
+        run=partial(
+            stages.train_arm,
+            examples_path=examples.path,
+            config=arm_config,
+            snapshot_paths=[facet.path / stages.SNAPSHOT for facet in facets],
+            num_resamples=config.num_resamples,
+            export=seed == 0,
+        ),
+        config={"arm": arm_config.model_dump(mode="json"), "num_resamples": config.num_resamples, "export": seed == 0},
+        rooms=("ranking", "training", "tables"),
+        parents=(examples, *facets),
+    )
+
+
+def _arm_name(arm: str, weighting: str, seed: int) -> str:
+    """The first seed's model is the one that is quantised, published and served."""
+    return f"{arm}_{weighting}" + (f"_seed{seed}" if seed else "")
 
 
 def _comparisons(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
     tasks = []
     for weighting in ranking.WEIGHTINGS:
         examples = done[f"examples_{weighting}"]
-        arms = {arm: done[f"{arm}_{weighting}"] for arm in _ARMS}
+        num_seeds = config.num_seeds if weighting == _PRIMARY else 1
+        arms = {arm: [done[_arm_name(arm, weighting, seed)] for seed in range(num_seeds)] for arm in _ARMS}
         tasks.append(
             Task(
                 name=f"comparison_{weighting}",
                 run=partial(
-                    stages.compare_arms,
-                    examples_path=examples.path,
-                    scores={arm: stage.path / stages.SCORES for arm, stage in arms.items()},
-                    baseline="no_ids",
+                    compare,
+                    examples_paths=[examples.path] * num_seeds,
+                    scores={arm: [stage.path / stages.SCORES for stage in seeds] for arm, seeds in arms.items()},
+                    pairs=[(arm, _BASELINE) for arm in _ARMS if arm != _BASELINE],
                     num_resamples=config.num_resamples,
+                    slices=("all",),
                 ),
                 config={"num_resamples": config.num_resamples},
-                rooms=("ranking", "training", "tables"),
-                parents=(examples, *arms.values()),
+                rooms=("ranking", "training", "tables", "pipeline"),
+                parents=(examples, *(stage for seeds in arms.values() for stage in seeds)),
             )
         )
     return tasks
@@ -246,11 +264,12 @@ def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) 
         "snapshots": {facet: done[facet].result["fingerprint"] for facet in ("contrastive", "kge")},
         "pretraining": {facet: done[facet].result for facet in ("contrastive", "kge")},
         "examples": {weighting: done[f"examples_{weighting}"].result for weighting in ("demand", "uniform")},
-        # Primary: negatives drawn by demand, so that popularity alone tells nothing.
         "metrics": {arm: done[f"{arm}_demand"].result["test"] for arm in _ARMS},
-        "differences": done["comparison_demand"].result,
+        "seeds": _by_seed(done["comparison_demand"].result),
+        "differences": _differences(done["comparison_demand"].result),
         "metrics_uniform": {arm: done[f"{arm}_uniform"].result["test"] for arm in _ARMS},
-        "differences_uniform": done["comparison_uniform"].result,
+        "differences_uniform": _differences(done["comparison_uniform"].result),
+        "warnings": _warnings(config, done),
         "fits": {
             arm: {key: done[f"{arm}_demand"].result[key] for key in ("history", "validation", "coverage", "config")}
             for arm in _ARMS
@@ -269,6 +288,55 @@ def _document(config: DemoConfig, workspace: Workspace, done: dict[str, Stage]) 
         ],
         "config": config.model_dump(mode="json"),
     }
+
+
+def _by_seed(comparison: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Gives each arm's and task's mean ROC-AUC over the seeds, and each seed's."""
+    return {
+        arm: {
+            task: {"roc_auc": slices["all"]["roc_auc"], "roc_auc_by_seed": slices["all"]["roc_auc_by_seed"]}
+            for task, slices in tasks.items()
+            if "all" in slices
+        }
+        for arm, tasks in comparison["arms"].items()
+    }
+
+
+def _differences(comparison: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Gives each arm's and task's difference from the arm without tables; the interval is over seeds and users."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, slices in comparison["effects"].items():
+        for effect in slices.get("all", ()):
+            found.setdefault(effect["arm"], {})[task] = {
+                "difference": effect["difference"],
+                "difference_low": effect["low"],
+                "difference_high": effect["high"],
+                "num_seeds": effect["num_seeds"],
+            }
+    return found
+
+
+def _warnings(config: DemoConfig, done: Mapping[str, Stage]) -> list[str]:
+    """Says where the validation weeks speak against an arm's tables: a task is predicted better without any."""
+    warnings = []
+    for task in ("ctr", "cvr"):
+        losses = {
+            arm: [
+                done[_arm_name(arm, _PRIMARY, seed)].result["validation"].get(f"valid_{task}_log_loss")
+                for seed in range(config.num_seeds)
+            ]
+            for arm in _ARMS
+        }
+        if any(loss is None for of_arm in losses.values() for loss in of_arm):
+            continue
+        means = {arm: sum(of_arm) / len(of_arm) for arm, of_arm in losses.items()}
+        warnings += [
+            f"On the validation weeks {task.upper()} is predicted worse with {_TABLES[arm]} than without tables: "
+            f"log loss {means[arm]:.4f} against {means[_BASELINE]:.4f}."
+            for arm in _ARMS
+            if means[arm] > means[_BASELINE]
+        ]
+    return warnings
 
 
 def _in_order(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

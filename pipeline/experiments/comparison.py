@@ -45,6 +45,7 @@ def compare(
     scores: Mapping[str, Sequence[Path]],
     pairs: Sequence[tuple[str, str]],
     num_resamples: int,
+    slices: Sequence[str] = tuple(SLICES),
 ) -> dict[str, Any]:
     """Measures arms, and the differences of pairs of arms, on every seed's test split.
 
@@ -55,6 +56,7 @@ def compare(
         scores: Arm -> file of test scores of each seed, [S].
         pairs: (arm, baseline) to compare.
         num_resamples: Bootstrap resamples of users.
+        slices: Names of `SLICES`.
 
     Returns:
         `arms`: arm -> task -> slice -> mean and standard deviation of ROC-AUC over seeds, exposures and positives of the first
@@ -66,8 +68,8 @@ def compare(
     arms: dict[str, dict[str, dict[str, Any]]] = {arm: {task: {} for task in TASKS} for arm in scores}
     effects: dict[str, dict[str, list[dict[str, Any]]]] = {task: {} for task in TASKS}
     for task, column in (("ctr", 0), ("cvr", 1)):
-        for name, mask in SLICES.items():
-            parts = [_part(test, task, mask) for test in tests]
+        for name in slices:
+            parts = [_part(test, task, SLICES[name]) for test in tests]
             if not all(_has_both(test, task, rows) for test, rows in zip(tests, parts, strict=True)):
                 continue
             say(f"{task.upper()}, {name}")

@@ -23,19 +23,24 @@ def print_summary(document: Mapping[str, Any]) -> None:
         title="graph",
     )
     rows = []
-    for arm, tasks in document["metrics"].items():
+    for arm, tasks in document["seeds"].items():
         for task, values in tasks.items():
-            gain = document["differences"].get(arm, {}).get(task)
+            by_seed = values["roc_auc_by_seed"]
             rows.append(
                 {
                     "id tables": arm.replace("no_ids", "none"),
                     "task": task.upper(),
                     "ROC-AUC": f"{values['roc_auc']:.4f}",
-                    "95% interval": f"{values['roc_auc_low']:.4f}-{values['roc_auc_high']:.4f}",
-                    "against none": _signed(gain),
+                    "by seed": f"{min(by_seed):.4f}-{max(by_seed):.4f}",
+                    "against none, 95%": _signed(document["differences"].get(arm, {}).get(task)),
                 }
             )
-    emit_rows(rows, title="ranking, test weeks, negatives drawn by demand")
+    num_seeds = document["config"]["num_seeds"]
+    emit_rows(
+        rows, title=f"ranking, test weeks, negatives drawn by demand, {num_seeds} seed{'s' * (num_seeds > 1)} of training"
+    )
+    for warning in document["warnings"]:
+        stdout.print(warning, style="yellow")
     emit_rows(
         (
             {"precision": precision.upper(), "CTR ROC-AUC": f"{row['ctr_roc_auc']:.5f}", "tables": show_bytes(row["bytes"])}

@@ -120,8 +120,9 @@ def train_arm(
     config: ranking.RankingConfig,
     snapshot_paths: list[Path],
     num_resamples: int,
+    export: bool = True,
 ) -> dict[str, Any]:
-    """Fits one arm, scores the test split with it, and writes the model."""
+    """Fits one arm and scores the test split with it; `export`: writes the model too."""
     train = Examples.load(examples_path / "train.parquet")
     validation = Examples.load(examples_path / "validation.parquet")
     test = Examples.load(examples_path / "test.parquet")
@@ -133,27 +134,14 @@ def train_arm(
     result = ranking.train(train, validation, config, snapshots=snapshots, progress=progress)
     scores = result.score(test)
     np.save(directory / SCORES, scores)
-    ranking.export_model(directory / MODEL, result)
+    if export:
+        ranking.export_model(directory / MODEL, result)
     return {
         "config": config.model_dump(mode="json"),
         "history": result.history,
         "validation": result.metrics,
         "coverage": [coverage.to_dict() for coverage in result.coverage],
         "test": ranking.evaluate(scores, test, num_resamples=num_resamples),
-    }
-
-
-def compare_arms(
-    directory: Path, say: Say, *, examples_path: Path, scores: Mapping[str, Path], baseline: str, num_resamples: int
-) -> dict[str, Any]:
-    """Differences in ROC-AUC from a baseline arm, paired by user."""
-    del directory, say  # the result is all
-    test = Examples.load(examples_path / "test.parquet")
-    reference = np.load(scores[baseline])
-    return {
-        name: ranking.compare(np.load(path), reference, test, num_resamples=num_resamples)
-        for name, path in scores.items()
-        if name != baseline
     }
 
 

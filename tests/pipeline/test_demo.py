@@ -89,6 +89,40 @@ def test_metrics_are_those_of_the_scores(document: dict[str, Any], work_dir: Pat
             assert row["normalized_entropy"] > 0
 
 
+def test_differences_are_those_of_all_seeds(document: dict[str, Any], work_dir: Path) -> None:
+    examples = Examples.load(stage_folder(work_dir, "examples_demand") / "test.parquet")
+    num_seeds = document["config"]["num_seeds"]
+    assert num_seeds > 1
+    areas = {}
+    for arm in ("no_ids", "scratch", "pretrained"):
+        names = [f"{arm}_demand" + (f"_seed{seed}" if seed else "") for seed in range(num_seeds)]
+        areas[arm] = [
+            roc_auc_score(examples.ctr_label, np.load(stage_folder(work_dir, name) / "test_scores.npy")[:, 0]) for name in names
+        ]
+        assert document["seeds"][arm]["ctr"]["roc_auc_by_seed"] == pytest.approx(areas[arm], abs=1e-6)
+        assert len(set(areas[arm])) == num_seeds
+    for arm in ("scratch", "pretrained"):
+        row = document["differences"][arm]["ctr"]
+        assert row["difference"] == pytest.approx(np.mean(areas[arm]) - np.mean(areas["no_ids"]), abs=1e-6)
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+        assert row["num_seeds"] == num_seeds
+
+
+def test_a_task_that_validation_says_tables_hurt_is_named(document: dict[str, Any], work_dir: Path) -> None:
+    num_seeds = document["config"]["num_seeds"]
+    losses = {
+        arm: np.mean(
+            [
+                json.loads((stage_folder(work_dir, name) / "manifest.json").read_text())["validation"]["valid_cvr_log_loss"]
+                for name in [f"{arm}_demand" + (f"_seed{seed}" if seed else "") for seed in range(num_seeds)]
+            ]
+        )
+        for arm in ("no_ids", "pretrained")
+    }
+    named = [text for text in document["warnings"] if "CVR is predicted worse with pretrained tables" in text]
+    assert len(named) == int(losses["pretrained"] > losses["no_ids"])
+
+
 def test_served_scores_are_the_offline_scores_of_one_version(document: dict[str, Any]) -> None:
     serving = document["serving"]
     assert serving["requests"] > 100
