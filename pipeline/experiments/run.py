@@ -240,6 +240,9 @@ class _Run:
                     ],
                     "facets": [_facet_name(facet, 0) for facet in arm.facets],
                     "pretraining_cpu_seconds": self._pretraining_cost(arm),
+                    "validation": _mean_validation(
+                        [fits[_fit_name(arm, chosen[arm.name], seed)] for seed in range(self.settings.num_seeds)]
+                    ),
                     "table_rows": first["table_rows"],
                     "fit_cpu_seconds": first["cpu_seconds"],
                     "metrics": comparison["arms"][arm.name],
@@ -275,6 +278,12 @@ class _Run:
                     row | {"adjusted_p_value": p_value} for row, p_value in zip(rows, p_values, strict=True)
                 ]
         return adjusted
+
+
+def _mean_validation(fits: Sequence[Stage]) -> dict[str, float]:
+    """Gives the mean over seeds of what the validation periods say."""
+    rows = [fit.result["validation"] for fit in fits]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if all(name in row for row in rows)}
 
 
 def _examples_name(arm: Arm, seed: int) -> str:

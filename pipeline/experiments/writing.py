@@ -129,6 +129,14 @@ def _summary(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield from _markdown(document)
 
 
+_VALIDATION = {
+    "valid_ctr_log_loss": "CTR log loss",
+    "valid_ctr_roc_auc": "CTR ROC-AUC",
+    "valid_cvr_log_loss": "CVR log loss",
+    "valid_cvr_roc_auc": "CVR ROC-AUC",
+}
+
+
 def to_markdown(document: Mapping[str, Any]) -> str:
     """The experiment as a section of a Markdown page."""
     return "\n".join(_markdown(document)) + "\n"
@@ -193,6 +201,16 @@ def _markdown(document: Mapping[str, Any]) -> Iterator[str]:
                 *([title, *(f"{value:.4f}" for value in values), f"{area:.4f}"] for title, values, area in rows),
                 ["rank correlation with CTR ROC-AUC", *(f"{value:+.2f}" for value in prediction.correlations), _NO_VALUE],
             ],
+        )
+    validated = [arm for arm in document["arms"] if arm.get("validation")]
+    names = [name for name in _VALIDATION if validated and all(name in arm["validation"] for arm in validated)]
+    if names:
+        yield ""
+        yield "On the validation periods, mean over seeds:"
+        yield ""
+        yield from _table(
+            ["arm", *(_VALIDATION[name] for name in names)],
+            [[arm["title"], *(f"{arm['validation'][name]:.4f}" for name in names)] for arm in validated],
         )
     chosen = ", ".join(f"{arm['name']} {arm['chosen']}" for arm in document["arms"] if arm.get("chosen"))
     yield ""

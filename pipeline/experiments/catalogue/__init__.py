@@ -17,6 +17,7 @@ from multifacet.pipeline.experiments.catalogue.ablation import (
 from multifacet.pipeline.experiments.catalogue.age import refresh, staleness
 from multifacet.pipeline.experiments.catalogue.epochs import epochs
 from multifacet.pipeline.experiments.catalogue.size import collisions, precision_by_frequency, quantization
+from multifacet.pipeline.experiments.catalogue.tasks import tasks
 from multifacet.pipeline.experiments.experiment import Experiment, Settings
 
 #: Name -> how it is made. The order is the page's.
@@ -25,6 +26,7 @@ CATALOGUE: dict[str, Callable[[Settings], Experiment]] = {
     "ablation-no-pair-counts": ablation_without_pair_counts,
     "existing": existing,
     "freezing": freezing,
+    "tasks": tasks,
     "epochs": epochs,
     "quantization": quantization,
     "precision-by-frequency": precision_by_frequency,
