@@ -31,6 +31,12 @@ class GatesSection(Configuration):
     hub_stop: float | None = Field(default=None, description="likewise, to stop at")
     auc_drop_warn: float | None = Field(default=0.0, description="most that CTR ROC-AUC may drop for certain, against serving")
     auc_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at: the interval's high end is below -it")
+    auc_seed_deviation: float = Field(
+        default=0.0015,
+        ge=0,
+        description="standard deviation of CTR ROC-AUC between trainings that differ in their seed alone; it widens the "
+        "interval of the change",
+    )
     int4_drop_warn: float | None = Field(default=0.001, description="most that the release's precision may cost, for certain")
     int4_drop_stop: float | None = Field(default=0.005, description="likewise, to stop at")
     row_error_warn: float | None = Field(default=0.05, description="most of the rows' squares that the precision may lose")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,19 +153,26 @@ def _auc_change(check: str, beside: str, change: Mapping[str, Any] | None, gates
     if change is None or "ctr" not in change:
         return []
     ctr = change["ctr"]
-    interval = f"{ctr['difference_low']:+.4f} to {ctr['difference_high']:+.4f}"
+    low, high = _over_seeds(ctr, gates.auc_seed_deviation)
     return [
         above(
             check,
             "ctr",
-            -ctr["difference_high"],
+            -high,
             gates.auc_drop_warn,
             gates.auc_drop_stop,
-            told=f"ctr: ROC-AUC {ctr['difference']:+.4f} ({interval}) {beside}",
+            told=f"ctr: ROC-AUC {ctr['difference']:+.4f} ({low:+.4f} to {high:+.4f}) {beside}",
             cause="the new model is worse on the last days for certain: broken tables, missing loads, or other settings",
             mend="look at the other findings first, then at the loads: `multifacet runs`; the old release goes on serving",
         )
     ]
+
+
+def _over_seeds(change: Mapping[str, float], deviation: float) -> tuple[float, float]:
+    """Gives a change's interval, over users and the seeds of both trainings."""
+    of_seeds, difference = 1.96 * math.sqrt(2) * deviation, change["difference"]
+    low, high = (math.hypot(change[f"difference_{end}"] - difference, of_seeds) for end in ("low", "high"))
+    return difference - low, difference + high
 
 
 def _precision_change(evaluation: Mapping[str, Any], gates: GatesSection) -> list[Finding]:

@@ -143,6 +143,22 @@ def test_a_model_that_is_worse_than_what_serves(healthy: Trained, tmp_path: Path
     assert levels(better)["AUC change", "ctr"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("deviation", "difference", "level"), [(0.0, -0.003, "warn"), (0.0015, -0.003, "ok"), (0.0015, -0.006, "warn")]
+)
+def test_a_drop_that_another_seed_may_bring_is_no_alarm(deviation: float, difference: float, level: str) -> None:
+    change = {"difference": difference, "difference_low": difference - 0.001, "difference_high": difference + 0.001}
+    evaluation = {
+        "precision": "int4",
+        "coverage": {},
+        "precision_change": {},
+        "serving_change": {"ctr": change},
+        "metrics": {"ctr": {"calibration": 1.0, "num_positives": 100, "num_examples": 1000}},
+    }
+    findings = check_evaluation(evaluation, GatesSection(auc_seed_deviation=deviation))
+    assert levels(findings)["AUC change", "ctr"] == level
+
+
 @pytest.mark.slow
 def test_rows_that_int4_cannot_hold(train: Callable[..., Trained], tmp_path: Path) -> None:
     # One number takes the whole scale of its row: the model reads past it, INT4 keeps little else.
