@@ -161,12 +161,19 @@ def make_model(
         hidden=config.hidden,
         dropout=config.dropout,
     )
-    if config.sequence == "none":
-        return RankingModel(specs, upper, table_device=table_device, table_dtype=config.table_dtype)
-    pooling = SequencePooling(
-        config.facets, dim=config.dim, length=num_recent, kind=config.sequence, num_heads=config.num_attention_heads
+    pooling = None
+    if config.sequence != "none":
+        pooling = SequencePooling(
+            config.facets, dim=config.dim, length=num_recent, kind=config.sequence, num_heads=config.num_attention_heads
+        )
+    return RankingModel(
+        specs,
+        upper,
+        pooling,
+        table_device=table_device,
+        table_dtype=config.table_dtype,
+        id_dropout=config.id_dropout,
     )
-    return RankingModel(specs, upper, pooling, table_device=table_device, table_dtype=config.table_dtype)
 
 
 def choose_snapshots(snapshots: Sequence[Snapshot], config: RankingConfig) -> list[Snapshot]:

@@ -102,6 +102,13 @@ class RankingConfig(Configuration):
     num_experts: int = Field(default=4, ge=2, description="experts of heads mmoe")
     hidden: tuple[int, ...] = Field(default=(128, 64), min_length=1, description="widths of the MLPs of the heads")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout after each layer of these MLPs")
+    id_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of an example's embeddings, one for each feature and facet, that a step of training hides",
+        exclude_if=_is_empty,
+    )
     cvr_weight: float = Field(default=0.5, ge=0, description="weight of the CVR loss beside the CTR loss of 1")
     batch_size: int = Field(default=2048, ge=2, description="examples a step")
     max_epochs: int = Field(default=10, ge=1, description="most passes over the training examples")
@@ -180,6 +187,7 @@ class RankingConfig(Configuration):
             "row_lr_power": bool(self.facets),
             "patience": self.keep == "best",
             "table_dtype": bool(self.facets),
+            "id_dropout": bool(self.facets),
             "hash_rows": bool(self.facets),
         }
         idle = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from multifacet.ranking.model.layout import RowLayout
 
@@ -37,6 +38,8 @@ class RankingModel(nn.Module):
         pooling: How recent pins become one row a facet; None for a ranker without a sequence.
         table_device: Where the tables are: "meta" for tables that get their memory when they are sharded, or from a file.
         table_dtype: Type of the tables, "fp32" or "fp16"; what is above them reads their rows in FP32.
+        id_dropout: Share of the slots that a step of training hides from the upper model, each example's own; the others are
+            longer by as much. No slot then carries alone what another could tell.
 
     Raises:
         ValueError: If the parts do not fit.
@@ -50,6 +53,7 @@ class RankingModel(nn.Module):
         *,
         table_device: str = "cpu",
         table_dtype: str = "fp32",
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         wrong = [spec.name for spec in specs if spec.dim != upper.dim]
@@ -60,6 +64,7 @@ class RankingModel(nn.Module):
         if pooling is not None and pooling.facets != self.layout.facets:
             raise ValueError(f"pooling is of the facets {pooling.facets}, the pins' tables of {self.layout.facets}")
         self.upper, self.pooling = upper, pooling
+        self.id_dropout = id_dropout
         self.tables = (
             EmbeddingCollection(
                 tables=[
@@ -144,6 +149,8 @@ class RankingModel(nn.Module):
         counts = num_recent if num_recent is not None else dense.new_zeros(len(dense), dtype=torch.int32)
         if looked_up:
             embeddings = self.layout.slots(looked_up, counts, self.pooling)
+            if self.training and self.id_dropout:
+                embeddings = embeddings * F.dropout(embeddings.new_ones(*embeddings.shape[:2], 1), self.id_dropout)
         else:
             embeddings = dense.new_zeros((len(dense), 0, self.upper.dim))
         logits: Tensor = self.upper(dense, embeddings)

@@ -8,6 +8,8 @@ from multifacet.pipeline.experiments.arm import FROZEN_TRIALS, TABLE_TRIALS
 from multifacet.pipeline.experiments.catalogue.parts import both_facets, without_tables
 from multifacet.pipeline.experiments.experiment import Comparison, Experiment, Settings
 
+#: Share of embeddings that training hides (`id_dropout`).
+_HIDDEN = 0.3
 _HEADS = {"shared_bottom": "one MLP for both tasks", "mmoe": "MMoE", "esmm": "ESMM"}
 
 
@@ -25,6 +27,17 @@ def tasks(settings: Settings) -> Experiment:
     arms += [
         both_facets(
             settings, name="fine_esmm", title="fine-tuned, ESMM", ranking={"heads": "esmm"}, trials=TABLE_TRIALS, export=False
+        ),
+        *(
+            both_facets(
+                settings,
+                name=f"hidden_{heads}",
+                title=f"frozen, {_HEADS[heads]}, {_HIDDEN:.0%} of embeddings hidden in training",
+                ranking={"heads": heads, "id_dropout": _HIDDEN} if heads != "shared_bottom" else {"id_dropout": _HIDDEN},
+                trials=FROZEN_TRIALS,
+                export=False,
+            )
+            for heads in ("shared_bottom", "esmm")
         ),
         both_facets(
             settings,
@@ -62,6 +75,20 @@ def tasks(settings: Settings) -> Experiment:
                 arm="frozen_esmm",
                 baseline="none_esmm",
                 claim="frozen tables help where both have towers",
+                expectation="higher",
+                by="us",
+            ),
+            Comparison(
+                arm="hidden_esmm",
+                baseline="frozen_esmm",
+                claim="hiding embeddings in training helps",
+                expectation="higher",
+                by="us",
+            ),
+            Comparison(
+                arm="hidden_esmm",
+                baseline="none_shared_bottom",
+                claim="tables that are frozen and hidden in training help both tasks",
                 expectation="higher",
                 by="us",
             ),

@@ -176,3 +176,26 @@ def test_misfitting_parts_are_refused() -> None:
         RankingModel(
             [TableSpec(feature="user", facet="kge", node_type="user", num_rows=2, dim=DIM)], model.upper, sequence.pooling
         )
+
+
+def test_id_dropout_hides_whole_embeddings_of_single_examples() -> None:
+    specs = [
+        TableSpec(feature=feature, facet=facet, node_type=feature, num_rows=9, dim=DIM)
+        for facet in FACETS
+        for feature in FEATURES
+    ]
+    model = RankingModel(specs, UpperModel(num_dense=NUM_DENSE, slots=SLOTS, dim=DIM), id_dropout=0.25)
+    seen: list[torch.Tensor] = []
+    model.upper.combination.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    dense, rows = torch.randn(4000, NUM_DENSE), torch.randint(0, 9, (4000, len(FEATURES)), dtype=torch.int32)
+    torch.manual_seed(3)
+    model.train()(dense, rows)
+    model.eval()(dense, rows)
+    hidden = seen[0] == 0
+    assert bool((hidden.all(2) == hidden.any(2)).all())
+    torch.testing.assert_close(seen[0][~hidden], seen[1][~hidden] / 0.75)
+    assert hidden.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    # Slots of an example are hidden each on its own.
+    assert (hidden[:, 0, 0] & hidden[:, 1, 0]).float().mean().item() == pytest.approx(0.0625, abs=0.015)
+    for slot, (feature, facet) in enumerate(SLOTS):
+        assert torch.equal(seen[1][:, slot], model.table(f"{feature}_{facet}")[rows[:, FEATURES.index(feature)].long()])
