@@ -17,13 +17,17 @@ UV_COMPILE_FLAGS ?= --torch-backend=cpu
 BIN := .venv/bin
 UV_COMPILE := uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate $(UV_COMPILE_FLAGS)
 
-.PHONY: help demo test test-fast test-pyg-lib lint format docs doctor hooks requirements wheel release clean distclean venv venv-dev
+.PHONY: help demo compiled test test-fast test-pyg-lib lint format docs doctor hooks requirements wheel release clean distclean venv venv-dev
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: venv  ## install what is missing, then run the whole flow on real data (DEMO_ARGS=--quick for the short one)
+demo: compiled  ## install what is missing, then run the whole flow on real data (DEMO_ARGS=--quick for the short one)
 	$(BIN)/multifacet demo $(DEMO_ARGS)
+
+# Once an installation, so that the first run does not wait for it.
+compiled: venv
+	@[ -e .venv/.compiled ] || { $(BIN)/multifacet compile && touch .venv/.compiled; }
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
 	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)
@@ -70,7 +74,7 @@ release: venv  ## build the wheel, try it in a clean venv, and tag the commit (a
 	sh requirements/release.sh
 
 clean:  ## remove build leftovers and caches (keeps .venv and runs/)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv/.compiled build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv

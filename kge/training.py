@@ -153,7 +153,8 @@ def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generato
     triples = TripleSet.from_view(view, relations=chosen)
     if not len(triples):
         raise ValueError(f"there are no edges to train on: all of {chosen} have weight zero in this window")
-    if config.distinct_edges and triples.weights is not None and (triples.weights != 1.0).any():
+    chose = "distinct_edges" in config.model_fields_set
+    if config.distinct_edges and not chose and triples.weights is not None and (triples.weights != 1.0).any():
         logger.warning(
             "edges have weights, and distinct_edges=True learns from each pair once, whatever its weight: set "
             "distinct_edges=False (--set distinct_edges=false) to learn from an edge as often as its weight says"

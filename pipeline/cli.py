@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,23 @@ def demo(
         from multifacet.pipeline.report.summary import print_summary
 
         print_summary(document)
+
+
+@app.command("compile")
+def compile_ahead() -> None:
+    """Compiles the kernels that a first run would wait for, on all cores; an image's build may do so."""
+    from multifacet.pipeline.compiling import compile_kernels
+
+    started = time.perf_counter()
+    with stderr.status("compiling kernels") as status:
+
+        def say(name: str) -> None:
+            status.update(f"compiling kernels: {name}")
+            if not stderr.is_terminal:
+                stderr.print(f"compiling kernels: {name}", markup=False, highlight=False)
+
+        compile_kernels(say)
+    stderr.print(f"kernels are compiled ({time.perf_counter() - started:.0f} s)", highlight=False)
 
 
 @app.command()

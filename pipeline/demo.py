@@ -30,7 +30,7 @@ _TABLES = {"scratch": "tables from scratch", "pretrained": "pretrained tables"}
 _BASELINE: ranking.Arm = "no_ids"
 #: How negatives are drawn for the figures that count: by demand, so that popularity alone tells nothing.
 _PRIMARY = "demand"
-_SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 
 
 class DemoConfig(BaseModel):
@@ -40,7 +40,7 @@ class DemoConfig(BaseModel):
 
     recipe: str = Field(default="completejourney", description="recipe of the data")
     source: Path | None = Field(default=None, description="folder of the raw files; the installed package's by default")
-    kge: KgeConfig = Field(default_factory=KgeConfig, description="knowledge graph embedding")
+    kge: KgeConfig = Field(default=KgeConfig(distinct_edges=True), description="knowledge graph embedding")
     contrastive: ContrastiveConfig = Field(
         default=ContrastiveConfig(
             composed=(ComposedTower(node_type="advertiser", through="made_by"),),
@@ -58,7 +58,7 @@ class DemoConfig(BaseModel):
         """The same flow on the sample that comes with the project, in under a minute."""
         full = cls()
         return cls(
-            source=_SAMPLE,
+            source=SAMPLE,
             kge=full.kge.model_copy(update={"epochs": 2, "max_edges_per_relation": 20_000}),
             contrastive=full.contrastive.model_copy(update={"epochs": 2}),
             ranking={"max_epochs": 3},
