@@ -83,8 +83,9 @@ class RankingConfig(Configuration):
     interaction: Literal["dcn_v2", "dlrm", "masknet", "dhen"] = Field(
         default="dcn_v2", description="how features meet in the upper model"
     )
-    heads: Literal["shared_bottom", "mmoe", "esmm"] = Field(
-        default="shared_bottom", description="how CTR and CVR share the end of the upper model"
+    heads: Literal["shared_bottom", "mmoe", "esmm", "esmm_dense"] = Field(
+        default="shared_bottom",
+        description="how CTR and CVR share the end of the upper model; with esmm_dense CVR reads the dense features alone",
     )
     sequence: Literal["none", "attention", "transformer"] = Field(
         default="none", description="how a user's recent pins are pooled; the examples must have them"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from multifacet.ranking.model.interactions.crossing import CrossInteraction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TASKS: Final[tuple[str, ...]] = ("ctr", "cvr")
-Heads = Literal["shared_bottom", "mmoe", "esmm"]
+Heads = Literal["shared_bottom", "mmoe", "esmm", "esmm_dense"]
+#: Heads whose CVR learns through the product of both probabilities, over all exposures.
+PRODUCT_HEADS: Final = frozenset({"esmm", "esmm_dense"})
+_CROSS_LAYERS: Final = 2
+_CROSS_RANK: Final = 32
 
 
 class SharedBottom(nn.Module):
@@ -79,18 +85,44 @@ class SeparateTowers(nn.Module):
         return torch.cat([tower(features) for tower in self.towers], dim=1)
 
 
-def make_heads(kind: Heads, width: int, hidden: Sequence[int], *, dropout: float, num_experts: int) -> Any:
+class DenseConversionTower(nn.Module):
+    """ESMM's towers, where CVR's reads the dense features alone: cross layers over them, and an MLP.
+
+    Conversions are few, and a tower that reads ids learns them by heart. Tables then serve CTR, and cost CVR nothing.
+
+    Args:
+        width: Elements of the features.
+        num_dense: Dense features F.
+        hidden: Widths of each tower's layers.
+        dropout: Dropout after each.
+    """
+
+    def __init__(self, width: int, num_dense: int, hidden: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.cross = CrossInteraction(num_dense, (), dim=1, projected=1, num_layers=_CROSS_LAYERS, rank=_CROSS_RANK)
+        self.towers = nn.ModuleList(
+            nn.Sequential(_mlp(size, hidden, dropout), nn.Linear(hidden[-1], 1)) for size in (width, self.cross.width)
+        )
+
+    def forward(self, features: Tensor, dense: Tensor) -> Tensor:
+        """Give logits, [B, width] and standardised dense features [B, F] to [B, 2]."""
+        crossed = self.cross(dense, dense.new_zeros(dense.shape[0], 0, 1))
+        return torch.cat([tower(given) for tower, given in zip(self.towers, (features, crossed), strict=True)], dim=1)
+
+
+def make_heads(kind: Heads, width: int, hidden: Sequence[int], *, dropout: float, num_experts: int, num_dense: int = 0) -> Any:
     """Make the module from features to logits.
 
     Args:
-        kind: "shared_bottom", "mmoe" or "esmm".
+        kind: "shared_bottom", "mmoe", "esmm" or "esmm_dense"; the last takes the dense features too.
         width: Elements of the features.
         hidden: Widths of the MLPs' layers.
         dropout: Dropout after each.
         num_experts: Experts of "mmoe".
+        num_dense: Dense features of "esmm_dense".
 
     Raises:
-        ValueError: For another kind.
+        ValueError: For another kind, or if "esmm_dense" has no dense features.
     """
     if kind == "shared_bottom":
         return SharedBottom(width, hidden, dropout)
@@ -98,7 +130,11 @@ def make_heads(kind: Heads, width: int, hidden: Sequence[int], *, dropout: float
         return MixtureOfExperts(width, hidden, dropout, num_experts)
     if kind == "esmm":
         return SeparateTowers(width, hidden, dropout)
-    raise ValueError(f"heads is {kind!r}; expected shared_bottom, mmoe or esmm")
+    if kind == "esmm_dense":
+        if not num_dense:
+            raise ValueError("heads is 'esmm_dense' and there are no dense features for CVR to read; take esmm")
+        return DenseConversionTower(width, num_dense, hidden, dropout)
+    raise ValueError(f"heads is {kind!r}; expected one of {', '.join(get_args(Heads))}")
 
 
 def _mlp(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

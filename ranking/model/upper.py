@@ -40,7 +40,7 @@ class UpperModel(nn.Module):
         dim: Elements a row, D.
         combination: How facets come together: `ConcatFacets`, `SumFacets`, `GateFacets`, `AttendFacets`.
         interaction: How features meet: `CrossInteraction`, `DotInteraction`, `MaskInteraction`, `DhenInteraction`.
-        heads: From there to logits: `SharedBottom`, `MixtureOfExperts`, `SeparateTowers`.
+        heads: From there to logits: `SharedBottom`, `MixtureOfExperts`, `SeparateTowers`, `DenseConversionTower`.
         projected: Elements that the rows, and the products, are projected to; of a token of "dhen".
         num_cross_layers: Cross layers of "dcn_v2".
         cross_rank: Rank of cross layers.
@@ -107,7 +107,10 @@ class UpperModel(nn.Module):
             )
         else:
             raise ValueError(f"interaction is {interaction!r}; expected dcn_v2, dlrm, masknet or dhen")
-        self.heads = make_heads(heads, self.interaction.width, hidden, dropout=dropout, num_experts=num_experts)
+        self.heads = make_heads(
+            heads, self.interaction.width, hidden, dropout=dropout, num_experts=num_experts, num_dense=num_dense
+        )
+        self._heads_read_dense = heads == "esmm_dense"
 
     @property
     def num_slots(self) -> int:
@@ -136,5 +139,6 @@ class UpperModel(nn.Module):
             Logits of (ctr, cvr), float32 [B, 2].
         """
         standardised = (dense - self.dense_mean) * self.dense_scale if self.num_dense else dense.new_zeros(dense.shape[0], 1)
-        logits: Tensor = self.heads(self.interaction(standardised, self.combination(embeddings)))
+        features = self.interaction(standardised, self.combination(embeddings))
+        logits: Tensor = self.heads(features, standardised) if self._heads_read_dense else self.heads(features)
         return logits

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from multifacet.ranking.model.heads import PRODUCT_HEADS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -51,7 +53,7 @@ def training_loss(
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr)
     else:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], ctr, weight, reduction="sum") / num_examples
-    if heads == "esmm":
+    if heads in PRODUCT_HEADS:
         losses = product_losses(logits, cvr)
     else:
         losses = F.binary_cross_entropy_with_logits(logits[:, 1], cvr, reduction="none")
@@ -68,7 +70,7 @@ def training_loss(
 
 def counted_labels(ctr: Tensor, cvr_known: Tensor, heads: Heads) -> Tensor:
     """Give 1 for each example whose CVR loss counts, else 0; arguments as in `training_loss`."""
-    return torch.maximum(cvr_known, 1 - ctr) if heads == "esmm" else cvr_known
+    return torch.maximum(cvr_known, 1 - ctr) if heads in PRODUCT_HEADS else cvr_known
 
 
 def product_losses(logits: Tensor, converted: Tensor) -> Tensor:

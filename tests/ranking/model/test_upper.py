@@ -26,7 +26,7 @@ DIM, NUM_DENSE = 4, 3
 FEATURES, FACETS = ("user", "pin", "advertiser"), ("contrastive", "kge")
 SLOTS = [Slot(feature, facet) for facet in FACETS for feature in FEATURES]
 SMALL: dict[str, Any] = {"num_dense": NUM_DENSE, "slots": SLOTS, "dim": DIM, "projected": 6, "cross_rank": 3, "hidden": (8, 5)}
-PARTS = list(zip(get_args(Combination), get_args(Interaction), ("shared_bottom", "mmoe", "esmm", "mmoe"), strict=True))
+PARTS = list(zip(get_args(Combination), get_args(Interaction), ("shared_bottom", "mmoe", "esmm", "esmm_dense"), strict=True))
 
 
 def make_upper(combination: Any, interaction: Any, heads: Any) -> UpperModel:
@@ -35,7 +35,7 @@ def make_upper(combination: Any, interaction: Any, heads: Any) -> UpperModel:
 
 
 @pytest.mark.parametrize("interaction", get_args(Interaction))
-@pytest.mark.parametrize(("combination", "heads"), [*zip(get_args(Combination), (*get_args(Heads), "esmm"), strict=True)])
+@pytest.mark.parametrize(("combination", "heads"), [*zip(get_args(Combination), get_args(Heads), strict=True)])
 def test_no_weight_is_dead(combination: Any, interaction: Any, heads: Any) -> None:
     upper = make_upper(combination, interaction, heads)
     dense, embeddings, labels = torch.randn(64, NUM_DENSE), torch.randn(64, len(SLOTS), DIM), (torch.rand(3, 64) < 0.5).float()
@@ -216,7 +216,7 @@ def test_losses_count_the_conversions_that_are_known(heads: Any) -> None:
     click, buy = torch.sigmoid(logits).unbind(1)
     loss = training_loss(logits, ctr, cvr, known, heads=heads, cvr_weight=0.5)
     expected = F.binary_cross_entropy(click, ctr)
-    if heads == "esmm":
+    if heads in {"esmm", "esmm_dense"}:
         chosen = [0, 2, 3]  # not the click whose conversion is unknown
         expected = expected + 0.5 * F.binary_cross_entropy((click * buy)[chosen], cvr[chosen])
     else:
@@ -224,3 +224,14 @@ def test_losses_count_the_conversions_that_are_known(heads: Any) -> None:
     torch.testing.assert_close(loss, expected)
     nothing = training_loss(logits, ctr, cvr, torch.zeros(4), heads="mmoe", cvr_weight=0.5)
     torch.testing.assert_close(nothing, F.binary_cross_entropy(click, ctr))
+
+
+def test_with_esmm_dense_conversions_read_no_id() -> None:
+    upper = make_upper("concat", "dcn_v2", "esmm_dense").eval()
+    dense, embeddings = torch.randn(9, NUM_DENSE), torch.randn(2, 9, len(SLOTS), DIM)
+    ctr, cvr = torch.stack([upper(dense, of_ids) for of_ids in embeddings]).unbind(2)
+    assert torch.equal(cvr[0], cvr[1])
+    assert bool((ctr[0] != ctr[1]).all())
+    assert len(cvr[0].unique()) == len(dense)
+    with pytest.raises(ValueError, match="no dense features for CVR to read; take esmm"):
+        UpperModel(**SMALL | {"num_dense": 0}, heads="esmm_dense")
