@@ -16,7 +16,9 @@ class GatesSection(Configuration):
 
     window_gap_warn_days: float | None = Field(default=30.0, description="days between a window's end and fine-tuning")
     window_gap_stop_days: float | None = Field(default=90.0, description="likewise, to stop at")
-    frozen_tables: Literal["stop", "warn", "ignore"] = Field(default="stop", description="tables that do not learn")
+    frozen_tables: Literal["stop", "warn", "ignore"] = Field(
+        default="stop", description="tables that do not learn, and freeze_tables does not say so"
+    )
     coverage_warn: float | None = Field(default=0.8, description="least share of a feature's examples whose id has a row")
     coverage_stop: float | None = Field(default=0.5, description="likewise, to stop at")
     calibration_warn: float | None = Field(

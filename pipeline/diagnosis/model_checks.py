@@ -83,21 +83,24 @@ def _frozen(config: Mapping[str, Any], gates: GatesSection) -> list[Finding]:
     broken: Level | Literal["ignore"] = gates.frozen_tables
     if not facets or broken == "ignore":
         return []
+    asked = bool(config.get("freeze_tables"))
     rates = {facet: config.get("facet_lrs", {}).get(facet, config.get("table_lr", 0.0)) for facet in facets}
     findings = []
     for facet, rate in rates.items():
-        frozen = bool(config.get("freeze_tables")) or not rate
-        level: Level = broken if frozen else "ok"
+        # `freeze_tables` says so; a rate of 0 may be a slip.
+        slip = not rate and not asked
+        level: Level = broken if slip else "ok"
+        learns = "stay as they were pretrained" if slip or asked else f"learn at {rate:g}"
         findings.append(
             Finding(
                 check="frozen tables",
                 subject=facet,
-                value=0.0 if frozen else float(rate),
+                value=0.0 if slip or asked else float(rate),
                 limit=0.0,
                 level=level,
-                told=f"{facet}: tables {'stay as they were pretrained' if frozen else f'learn at {rate:g}'}",
-                cause="freezing takes most of the gain in the paper" if frozen else "",
-                mend="leave out freeze_tables, and set table_lr (and facet_lrs) above 0" if frozen else "",
+                told=f"{facet}: tables {learns}{', as freeze_tables asks' if asked else ''}",
+                cause="a learning rate of 0: freezing takes most of the gain in the paper" if slip else "",
+                mend="set table_lr (and facet_lrs) above 0, or freeze_tables if that is meant" if slip else "",
             )
         )
     return findings

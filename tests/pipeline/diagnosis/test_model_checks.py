@@ -87,8 +87,8 @@ def test_stale_and_frozen_tables_through_a_training(train: Callable[..., Trained
     findings = diagnose([str(trained.path)])
     assert levels(findings)["window gap", "kge"] == "stop"
     frozen = next(found for found in findings if found.check == "frozen tables")
-    assert frozen.level == "stop"
-    assert "freeze_tables" in frozen.mend
+    assert (frozen.level, frozen.value) == ("ok", 0.0)
+    assert "as freeze_tables asks" in frozen.told
     start, table = trained.snapshot.vectors("pin"), ranking.load_model(trained.path).tables["pin_kge"]
     cosine = torch.nn.functional.cosine_similarity(start, table[: len(start)])
     assert float(cosine.min()) > 0.9999  # they really stayed
@@ -104,8 +104,9 @@ def test_tables_that_have_seen_the_labels(healthy: Trained) -> None:
 
 def test_a_rate_of_zero_is_frozen_too(healthy: Trained) -> None:
     config = {"facets": ["kge", "contrastive"], "table_lr": 0.02, "facet_lrs": {"kge": 0.0}}
-    found = levels(check_model({"config": config}, GATES))
-    assert found == {("frozen tables", "kge"): "stop", ("frozen tables", "contrastive"): "ok"}
+    findings = check_model({"config": config}, GATES)
+    assert levels(findings) == {("frozen tables", "kge"): "stop", ("frozen tables", "contrastive"): "ok"}
+    assert "freeze_tables if that is meant" in findings[0].mend
 
 
 def test_ids_without_a_row(healthy: Trained) -> None:
