@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from multifacet.serving.protocol import lookup_pb2
     from multifacet.serving.server.versions import Lease
 
-WATCH_S = 1.0
+WATCH_S = 2.0
 LOOKUP_S = 0.5
 _POLICY = ReplicaPolicy(eject_after=3, retry_reserve=10)
 

@@ -327,7 +327,7 @@ class World:
             self._boot(server)
         for version in VERSIONS:
             self.store.publish(version, f"{FOLDER}/{version}")
-        self._run_until(5.0, lambda: False)
+        self._run_until(3.0, lambda: False)
         self.store.check()
         for run in self.runs:
             self._settle(run)
@@ -356,9 +356,15 @@ class World:
             raise Violation(f"no rollout is over: {self.runs[-1].end}: {self.runs[-1].text}")
         self._check_served(final.final_version)
 
+    def _is_calm(self) -> bool:
+        return all(ranker.readiness.said.ready for ranker in self.rankers.values()) and not any(
+            server.waiting for server in self.servers.values()
+        )
+
     def _check_served(self, version: str) -> None:
         self._is_checking = True
-        self._run_until(4.0, lambda: False)  # what was left out is taken back, and readiness looks again
+        self._run_until(1.0, lambda: False)
+        self._run_until(6.0, self._is_calm)  # what was left out is taken back, and readiness looks again
         for server in self.servers.values():
             state = server.state
             if state.fault or state.current != version or not state.known:
