@@ -271,7 +271,7 @@ class Server:
         if self.engine.random.random() < 0.8:
             self._count(lease, wanted, then, fail)
         else:
-            self.later(self.engine.random.expovariate(20.0), self._count, lease, wanted, then, fail)
+            self.later(self.engine.random.uniform(0.0, 0.1), self._count, lease, wanted, then, fail)
 
     def _count(
         self,
