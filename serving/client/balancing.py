@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from multifacet.serving.core.replicas import Standing, choose, next_probe
 from multifacet.serving.errors import (
     DeadlineExceededError,
     OverloadedError,
@@ -40,43 +41,21 @@ class _Described(Protocol):
 
 Client = TypeVar("Client", bound=_Described)
 
-_LACKS_S = 1.0
 PROBE_TIMEOUT_S = 1.0
 
 
-class Replica(Generic[Client]):
+class Replica(Standing, Generic[Client]):
     """One server, and what is known about it; `Replicas` guards its fields.
 
     Attributes:
         connection: Its client.
-        num_in_flight: Requests of this client that it has not answered.
-        num_late: How many it answered too late, in a row.
-        is_out: Whether it is left out.
     """
 
-    __slots__ = ("_lacks", "connection", "is_out", "num_in_flight", "num_late", "probe_at", "probe_wait_s")
+    __slots__ = ("connection",)
 
     def __init__(self, connection: Client):
         self.connection = connection
-        self.forget()
-
-    def forget(self) -> None:
-        """Know nothing about it."""
-        self.num_in_flight = 0
-        self.num_late = 0
-        self.is_out = False
-        self.probe_at = 0.0
-        self.probe_wait_s = 0.0
-        self._lacks: dict[str, float] = {}
-
-    def note_missing(self, version: str) -> None:
-        """It refused a version: for a second others are asked for it first."""
-        self._lacks = {version: until for version, until in self._lacks.items() if until > time.monotonic()}
-        self._lacks[version] = time.monotonic() + _LACKS_S
-
-    def is_good(self, version: str) -> bool:
-        """Whether it should answer a request of this version."""
-        return not self.is_out and not (self._lacks and self._lacks.get(version, 0.0) > time.monotonic())
+        super().__init__()
 
     def __repr__(self) -> str:
         return f"Replica({self.connection.address}, in_flight={self.num_in_flight}, out={self.is_out})"
@@ -95,6 +74,7 @@ class Replicas(Generic[Client]):
         policy: When to leave one out.
         seed: Of the choices; None takes one from the system.
         is_well: Asks a server that is left out, on a thread of its own; None calls its client's `describe`.
+        clock: Seconds that never run backwards.
     """
 
     def __init__(
@@ -104,11 +84,13 @@ class Replicas(Generic[Client]):
         *,
         seed: int | None = None,
         is_well: Callable[[Client], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.all = tuple(Replica(connection) for connection in connections)
         self._is_well = is_well or answers
         self.counts: Counter[str] = Counter({"ejections": 0, "readmissions": 0})
         self._policy = policy
+        self._clock = clock
         self._random = random.Random(seed)  # noqa: S311  (a choice of servers, not a secret)
         self._seed = seed
         self._closed = False
@@ -140,15 +122,9 @@ class Replicas(Generic[Client]):
         """
         with self._changed:
             others = [replica for replica in self.all if replica not in tried] if tried else self.all
-            good = [replica for replica in others if replica.is_good(version)]
-            choice = good or ([] if good_only else others)
-            if not choice:
+            chosen = choose(others, version, self._clock(), self._random.sample, good_only=good_only)
+            if chosen is None:
                 return None
-            chosen = choice[0]
-            if len(choice) > 1:
-                chosen, second = self._random.sample(choice, 2)
-                if second.num_in_flight < chosen.num_in_flight:
-                    chosen = second
             chosen.num_in_flight += 1
             return chosen
 
@@ -160,14 +136,8 @@ class Replicas(Generic[Client]):
             late: Whether it came too late; None says nothing about the server.
         """
         with self._changed:
-            replica.num_in_flight = max(0, replica.num_in_flight - 1)
-            if late is None:
-                return
-            replica.num_late = replica.num_late + 1 if late else 0
-            if late and replica.num_late >= self._policy.eject_after:
-                self._leave_out(replica, f"its last {replica.num_late} answers came too late")
-            elif not late and not replica.is_out:
-                replica.probe_wait_s = 0.0
+            if reason := replica.note_end(self._policy, late=late):
+                self._leave_out(replica, reason)
 
     def give_back_failed(self, replica: Replica[Client], version: str, error: ServingError) -> None:
         """Count a request as failed, and update the server's health from the error."""
@@ -179,7 +149,7 @@ class Replicas(Generic[Client]):
             if isinstance(error, UnavailableError):
                 self._leave_out(replica, str(error))
             elif isinstance(error, VersionNotLoadedError):
-                replica.note_missing(version)
+                replica.note_missing(version, self._clock())
 
     def good(self) -> list[Replica[Client]]:
         """Those that are not left out; all if all are."""
@@ -198,46 +168,40 @@ class Replicas(Generic[Client]):
     def _leave_out(self, replica: Replica[Client], reason: str) -> None:
         if replica.is_out or self._closed:
             return
-        replica.is_out = True
+        replica.leave_out(self._policy, self._clock())
         self.counts["ejections"] += 1
-        self._put_off(replica)
         logger.warning("%s is left out: %s", replica.connection.server, reason)
+        self._begin_probing()
+        self._changed.notify_all()
+
+    def _begin_probing(self) -> None:
+        """See to it that servers that are out are asked until none is; the lock is held."""
         if self._prober is None:
             self._prober = threading.Thread(target=self._probe, name="replica-probe", daemon=True)
             self._prober.start()
-        self._changed.notify_all()
-
-    def _put_off(self, replica: Replica[Client]) -> None:
-        policy = self._policy
-        replica.probe_wait_s = min(policy.probe_at_most_s, max(policy.probe_after_s, 2 * replica.probe_wait_s))
-        replica.probe_at = time.monotonic() + replica.probe_wait_s
 
     def _probe(self) -> None:
         """Ask servers that are out until none is."""
         while True:
             with self._changed:
-                out = [replica for replica in self.all if replica.is_out]
-                if self._closed or not out:
+                first = next_probe(self.all)
+                if self._closed or first is None:
                     self._prober = None
                     return
-                first = min(out, key=_probe_at)
-                wait_s = first.probe_at - time.monotonic()
+                wait_s = first.probe_at - self._clock()
                 if wait_s > 0:
                     self._changed.wait(wait_s)
                     continue
-            well = self._is_well(first.connection)
-            with self._changed:
-                if not well:
-                    self._put_off(first)
-                    continue
-                first.is_out = False
-                first.num_late = 0
-                self.counts["readmissions"] += 1
-            logger.info("%s is well again", first.connection.server)
+            self.note_probe(first, well=self._is_well(first.connection))
 
-
-def _probe_at(replica: Replica[Any]) -> float:
-    return replica.probe_at
+    def note_probe(self, replica: Replica[Client], *, well: bool) -> None:
+        """A server that is left out was asked whether it is well."""
+        with self._changed:
+            replica.note_probe(self._policy, self._clock(), well=well)
+            if not well:
+                return
+            self.counts["readmissions"] += 1
+        logger.info("%s is well again", replica.connection.server)
 
 
 def answers(connection: _Described) -> bool:

@@ -36,6 +36,7 @@ class ReplicaGroup(Generic[Client]):
         policy: Retries, hedges and ejection.
         seed: Of the choices among servers; None takes one from the system.
         is_well: Asks a server that is left out; None calls its client's `describe`.
+        clock: Seconds that never run backwards; deadlines are on it.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class ReplicaGroup(Generic[Client]):
         *,
         seed: int | None = None,
         is_well: Callable[[Client], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.policy = policy
-        self.replicas: Replicas[Client] = Replicas(connections, policy, seed=seed, is_well=is_well)
+        self._clock = clock
+        self.replicas: Replicas[Client] = Replicas(connections, policy, seed=seed, is_well=is_well, clock=clock)
         self.budget = RetryBudget(ratio=policy.retry_ratio, reserve=policy.retry_reserve)
         self._counts: Counter[str] = Counter({"retries": 0, "hedges": 0, "hedges_won": 0, "retries_refused": 0})
         self._counting = threading.Lock()
@@ -85,11 +88,11 @@ class ReplicaGroup(Generic[Client]):
         Args:
             error: Why the last server did not do.
             num_tried: How many servers were asked.
-            deadline: The request's, on the clock of `time.monotonic`.
+            deadline: The request's, on this group's clock.
         """
         if not isinstance(error, ELSEWHERE) or num_tried >= min(self.policy.max_attempts, len(self.replicas.all)):
             return False
-        if time.monotonic() + LEAST_S >= deadline:
+        if self._clock() + LEAST_S >= deadline:
             return False
         if not self.budget.spend():
             self.count("retries_refused")
@@ -105,9 +108,9 @@ class ReplicaGroup(Generic[Client]):
 
         Args:
             num_tried: How many servers were asked before.
-            deadline: The request's, on the clock of `time.monotonic`.
+            deadline: The request's, on this group's clock.
         """
-        left_s = deadline - time.monotonic()
+        left_s = deadline - self._clock()
         is_last = num_tried + 1 >= min(self.policy.max_attempts, len(self.replicas.all))
         return max(LEAST_S, left_s if is_last or self.policy.hedges or not self.budget.has() else left_s / 2)
 

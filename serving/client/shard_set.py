@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multifacet.serving.client.replica_group import common_description
+from multifacet.serving.core import agreement
 from multifacet.serving.errors import BrokenAnswerError, ServingError, VersionNotLoadedError
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.release.sharding.shards import Partition, partition
@@ -118,13 +119,16 @@ class ShardSet:
             VersionNotLoadedError: The version is not the one that was asked for.
             BrokenAnswerError: The shard is not.
         """
-        if answer.version != version:
+        given_shard = (answer.shard_index, max(1, answer.num_shards))
+        fault = agreement.misfit(version, answer.version, (index, len(self)), given_shard)
+        if fault == "version":
             raise VersionNotLoadedError(
                 f"{self.servers[index]} answered with rows of version {answer.version}, asked for was {version}: rows of two "
                 "versions are never put together",
                 loaded=(answer.version,),
             )
-        self._check_shard(index, answer.shard_index, answer.num_shards)
+        if fault:
+            self._check_shard(index, answer.shard_index, answer.num_shards)
 
     def join(self, version: str, whole: Cut, features: Mapping[str, str], answers: Sequence[LookupAnswer]) -> LookupAnswer:
         """Put checked answers together, in the order of the ids.

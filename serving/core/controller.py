@@ -132,7 +132,8 @@ def _roll_back(state: Controller) -> Step:
     goals += [Serves(address, old) for address in document.lookups]
     for address in document.rankers:
         goals += [Shadows(address, ""), Serves(address, old)]
-    goals += [Lacks(address, new) for address in (*document.rankers, *document.lookups)]
+    if new != old:  # of servers that adopted a release there is no other one
+        goals += [Lacks(address, new) for address in (*document.rankers, *document.lookups)]
     return _note(replace(state, document=document, phases=(Reach(tuple(goals)),), place=0, until=None), "begins")
 
 

@@ -140,6 +140,9 @@ def _start_identified(state: Holdings, event: Identified) -> Step:
 
 def _start_opened(state: Holdings, event: Opened) -> Step:
     first = state.to_open[0]
+    if event.version != first.version:
+        state, actions = _skip(state, _replaced(event, first))
+        return state, (Drop(event.path), *actions)
     state, actions = _next_to_open(replace(state, held=(*state.held, first), to_open=state.to_open[1:]))
     return state, (Hold(event.version, event.path), *actions)
 
@@ -215,6 +218,9 @@ def _identified(state: Holdings, event: Identified) -> Step:
 
 def _opened(state: Holdings, event: Opened) -> Step:
     opening = opening_at(state, event.path)
+    if event.version != opening.entry.version:
+        state, actions = _refused(state, Refused(event.path, _replaced(event, opening.entry)))
+        return state, (Drop(event.path), *actions)
     state = replace(state, openings=without(state.openings, opening))
     return _queue(state, Change("load", opening.tickets, opening.entry, current=opening.current))
 
@@ -223,6 +229,12 @@ def _refused(state: Holdings, event: Refused) -> Step:
     opening = opening_at(state, event.path)
     told = tuple(Tell(ticket, "", event.fault) for ticket in opening.tickets)
     return replace(state, openings=without(state.openings, opening)), told
+
+
+def _replaced(event: Opened, entry: Entry) -> Fault:
+    """Another release was put into the folder after its manifest was read: its rows are not those of that version."""
+    text = f"{event.path} held version {entry.version}, and {event.version} took its place while it was opened: load it again"
+    return Fault("artifact", text)
 
 
 def _join_change(state: Holdings, change: Change, tickets: tuple[int, ...], *, current: bool) -> Holdings:

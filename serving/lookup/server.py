@@ -232,7 +232,7 @@ class LookupServer(ServerShell[LookupHalf]):
         finally:
             self._buffers.append(send)
         return lookup_pb2.LookupAnswer(
-            version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
+            version=half.release.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
         )
 
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
@@ -246,7 +246,7 @@ class LookupServer(ServerShell[LookupHalf]):
             tables.append(fetched.describe(num_rows=fetched.num_rows))
             stop = fetched.start + padded(fetched.num_rows * fetched.table.row_bytes)
         answer = lookup_pb2.LookupAnswer(
-            version=request.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
+            version=half.release.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
         )
         return answer.SerializeToString(), send.read(0, stop)
 

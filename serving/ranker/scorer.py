@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from multifacet.serving.core import agreement
 from multifacet.serving.errors import BrokenAnswerError, InvalidRequestError, VersionNotLoadedError
 from multifacet.serving.protocol import ranker_pb2
 from multifacet.serving.ranker.batcher import Batcher
@@ -146,7 +147,7 @@ class Scorer:
             VersionNotLoadedError: The rows are of another version than this scorer: a mixture is never scored.
             BrokenAnswerError: Tables or lengths are not the release's, or the rows are one shard's.
         """
-        if answer.version != self.version:
+        if agreement.misfit(self.version, answer.version) == "version":
             raise VersionNotLoadedError(
                 f"the lookup server answered with rows of version {answer.version}, the upper model is of version "
                 f"{self.version}: not scored",

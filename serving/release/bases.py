@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from multifacet.artifacts import MANIFEST_NAME, ArtifactError
+from multifacet.serving.core import layers
 from multifacet.serving.release.mapped_files import open_plain
 from multifacet.serving.release.release import Release
 
@@ -83,12 +84,9 @@ def check_base(delta: Release, base: Release) -> None:
     Raises:
         ArtifactError: It is another version, or its tables are others than the delta says.
     """
-    description = delta.manifest.base
-    if description is None or base.version != description.version:
-        raise ArtifactError(f"{delta.path} is not a delta over version {base.version}, but over {delta.base or 'none'}")
-    depth = base.manifest.base.depth if base.manifest.base is not None else 0
-    if description.depth != depth + 1:
-        raise ArtifactError(f"{delta.path} says that it is delta {description.depth}, and its base is delta {depth}")
+    fault = layers.misplaced(_layer(delta), _layer(base))
+    if fault:
+        raise ArtifactError(f"{delta.path}: {fault}")
     if delta.num_shards != base.num_shards or delta.shard != base.shard:
         raise ArtifactError(f"{delta.path} and its base {base.path} are not the same shard of the same number of shards")
     tables = {table.name: table for table in base.tables}
@@ -106,3 +104,8 @@ def check_base(delta: Release, base: Release) -> None:
             )
     if delta.manifest.id_types != base.manifest.id_types:
         raise ArtifactError(f"{delta.path} has ids of {delta.manifest.id_types}, its base of {base.manifest.id_types}")
+
+
+def _layer(release: Release) -> layers.Layer:
+    base = release.manifest.base
+    return layers.Layer(release.version) if base is None else layers.Layer(release.version, base.version, base.depth)

@@ -33,7 +33,7 @@ class Journal:
 
     Args:
         folder: Holds ``rollout.json``, ``audit.jsonl`` and, while a command is to take over from another, ``wanted.json``; made
-            if missing.
+            if missing. ``lock`` and ``wanting`` are locked by those that have the turn, or want it.
     """
 
     def __init__(self, folder: Path):
@@ -106,27 +106,50 @@ class Journal:
         self._append(json.dumps({"time": _now(), "pid": os.getpid(), "event": f"{path.name} put aside as {aside.name}"}) + "\n")
         return aside
 
-    def want(self, command: str, reason: str) -> str:
-        """Ask whoever has the turn to let this command take over; what to give to `granted`."""
-        text = json.dumps({"command": command, "reason": reason, "id": uuid.uuid4().hex})
-        write_file(self._wanted, text, durable=True)
-        return text
+    @contextlib.contextmanager
+    def taking_over(self, command: str, reason: str) -> Iterator[None]:
+        """Ask whoever has the turn to let this command take over, and have the turn within the ``with`` block.
+
+        The wish lasts until the turn comes, and no longer than this process.
+
+        Raises:
+            OSError: From the start: the wish cannot be written.
+        """
+        with (self.folder / "wanting").open("a") as alive:
+            fcntl.flock(alive, fcntl.LOCK_SH)  # it goes with the process: the wish of one that was killed is none
+            wish = json.dumps({"command": command, "reason": reason, "id": uuid.uuid4().hex})
+            write_file(self._wanted, wish, durable=True)
+            with self.turn():
+                # One that was asked for later, and wants to take over from this one, still waits.
+                with contextlib.suppress(FileNotFoundError):
+                    if self._wanted.read_text(encoding="utf-8") == wish:
+                        self._wanted.unlink()
+                fcntl.flock(alive, fcntl.LOCK_UN)
+                yield
 
     def wanted(self) -> str:
-        """What another command that wants to take over says; empty if none does."""
+        """What another command that wants to take over says; empty if none does, or none that does is there any more."""
         try:
-            found = json.loads(self._wanted.read_bytes())
-            return f"{found['command']} was asked for ({found['reason']})"
+            content = self._wanted.read_bytes()
         except FileNotFoundError:
             return ""
+        if not self._is_anybody_waiting():
+            return ""
+        try:
+            found = json.loads(content)
+            return f"{found['command']} was asked for ({found['reason']})"
         except (ValueError, KeyError, TypeError):
             return "another command was asked for"
 
-    def granted(self, wanted: str) -> None:
-        """This command has the turn. One that was asked for later, and wants to take over from it, still waits."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._wanted.read_text(encoding="utf-8") == wanted:
-                self._wanted.unlink()
+    def _is_anybody_waiting(self) -> bool:
+        try:
+            with (self.folder / "wanting").open("rb") as alive:
+                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def _append(self, text: str) -> None:
         with (self.folder / "audit.jsonl").open("a", encoding="utf-8") as stream:

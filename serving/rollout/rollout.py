@@ -232,12 +232,11 @@ class Rollout:
 
     @contextlib.contextmanager
     def _take_over(self, command: str, reason: str) -> Iterator[None]:
-        try:
-            wanted = self._journal.want(command, reason)
-        except OSError as error:
-            raise RolloutError(f"{self.folder} cannot be written ({error}): nothing was changed") from error
-        with self._journal.turn():
-            self._journal.granted(wanted)
+        with contextlib.ExitStack() as turn:
+            try:
+                turn.enter_context(self._journal.taking_over(command, reason))
+            except OSError as error:
+                raise RolloutError(f"{self.folder} cannot be written ({error}): nothing was changed") from error
             yield
 
     def _drive(self, state: controlling.Controller) -> State:

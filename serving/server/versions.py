@@ -52,11 +52,13 @@ class Leases:
 class Lease(Generic[T]):
     """Holds a version within a ``with`` block; a class, since a generator costs microseconds at each request.
 
+    Entering takes three steps, between any two of which another thread may retire the version.
+
     Raises:
         VersionNotLoadedError: On entering: the wanted version is not loaded, or none is.
     """
 
-    __slots__ = ("_leases", "_version", "_versions", "_wanted")
+    __slots__ = ("_leases", "_loaded", "_version", "_versions", "_wanted")
 
     def __init__(self, versions: LoadedVersions[T], leases: Leases, wanted: str):
         self._versions = versions
@@ -64,19 +66,36 @@ class Lease(Generic[T]):
         self._wanted = wanted
         self._version = ""
 
+    def find(self) -> None:
+        """Find the version and what was loaded under it; the first step."""
+        self._version, self._loaded = self._versions.resolve(self._wanted)
+
+    def count(self) -> None:
+        """Count this reader; the second step."""
+        self._leases.take(self._version)
+
+    def confirm(self) -> bool:
+        """Say whether the version may be read; if not, begin again. The third step."""
+        # Whoever retires a version forgets it first and counts its readers then. If it is still there now, this reader is
+        # counted; if not, it may have come too late, and must not begin.
+        if self._version in self._versions:
+            return True
+        self._leases.give_back(self._version)
+        return False
+
+    def end(self) -> None:
+        """Count one reader less."""
+        self._leases.give_back(self._version)
+
     def __enter__(self) -> tuple[str, T]:
         while True:
-            version, loaded = self._versions.resolve(self._wanted)
-            self._leases.take(version)
-            # Whoever retires a version forgets it first and counts its readers then. If it is still there now, this reader is
-            # counted; if not, it may have come too late, and must not begin.
-            if version in self._versions:
-                self._version = version
-                return version, loaded
-            self._leases.give_back(version)
+            self.find()
+            self.count()
+            if self.confirm():
+                return self._version, self._loaded
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._leases.give_back(self._version)
+        self.end()
 
 
 class LoadedVersions(Generic[T]):

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from multifacet.serving.core import agreement
 from multifacet.serving.errors import BrokenAnswerError, VersionNotLoadedError
 from multifacet.serving.protocol import lookup_pb2, ranker_pb2
 from multifacet.serving.wire.frames import padded
@@ -90,14 +91,15 @@ class Asked(NamedTuple):
             VersionNotLoadedError: It is of another version.
             BrokenAnswerError: The server holds another part of the release, or sent more or fewer rows than ids.
         """
-        if answer.version != self.version:
+        given = Shard(answer.shard_index, max(1, answer.num_shards))
+        fault = agreement.misfit(self.version, answer.version, self.shard, given)
+        if fault == "version":
             raise VersionNotLoadedError(
                 f"{server} answered with rows of version {answer.version}, asked for was {self.version}: rows of another "
                 "version are never taken",
                 loaded=(answer.version,),
             )
-        given = Shard(answer.shard_index, max(1, answer.num_shards))
-        if given != self.shard:
+        if fault == "shard":
             raise BrokenAnswerError(
                 f"{server} holds {given}, expected was {self.shard}: it has out-of-vocabulary rows for the ids of the others. "
                 "List the servers of all shards in the order of their indices, with a | between them (a comma is for "

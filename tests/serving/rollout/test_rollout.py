@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ from multifacet.serving import (
 from multifacet.serving.core.document import FORWARD
 from multifacet.serving.protocol import admin_pb2
 from multifacet.serving.ranker.shadow import Shadow
+from multifacet.serving.rollout.journal import Journal
 from multifacet.serving.server.deployed import Deployed, inside
 from multifacet.serving.server.versions import LoadedVersions
 
@@ -262,6 +265,52 @@ def test_steps_in_their_order(tmp_path):
         rollout.start(releases["new"], "version-new", **plan)
     assert rollout.rollback().done == "rolled_back"  # though the old was retired
     assert _held(fleet) == (old, "version-old", old)
+
+
+def test_a_rollback_after_an_adoption_keeps_what_is_served_and_ends(tmp_path):
+    releases = {"old": tmp_path / "old"}
+    releases["old"].write_text("version-old")
+    fleet = Fleet(tmp_path, releases)
+    rollout = Rollout(tmp_path / "rollout", fleet.connect)
+    plan = {"rankers": ["ranker-0", "ranker-1"], "lookups": ["lookup-0", "lookup-1"]}
+    rollout.adopt(releases["old"], "version-old", **plan)
+    assert rollout.rollback().is_over
+    assert _held(fleet) == (("version-old",), "version-old", ("version-old",))
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from multifacet.serving.rollout.journal import Journal
+
+with Journal(Path(sys.argv[1])).taking_over("rollback", "impatient"):
+    print("has the turn", flush=True)
+"""
+
+
+def test_a_rollback_that_is_killed_while_it_waits_for_its_turn_stops_nobody(tmp_path):
+    releases = {name: tmp_path / name for name in ("old", "new")}
+    for name, path in releases.items():
+        path.write_text(f"version-{name}")
+    fleet = Fleet(tmp_path, releases)
+    rollout = Rollout(tmp_path / "rollout", fleet.connect)
+    plan = {"rankers": ["ranker-0", "ranker-1"], "lookups": ["lookup-0", "lookup-1"]}
+    rollout.start(releases["new"], "version-new", limits=LIMITS, **plan)
+    journal = Journal(rollout.folder)
+    command = [sys.executable, "-c", WAITING, str(rollout.folder)]
+    with journal.turn(), subprocess.Popen(command, stdout=subprocess.PIPE) as waiting:
+        deadline = time.monotonic() + 60
+        while not journal.wanted():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert "impatient" in journal.wanted()
+        waiting.kill()
+        assert waiting.communicate()[0] == b""
+    assert (rollout.folder / "wanted.json").exists()
+    assert journal.wanted() == ""
+    assert rollout.advance().done == "ranker_loaded"
+    assert rollout.rollback().is_over
+    assert not (rollout.folder / "wanted.json").exists()
 
 
 def _held(fleet):

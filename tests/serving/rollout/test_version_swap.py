@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
 from benchmarks.harness.witness import IDS, write_witness
+from multifacet.artifacts import ArtifactError
 from multifacet.serving import (
     LookupClient,
     LookupConfig,
@@ -107,3 +109,33 @@ def test_scores_are_of_one_version_both_halves_while_the_current_one_moves(relea
                 assert client.rank({"user": 1}, {"pin": [0]}, dense=mixed).ctr[0] == 1.0
     assert faults == []
     assert versions_seen == {first, second}
+
+
+@pytest.mark.parametrize("way", ["start", "load"])
+def test_a_release_that_takes_the_place_of_another_while_it_is_opened_is_not_served_as_that_one(
+    releases, tmp_path, monkeypatch, way
+):
+    (first, (_, first_release)), (second, (_, second_release)) = releases.items()
+    folder = tmp_path / "release"
+    shutil.copytree(first_release.path, folder)
+    opened = LookupServer._open
+
+    def replace_and_open(server, path):  # as a publisher does that replaces a release, at the worst moment
+        if path == folder and not (tmp_path / "aside").exists():
+            folder.rename(tmp_path / "aside")
+            shutil.copytree(second_release.path, folder)
+        return opened(server, path)
+
+    monkeypatch.setattr(LookupServer, "_open", replace_and_open)
+    if way == "start":
+        with pytest.raises(ArtifactError, match="took its place while it was opened"):
+            LookupServer(LookupConfig(releases=(folder,)))
+    else:
+        with LookupServer(LookupConfig(releases=(second_release.path,))) as server:
+            with pytest.raises(ArtifactError, match="took its place while it was opened"):
+                server.load(folder)
+            assert server.versions == (second,)
+            server.load(first_release.path)
+            with LookupClient(server.address, timeout_s=5) as client:
+                rows = client.lookup(first, {"user": np.arange(3), "pin": np.arange(3)}).tables["user"].rows.view("<f4")
+            assert set(rows[:, 0]) == {releases[first][0]}
