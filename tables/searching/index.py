@@ -42,7 +42,8 @@ __all__ = ["IndexSource", "VectorIndex"]
 logger = logging.getLogger(__name__)
 
 KIND: Final = "index"
-_MAX_STEPS: Final = 13
+_MAX_STEPS: Final = 26
+_MARGIN: Final = 0.2  # of the misses that are allowed: queries that choose are not those that come
 _MAX_FETCH: Final = 256
 _SEARCH_ELEMENTS: Final = 1 << 20  # of candidates' vectors scored at once: 4 MiB, which caches hold
 
@@ -308,7 +309,8 @@ class _Search:
 
 
 def _choose_aim(search: _Search, kind: Kind, queries: Tensor, config: IndexConfig) -> _Aim:
-    """Doubles what limits the recall, efforts or candidates, until it is reached."""
+    """Raises what limits the recall, effort or candidates, until it is reached with a margin."""
+    wanted = 1.0 - (1.0 - config.recall) * (1.0 - _MARGIN)
     table = torch.from_numpy(search._vectors)
     exact = find_exact(queries, table, config.k, search._similarity)
 
@@ -318,7 +320,7 @@ def _choose_aim(search: _Search, kind: Kind, queries: Tensor, config: IndexConfi
     step, fetch = 0, 8 if kind == "ivf" else 1
     aim = _Aim(effort=effort_of(kind, step), fetch=fetch)
     found = recall(aim)
-    while found < config.recall and (step < _MAX_STEPS or fetch < _MAX_FETCH):
+    while found < wanted and (step < _MAX_STEPS or fetch < _MAX_FETCH):
         wider = _Aim(effort=effort_of(kind, step + 1), fetch=fetch)
         deeper = _Aim(effort=effort_of(kind, step), fetch=fetch * 2)
         by_effort = recall(wider) if step < _MAX_STEPS else -1.0

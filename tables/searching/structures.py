@@ -78,7 +78,7 @@ def to_query_points(queries: NDArray[np.float32], similarity: Similarity, kind: 
 
 def effort_of(kind: Kind, step: int) -> int:
     """Gives the effort of a step of the search for the least that suffices: lists to read, or rows to keep in view."""
-    return (1 if kind == "ivf" else 16) << step
+    return round((1 if kind == "ivf" else 16) * 2 ** (step / 2))
 
 
 def choose_kind(num_rows: int, config: IndexConfig) -> Kind:
