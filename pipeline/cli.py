@@ -29,6 +29,7 @@ from multifacet.pipeline.commands import (
 )
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
+from multifacet.serving.tracing import TraceFormatter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +69,7 @@ def configure(
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(TraceFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if verbose or not stderr.is_terminal:
         logging.getLogger("multifacet").setLevel(logging.INFO)  # not the root: libraries log there as they load

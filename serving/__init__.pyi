@@ -36,6 +36,8 @@ from .rollout.journal import RolledBackError as RolledBackError
 from .rollout.journal import RolloutError as RolloutError
 from .rollout.rollout import Rollout as Rollout
 from .server.admin import AdminClient as AdminClient
+from .tracing import start_tracing as start_tracing
+from .tracing import stop_tracing as stop_tracing
 from .wire.answers import LookupAnswer as LookupAnswer
 from .wire.answers import RankAnswer as RankAnswer
 from .wire.answers import TableRows as TableRows

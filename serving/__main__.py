@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from multifacet.serving.config import LookupConfig, RankerConfig
 from multifacet.serving.errors import ServingError
 from multifacet.serving.process import serve_lookup, serve_ranker
+from multifacet.serving.tracing import TraceFormatter
 
 logger = logging.getLogger("multifacet.serving")
 
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--stop-at-stdin-end", action="store_true", help="Drain when stdin ends: when the process that holds it dies."
     )
     parsed = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TraceFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if parsed.stop_at_stdin_end:
         threading.Thread(target=_stop_at_stdin_end, name="stdin-watch", daemon=True).start()
     try:

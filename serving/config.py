@@ -62,6 +62,11 @@ class ListenConfig(BaseModel):
         description="What a server does whose state_file does not exist: serve `releases`, or hold them and say that it is not "
         "ready until the rollout says which version is the current one. A host whose disk was lost then serves no old version.",
     )
+    tracing: Literal["off", "otlp"] = Field(
+        default="off",
+        description="Whether spans of requests are sent by OTLP (the extra `otel`), to where OpenTelemetry's environment "
+        "variables say; logs then carry the ids of traces.",
+    )
     workers: PositiveInt = Field(
         default=4,
         description="Threads that answer requests. A few are enough: the interpreter runs one at a time, the others "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from multifacet.serving.addresses import Address
 from multifacet.serving.log_limit import limit_log
+from multifacet.serving.tracing import start_exporting
 
 if TYPE_CHECKING:
     from multifacet.serving.config import ListenConfig, LookupConfig, RankerConfig
@@ -36,6 +37,8 @@ def serve_lookup(config: LookupConfig) -> None:
     """
     faulthandler.enable()  # a mapped file that is cut while its rows are read ends the process: with a line at least
     _check_addresses(config.listen, config.framed_listen, config.metrics_listen)
+    if config.tracing == "otlp":
+        start_exporting("multifacet-lookup")
     with _until_signalled() as stop:
         # Imported here, so that a wrong configuration is told before seconds of imports.
         from multifacet.kernels.memory import give_freed_memory_back  # noqa: PLC0415
@@ -63,6 +66,8 @@ def serve_ranker(config: RankerConfig) -> None:
         OSError: The address cannot be bound.
     """
     _check_addresses(config.listen, config.metrics_listen)
+    if config.tracing == "otlp":
+        start_exporting("multifacet-ranker")
     with _until_signalled() as stop:
         import torch  # noqa: PLC0415
 

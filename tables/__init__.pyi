@@ -14,9 +14,15 @@ from .drift import TableDrift as TableDrift
 from .drift import compare_snapshots as compare_snapshots
 from .ids.collisions import CollisionReport as CollisionReport
 from .ids.id_map import IdMap as IdMap
-from .neighbors import find_neighbors as find_neighbors
 from .optim.adagrad import RowwiseAdagrad as RowwiseAdagrad
 from .optim.adagrad import accumulate_rows as accumulate_rows
+from .searching.config import IndexConfig as IndexConfig
+from .searching.index import IndexSource as IndexSource
+from .searching.index import VectorIndex as VectorIndex
+from .searching.neighbors import find_neighbors as find_neighbors
+from .searching.recall import Recall as Recall
+from .searching.recall import measure_recall as measure_recall
+from .searching.similarity import Similarity as Similarity
 from .sharded_rows import gather_rows as gather_rows
 from .snapshot import Snapshot as Snapshot
 from .snapshot_table import OptimizerRows as OptimizerRows

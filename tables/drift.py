@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from multifacet.inputs import FLAG, expect_attributes, takes, whole
 from multifacet.tables.ids.id_map import IdMap
-from multifacet.tables.neighbors import find_neighbors
+from multifacet.tables.searching.neighbors import find_neighbors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from multifacet.inputs import whole
+from multifacet.kernels.similarity import Similarity
 from multifacet.kge.config import KgeConfig
 from multifacet.kge.models.model import Model
 from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters, relation_names
+from multifacet.tables import Similarity as SimilarityName
 from multifacet.tables import Snapshot
 from multifacet.tables.ids import find_row
 
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
     from multifacet.kge.triples.triples import TripleSet
 
 __all__ = ["LinkPredictor", "Prediction"]
+
+_SIMILARITIES: Final[dict[Similarity, SimilarityName]] = {
+    Similarity.DOT: "dot",
+    Similarity.SQUARED_EUCLIDEAN: "squared",
+    Similarity.EUCLIDEAN: "l2",
+    Similarity.MANHATTAN: "l1",
+    Similarity.MODULI: "moduli",
+}
 
 
 class Prediction(NamedTuple):
@@ -232,6 +242,11 @@ class LinkPredictor:
         with torch.no_grad():
             known = self.vectors[src if side == "tail" else dst][rows].float()
             return self.model.translate(self.model.project(known, parameters), parameters, translated_side)
+
+    @property
+    def similarity(self) -> SimilarityName:
+        """What translated queries and candidates are compared by, as `find_neighbors` and `VectorIndex` name it."""
+        return _SIMILARITIES[self.model.similarity]
 
     @property
     def projects_entities(self) -> bool:

@@ -20,6 +20,7 @@ from multifacet.serving.forks import let_go, num_forks, renew_in_children
 from multifacet.serving.framed.exchange import Exchange, Stream
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
 from multifacet.serving.secrets import TokenFile
+from multifacet.serving.tracing import traceparent
 from multifacet.serving.wire.answers import WHOLE, Asked, LookupAnswer, Shard, read_framed_lookup
 from multifacet.serving.wire.frames import Kind, request_numbers
 from multifacet.serving.wire.packing import pack_lookup
@@ -82,7 +83,7 @@ class FramedLookupClient(LookupConnection):
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
     ) -> FramedPendingLookup:
         """Send a lookup and return at once; see `lookup`."""
-        message = pack_lookup(version, ids, request_id)
+        message = pack_lookup(version, ids, request_id, traceparent())
         started_ns = time.perf_counter_ns()
         exchange = Exchange(self, _LOOKUP, message, self._deadline(timeout_s))
         return FramedPendingLookup(exchange, Asked.of(version, self.shard, ids), self.server, started_ns)

@@ -17,6 +17,7 @@ from multifacet.serving.client.grpc_pending import GrpcPendingLookup, GrpcWatche
 from multifacet.serving.client.lookups import LookupConnection
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.secrets import ChangingFiles, TokenFile
+from multifacet.serving.tracing import client_span, tell_rank, trace_headers
 from multifacet.serving.wire.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
 from multifacet.serving.wire.channel import open_channel
 from multifacet.serving.wire.packing import pack_ids, pack_rank
@@ -92,7 +93,7 @@ class _Client:
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
             deadline_s = self.timeout_s if timeout_s is None else timeout_s
-            return method(request, timeout=deadline_s, metadata=self._token.metadata)
+            return method(request, timeout=deadline_s, metadata=trace_headers(self._token.metadata))
         except grpc.RpcError as error:
             raise error_of(error, self.server, cancelled=False) from error
 
@@ -156,9 +157,10 @@ class LookupClient(_Client, LookupConnection):
         )
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
         asked = Asked.of(version, self.shard, ids)
+        metadata = trace_headers(self._token.metadata)
         if self._watched:
-            return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, self._token.metadata)
-        return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, self._token.metadata)
+            return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, metadata)
+        return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, metadata)
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
@@ -225,8 +227,10 @@ class RankerClient(_Client):
         """
         self._renew()
         request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
-        answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
-        return read_rank(answer, request.num_candidates, self.server)
+        with client_span("rank", request__id=request_id, server_address=self.address) as hop:
+            answer: ranker_pb2.RankAnswer = self._call(self._stub.Rank, request, timeout_s)
+            tell_rank(hop, answer)
+            return read_rank(answer, request.num_candidates, self.server)
 
     def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from multifacet.serving.errors import DeadlineExceededError, UnavailableError
 from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.tracing import client_span, tell_lookup
 from multifacet.serving.wire.answers import LookupAnswer
 
 
@@ -112,7 +113,10 @@ class LookupConnection(ABC):
             DeadlineExceededError: It took longer than the deadline.
             OverloadedError: Too many requests in hand, or the message is too large.
         """
-        return self.start(version, ids, timeout_s=timeout_s, request_id=request_id).result()
+        with client_span("lookup", request__id=request_id, version=version, server_address=self.address) as hop:
+            answer = self.start(version, ids, timeout_s=timeout_s, request_id=request_id).result()
+            tell_lookup(hop, answer)
+            return answer
 
     def wait_for_versions(
         self, versions: Sequence[str], *, timeout_s: float, stopped: Callable[[], bool] = lambda: False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from multifacet.serving import tracing
 from multifacet.serving.addresses import Address
 from multifacet.serving.errors import (
     MAX_VERSIONS_TOLD,
@@ -264,6 +265,15 @@ class FramedServer:
         connection.used_at = request.arrived
         descriptor = connection.stream.fileno()
         self._connections[descriptor] = self._connections.pop(descriptor)  # in the order of their last requests
+        if header.kind is not Kind.LOOKUP or not tracing.is_tracing():
+            self._work(connection, request)
+            return
+        request_id, parent = tracing.read_frame(request.message)
+        with tracing.server_span("Lookup/Lookup", parent, request__id=request_id, transport="framed"):
+            self._work(connection, request)
+
+    def _work(self, connection: Connection, request: Request) -> None:
+        header = request.header
         try:
             self._check(connection, request)
             if header.kind is Kind.LOOKUP and not connection.is_sending():
@@ -278,6 +288,7 @@ class FramedServer:
         except ClosedError:
             self._close(connection)
         except ServingError as error:
+            tracing.current().fail(error)
             self._refuse(connection, header, error)
         except DecodeError as error:
             self._refuse(connection, header, InvalidRequestError(f"the message of the frame cannot be read: {error}"))

@@ -56,7 +56,7 @@ RESULTS: Final = 3  # length of the answer, how much of it was sent, microsecond
 _MAGIC: Final = tuple(MAGIC)
 _ANSWER: Final = int(Kind.ANSWER)
 _CHUNK_ROWS: Final = 512
-_VERSION, _FEATURES, _REQUEST_ID = 0x0A, 0x12, 0x1A
+_VERSION, _FEATURES, _REQUEST_ID, _TRACEPARENT = 0x0A, 0x12, 0x1A, 0x22
 _NAME, _INT64_IDS = 0x0A, 0x12
 _SERVER_US, _UNKNOWN, _NUM_ROWS = 0x18, 0x30, 0x38
 _VARINT_BYTES: Final = 5
@@ -135,7 +135,7 @@ def _read_request(frame: Any, stop: Any, plan: Any, text: Any, spans: Any) -> An
         end = place + length
         if length < 0 or end > stop:
             return NOT_FOR_KERNEL
-        if tag == _REQUEST_ID:
+        if tag in (_REQUEST_ID, _TRACEPARENT):
             while place < end:
                 if frame[place] > 127:  # perhaps no UTF-8: for the parser that checks it
                     return NOT_FOR_KERNEL

@@ -29,6 +29,7 @@ from multifacet.serving.server.listener import Listener
 from multifacet.serving.server.metrics import ServerMetrics, Status
 from multifacet.serving.server.shell import ServerShell
 from multifacet.serving.server.versions import LoadedVersions
+from multifacet.serving.tracing import tell_rows
 from multifacet.serving.wire.frames import Kind, padded
 from multifacet.serving.wire.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
 
@@ -225,10 +226,7 @@ class LookupServer(ServerShell[LookupHalf]):
             send = SendBuffer()
         try:
             half, all_fetched = self._fetch(request, send)
-            tables = [
-                fetched.describe(rows=bytes(send.read(fetched.start, fetched.start + fetched.num_bytes)))
-                for fetched in all_fetched
-            ]
+            tables = [each.describe(rows=bytes(send.read(each.start, each.start + each.num_bytes))) for each in all_fetched]
         finally:
             self._buffers.append(send)
         return lookup_pb2.LookupAnswer(
@@ -262,6 +260,7 @@ class LookupServer(ServerShell[LookupHalf]):
         self.metrics.count_version(request.version)
         for table, num_rows, num_unknown_ids, _ in all_fetched:
             self.metrics.count_rows(table.name, num_rows, num_unknown_ids)
+        tell_rows(request.version, ((each.num_rows, each.num_unknown_ids) for each in all_fetched))
         return half, all_fetched
 
     def _changed(self, version: str, half: LookupHalf) -> VersionNotLoadedError:
@@ -352,6 +351,7 @@ class LookupServer(ServerShell[LookupHalf]):
         for place, table in enumerate(plan.tables):
             if counts[2 * place]:
                 self.metrics.count_rows(table, counts[2 * place], counts[2 * place + 1])
+        tell_rows(wanted, (pair for pair in zip(counts[::2], counts[1::2], strict=True) if pair[0]))
         self.metrics.count_version(wanted)
         self.metrics.observe_us({"total": answered.elapsed_us})
         return answered.frame, answered.num_sent

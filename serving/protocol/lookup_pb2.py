@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from multifacet.serving.protocol import ids_pb2 as multifacet_dot_serving_dot_protocol_dot_ids__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(multifacet/serving/protocol/lookup.proto\x12\x15multifacet.serving.v1\x1a%multifacet/serving/protocol/ids.proto\"i\n\rLookupRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x33\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x8d\x01\n\x0cLookupAnswer\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x30\n\x06tables\x18\x02 \x03(\x0b\x32 .multifacet.serving.v1.TableRows\x12\x11\n\tserver_us\x18\x03 \x01(\x04\x12\x13\n\x0bshard_index\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\"\x86\x01\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\trow_bytes\x18\x03 \x01(\r\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\r\x12\x10\n\x08num_rows\x18\x07 \x01(\r\"\x17\n\x15LookupDescribeRequest\"\x96\x01\n\x11LookupDescription\x12\x36\n\x08versions\x18\x01 \x03(\x0b\x32$.multifacet.serving.v1.LookupVersion\x12\x1b\n\x13max_ids_per_request\x18\x02 \x01(\r\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\t\x12\x13\n\x0bpartly_held\x18\x04 \x03(\t\"\x82\x01\n\rLookupVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x37\n\x06tables\x18\x02 \x03(\x0b\x32\'.multifacet.serving.v1.TableDescription\x12\x13\n\x0bshard_index\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\"\x88\x01\n\x10TableDescription\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x0f\n\x07id_type\x18\x03 \x01(\t\x12\x10\n\x08num_rows\x18\x04 \x01(\x04\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x11\n\trow_bytes\x18\x06 \x01(\r\x12\x11\n\tprecision\x18\x07 \x01(\t2\xc1\x01\n\x06Lookup\x12S\n\x06Lookup\x12$.multifacet.serving.v1.LookupRequest\x1a#.multifacet.serving.v1.LookupAnswer\x12\x62\n\x08\x44\x65scribe\x12,.multifacet.serving.v1.LookupDescribeRequest\x1a(.multifacet.serving.v1.LookupDescriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(multifacet/serving/protocol/lookup.proto\x12\x15multifacet.serving.v1\x1a%multifacet/serving/protocol/ids.proto\"~\n\rLookupRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x33\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32!.multifacet.serving.v1.FeatureIds\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x8d\x01\n\x0cLookupAnswer\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x30\n\x06tables\x18\x02 \x03(\x0b\x32 .multifacet.serving.v1.TableRows\x12\x11\n\tserver_us\x18\x03 \x01(\x04\x12\x13\n\x0bshard_index\x18\x04 \x01(\r\x12\x12\n\nnum_shards\x18\x05 \x01(\r\"\x86\x01\n\tTableRows\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\x12\x11\n\trow_bytes\x18\x03 \x01(\r\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x17\n\x0fnum_unknown_ids\x18\x06 \x01(\r\x12\x10\n\x08num_rows\x18\x07 \x01(\r\"\x17\n\x15LookupDescribeRequest\"\x96\x01\n\x11LookupDescription\x12\x36\n\x08versions\x18\x01 \x03(\x0b\x32$.multifacet.serving.v1.LookupVersion\x12\x1b\n\x13max_ids_per_request\x18\x02 \x01(\r\x12\x17\n\x0f\x63urrent_version\x18\x03 \x01(\t\x12\x13\n\x0bpartly_held\x18\x04 \x03(\t\"\x82\x01\n\rLookupVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x37\n\x06tables\x18\x02 \x03(\x0b\x32\'.multifacet.serving.v1.TableDescription\x12\x13\n\x0bshard_index\x18\x03 \x01(\r\x12\x12\n\nnum_shards\x18\x04 \x01(\r\"\x88\x01\n\x10TableDescription\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x0f\n\x07id_type\x18\x03 \x01(\t\x12\x10\n\x08num_rows\x18\x04 \x01(\x04\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x11\n\trow_bytes\x18\x06 \x01(\r\x12\x11\n\tprecision\x18\x07 \x01(\t2\xc1\x01\n\x06Lookup\x12S\n\x06Lookup\x12$.multifacet.serving.v1.LookupRequest\x1a#.multifacet.serving.v1.LookupAnswer\x12\x62\n\x08\x44\x65scribe\x12,.multifacet.serving.v1.LookupDescribeRequest\x1a(.multifacet.serving.v1.LookupDescriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'multifacet.serving.protocol
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPREQUEST']._serialized_start=106
-  _globals['_LOOKUPREQUEST']._serialized_end=211
-  _globals['_LOOKUPANSWER']._serialized_start=214
-  _globals['_LOOKUPANSWER']._serialized_end=355
-  _globals['_TABLEROWS']._serialized_start=358
-  _globals['_TABLEROWS']._serialized_end=492
-  _globals['_LOOKUPDESCRIBEREQUEST']._serialized_start=494
-  _globals['_LOOKUPDESCRIBEREQUEST']._serialized_end=517
-  _globals['_LOOKUPDESCRIPTION']._serialized_start=520
-  _globals['_LOOKUPDESCRIPTION']._serialized_end=670
-  _globals['_LOOKUPVERSION']._serialized_start=673
-  _globals['_LOOKUPVERSION']._serialized_end=803
-  _globals['_TABLEDESCRIPTION']._serialized_start=806
-  _globals['_TABLEDESCRIPTION']._serialized_end=942
-  _globals['_LOOKUP']._serialized_start=945
-  _globals['_LOOKUP']._serialized_end=1138
+  _globals['_LOOKUPREQUEST']._serialized_end=232
+  _globals['_LOOKUPANSWER']._serialized_start=235
+  _globals['_LOOKUPANSWER']._serialized_end=376
+  _globals['_TABLEROWS']._serialized_start=379
+  _globals['_TABLEROWS']._serialized_end=513
+  _globals['_LOOKUPDESCRIBEREQUEST']._serialized_start=515
+  _globals['_LOOKUPDESCRIBEREQUEST']._serialized_end=538
+  _globals['_LOOKUPDESCRIPTION']._serialized_start=541
+  _globals['_LOOKUPDESCRIPTION']._serialized_end=691
+  _globals['_LOOKUPVERSION']._serialized_start=694
+  _globals['_LOOKUPVERSION']._serialized_end=824
+  _globals['_TABLEDESCRIPTION']._serialized_start=827
+  _globals['_TABLEDESCRIPTION']._serialized_end=963
+  _globals['_LOOKUP']._serialized_start=966
+  _globals['_LOOKUP']._serialized_end=1159
 # @@protoc_insertion_point(module_scope)

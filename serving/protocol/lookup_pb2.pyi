@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LookupRequest(_message.Message):
-    __slots__ = ("version", "features", "request_id")
+    __slots__ = ("version", "features", "request_id", "traceparent")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     version: str
     features: _containers.RepeatedCompositeFieldContainer[_ids_pb2.FeatureIds]
     request_id: str
-    def __init__(self, version: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, version: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_ids_pb2.FeatureIds, _Mapping]]] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class LookupAnswer(_message.Message):
     __slots__ = ("version", "tables", "server_us", "shard_index", "num_shards")

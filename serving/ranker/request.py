@@ -12,6 +12,7 @@ import numpy.typing as npt
 from multifacet.serving.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from multifacet.serving.protocol import ranker_pb2
 from multifacet.serving.ranker.request_ids import distinct_ids, read_ids
+from multifacet.serving.tracing import client_span, tell_lookup
 
 if TYPE_CHECKING:
     import grpc
@@ -41,6 +42,17 @@ class Scored(NamedTuple):
 
     answer: ranker_pb2.RankAnswer
     scores: npt.NDArray[np.float32]
+
+
+class _Fetched(NamedTuple):
+    """Both inputs of the upper model, and when what was done; no rows if they are late and may be."""
+
+    dense: torch.Tensor
+    rows: LookupAnswer | None
+    lookup_us: int
+    sent_ns: int
+    assembled_ns: int
+    at_ns: int
 
 
 class RequestRanker:
@@ -93,53 +105,72 @@ class RequestRanker:
             answer.phases.total_us = _since_us(started_ns)
             return Scored(answer, np.empty((0, 2), np.float32))
         ids = distinct_ids(given, request.num_candidates)
-        falls_back = self._config.lookup_fallback == "without_tables" and context is not None
-        pending: PendingLookup | None = None
-        try:
-            pending = self._lookup.start(
-                version, ids.distinct, timeout_s=self._lookup_timeout_s(context), request_id=request.request_id
-            )
-        except _LATE:
-            if not falls_back:
-                raise
-        sent_ns = time.perf_counter_ns()
-        try:
-            dense = scorer.read_dense(request.dense, request.num_candidates)
-            if context is not None and pending is not None:
-                context.add_callback(pending.cancel)  # its caller may give up before
-        except BaseException:
-            if pending is not None:
-                pending.cancel()
-            raise
-        assembled_ns = time.perf_counter_ns()
-        rows: LookupAnswer | None = None
-        try:
-            rows = pending.result() if pending is not None else None
-        except _LATE:
-            if not falls_back:
-                raise
-        fetched_ns = time.perf_counter_ns()
+        fetched = self._fetch(request, version, scorer, ids, context)
+        rows = fetched.rows
         embeddings, pooling_us = _embeddings(scorer, ids, rows, request.num_candidates)
-        decode_us = _since_us(fetched_ns) - pooling_us
-        scores, upper_us = score(dense, embeddings)
+        decode_us = _since_us(fetched.at_ns) - pooling_us
+        scores, upper_us = score(fetched.dense, embeddings)
         answer.ctr.extend(scores[:, 0].tolist())
         answer.cvr.extend(scores[:, 1].tolist())
         self._count(answer, rows, counted=context is not None)
         phases = {
-            "prepare_us": (sent_ns - started_ns) // 1000,
-            "assemble_us": (assembled_ns - sent_ns) // 1000,
-            "lookup_wait_us": (fetched_ns - assembled_ns) // 1000,
+            "prepare_us": (fetched.sent_ns - started_ns) // 1000,
+            "assemble_us": (fetched.assembled_ns - fetched.sent_ns) // 1000,
+            "lookup_wait_us": (fetched.at_ns - fetched.assembled_ns) // 1000,
             "decode_us": decode_us,
             "pooling_us": pooling_us,
             "upper_us": upper_us,
             "total_us": _since_us(started_ns),
-            "lookup_us": pending.elapsed_us if pending is not None else 0,
+            "lookup_us": fetched.lookup_us,
             "lookup_server_us": rows.server_us if rows is not None else 0,
         }
         if context is not None:
             self._metrics.observe_us({name.removesuffix("_us"): value for name, value in phases.items()})
         answer.phases.CopyFrom(ranker_pb2.Phases(**phases))
         return Scored(answer, scores)
+
+    def _fetch(
+        self,
+        request: ranker_pb2.RankRequest,
+        version: str,
+        scorer: Scorer,
+        ids: RequestIds,
+        context: grpc.ServicerContext | None,
+    ) -> _Fetched:
+        """Look ids up, and read the dense features meanwhile."""
+        falls_back = self._config.lookup_fallback == "without_tables" and context is not None
+        pending: PendingLookup | None = None
+        with client_span("lookup", request__id=request.request_id, version=version, server_address=self._lookup.address) as hop:
+            try:
+                pending = self._lookup.start(
+                    version, ids.distinct, timeout_s=self._lookup_timeout_s(context), request_id=request.request_id
+                )
+            except _LATE as error:
+                if not falls_back:
+                    raise
+                hop.fail(error)
+            sent_ns = time.perf_counter_ns()
+            try:
+                dense = scorer.read_dense(request.dense, request.num_candidates)
+                if context is not None and pending is not None:
+                    context.add_callback(pending.cancel)  # its caller may give up before
+            except BaseException:
+                if pending is not None:
+                    pending.cancel()
+                raise
+            assembled_ns = time.perf_counter_ns()
+            rows: LookupAnswer | None = None
+            try:
+                rows = pending.result() if pending is not None else None
+            except _LATE as error:
+                if not falls_back:
+                    raise
+                hop.fail(error)
+            if rows is not None:
+                tell_lookup(hop, rows)
+        at_ns = time.perf_counter_ns()
+        lookup_us = pending.elapsed_us if pending is not None else 0
+        return _Fetched(dense, rows, lookup_us, sent_ns, assembled_ns, at_ns)
 
     def _read_ids(self, request: ranker_pb2.RankRequest, scorer: Scorer, context: grpc.ServicerContext | None) -> GivenIds:
         given = read_ids(

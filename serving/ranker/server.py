@@ -32,6 +32,7 @@ from multifacet.serving.server.listener import Listener
 from multifacet.serving.server.metrics import ServerMetrics, Status
 from multifacet.serving.server.shell import ServerShell
 from multifacet.serving.server.versions import LoadedVersions
+from multifacet.serving.tracing import current, tell_rank
 
 if TYPE_CHECKING:
     from multifacet.serving.release.manifest import ReleaseManifest
@@ -337,6 +338,7 @@ class RankerServer(ServerShell[Scorer]):
         with self._loaded.lease(request.version) as (version, scorer), self._outcomes.count(version) as outcome:
             answer, scores = self._requests.rank(request, version, scorer, context)
             outcome.degraded = answer.without_tables
+        tell_rank(current(), answer)
         self._freshness.scored(version)
         if not request.version and request.num_candidates and not answer.without_tables:
             self._shadow.offer(scores, lambda: self._score_as(request, self._shadow.version))

@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from multifacet.artifacts import write_file
+from multifacet.serving import tracing
 from multifacet.serving.addresses import Address
 from multifacet.serving.errors import (
     LOADED_VERSIONS_TRAILER,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from multifacet.serving.server.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
+
+_SPANS = {"multifacet.serving.v1.Lookup": "Lookup/Lookup", "multifacet.serving.v1.Ranker": "Ranker/Rank"}
 
 Answer = TypeVar("Answer")
 
@@ -220,14 +223,21 @@ class Listener:
         """The clients' token."""
         return self._tokens[""]
 
-    def answer(self, call: Callable[[], Answer], context: grpc.ServicerContext, request_id: str = "") -> Answer:
+    def answer(self, call: Callable[[], Answer], context: grpc.ServicerContext, request_id: str | None = None) -> Answer:
         """Run one request's handler: its errors become gRPC statuses, and are counted.
 
         Args:
             call: The handler.
             context: The call's context.
-            request_id: For the log.
+            request_id: For the log and the trace; None for what is none of the service's own work, and is not traced.
         """
+        if request_id is None or not tracing.is_tracing():
+            return self._answer(call, context, request_id or "")
+        parent = tracing.parent_of(context.invocation_metadata)
+        with tracing.server_span(_SPANS[self._service], parent, request__id=request_id, transport="grpc"):
+            return self._answer(call, context, request_id)
+
+    def _answer(self, call: Callable[[], Answer], context: grpc.ServicerContext, request_id: str) -> Answer:
         failure: ServingError
         try:
             _check_active(context)
@@ -241,6 +251,7 @@ class Listener:
             self._metrics.count_request("OK")
             return answer
         self._metrics.count_request(failure.code.name)
+        tracing.current().fail(failure)
         logger.info("request %.200r refused: %s: %s", request_id, failure.code.name, brief(failure))
         if isinstance(failure, VersionNotLoadedError):
             context.set_trailing_metadata(((LOADED_VERSIONS_TRAILER, ",".join(failure.loaded[-MAX_VERSIONS_TOLD:])),))

@@ -11,7 +11,8 @@ same protobuf messages go in frames instead. A frame is a header of 32 bytes, a 
     16  uint64    number: chosen by the client, repeated by the server
     24  uint64    timeout_us: of a request, how long its client will wait; 0 for ever, and in an answer
 
-Numbers are little-endian. The rows of a lookup's answer stand behind the message, table by table in the message's order,
+A lookup's message may have the caller's W3C trace context (field 4, "traceparent"); a server that does not know it passes it
+by. Numbers are little-endian. The rows of a lookup's answer stand behind the message, table by table in the message's order,
 each table's padded with zeros to a multiple of 8 bytes, so that they are written and read in place. A connection carries one
 request at a time: a client that has several under way opens several.
 """

@@ -71,7 +71,9 @@ def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:
     return ids_pb2.FeatureIds(feature=feature, int64_ids=array.tobytes())
 
 
-def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str = "") -> list[bytes | memoryview]:
+def pack_lookup(
+    version: str, ids: Mapping[str, npt.ArrayLike], request_id: str = "", traceparent: str = ""
+) -> list[bytes | memoryview]:
     """A ``LookupRequest`` in its wire form, in parts to be sent one after the other: int64 ids are not copied.
 
     Setting a bytes field, adding the message to another and serialising that one copy the ids three times. A field's wire
@@ -81,6 +83,7 @@ def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str 
         version: Version of the release.
         ids: External ids [n] by feature.
         request_id: For the server's log.
+        traceparent: Of the trace that it belongs to, if any.
 
     Raises:
         InvalidRequestError: As `pack_ids`.
@@ -90,7 +93,7 @@ def pack_lookup(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str 
         >>> lookup_pb2.LookupRequest.FromString(b"".join(parts)).features[0].feature
         'pin'
     """
-    head = lookup_pb2.LookupRequest(version=version, request_id=request_id).SerializeToString()
+    head = lookup_pb2.LookupRequest(version=version, request_id=request_id, traceparent=traceparent).SerializeToString()
     parts: list[bytes | memoryview] = []
     for feature, values in ids.items():
         if isinstance(values, np.ndarray) and values.dtype == _INT64 and values.ndim == 1 and values.size:

@@ -17,6 +17,7 @@ from multifacet.serving.fleet import FRAMED
 from multifacet.serving.forks import let_go, renew_in_children
 from multifacet.serving.protocol import frames_pb2, lookup_pb2
 from multifacet.serving.secrets import TokenFile
+from multifacet.serving.tracing import traceparent
 from multifacet.serving.wire.answers import Asked, LookupAnswer, Shard, read_framed_lookup
 from multifacet.serving.wire.frames import HEADER_BYTES, Header, Kind, check_number, pack_header, request_numbers
 from multifacet.serving.wire.packing import pack_lookup
@@ -80,7 +81,7 @@ class AsyncFramedLookup(AsyncLookupConnection):
         self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
     ) -> LookupAnswer:
         """As `AsyncLookupConnection`."""
-        message, rows = await self._ask(Kind.LOOKUP, pack_lookup(version, ids, request_id), timeout_s)
+        message, rows = await self._ask(Kind.LOOKUP, pack_lookup(version, ids, request_id, traceparent()), timeout_s)
         asked = Asked.of(version, self._shard, ids)
         return read_framed_lookup(lookup_pb2.LookupAnswer.FromString(message), rows, asked, self.server)
 

@@ -22,6 +22,7 @@ from multifacet.serving.fleet import FRAMED, Fleet
 from multifacet.serving.policy import ReplicaPolicy
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.secrets import ChangingFiles, TokenFile
+from multifacet.serving.tracing import client_span, tell_rank, trace_headers
 from multifacet.serving.wire.answers import Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
 from multifacet.serving.wire.channel import open_async_channel
 from multifacet.serving.wire.packing import pack_ids, pack_rank
@@ -67,7 +68,7 @@ class _Calls:
             self._renew()
         deadline_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            return await getattr(self._stub, method)(request, timeout=deadline_s, metadata=self._token.metadata)
+            return await getattr(self._stub, method)(request, timeout=deadline_s, metadata=trace_headers(self._token.metadata))
         except grpc.RpcError as error:
             raise error_of(error, self._server, cancelled=False) from error
 
@@ -271,8 +272,10 @@ class AsyncRankerClient:
     ) -> RankAnswer:
         """Score the candidates of one request; arguments and errors as `RankerClient.rank`."""
         request = pack_rank(request_ids, candidate_ids, dense, sequences=sequences, version=version, request_id=request_id)
-        answer: ranker_pb2.RankAnswer = await self._calls.call("Rank", request, timeout_s)
-        return read_rank(answer, request.num_candidates, self.server)
+        with client_span("rank", request__id=request_id, server_address=self.address) as hop:
+            answer: ranker_pb2.RankAnswer = await self._calls.call("Rank", request, timeout_s)
+            tell_rank(hop, answer)
+            return read_rank(answer, request.num_candidates, self.server)
 
     async def describe(self, *, timeout_s: float | None = None) -> ranker_pb2.RankerDescription:
         """What is loaded, the features that a request needs, and the limits."""

@@ -8,14 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multifacet.tables import find_neighbors, neighbors
+from multifacet.tables import Similarity, find_neighbors
+from multifacet.tables.searching import neighbors
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("block_elements", [1, 40, 1 << 24])
 def test_they_are_those_of_a_full_sort(
-    backend: neighbors.Backend, similarity: neighbors.Similarity, block_elements: int, monkeypatch: pytest.MonkeyPatch
+    backend: neighbors.Backend, similarity: Similarity, block_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbors, "_BLOCK_ELEMENTS", block_elements)
     generator = np.random.default_rng(0)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from multifacet.inputs import expect_type, one_of, whole
+from multifacet.tables.searching.similarity import SIMILARITIES, Similarity, compare_all, move_near_origin
 
-__all__ = ["Backend", "Similarity", "find_neighbors"]
+__all__ = ["Backend", "find_neighbors"]
 
-Similarity = Literal["cosine", "dot"]
 Backend = Literal["torch", "faiss"]
 
 # Scores and copied rows held at once: 64 MiB of float32 each.
@@ -32,14 +32,15 @@ def find_neighbors(
         queries: float [Q, D].
         vectors: the table, float32 or float16 [N, D].
         k: rows to find; no more than N are given.
-        similarity: "cosine" (a row of zeros is at 0 from everything), or "dot".
-        backend: "torch", or "faiss" for `faiss.knn`, where faiss is installed.
+        similarity: "cosine" (a row of zeros is at 0 from everything), "dot", or minus a distance: "squared", "l2", "l1", or
+            "moduli", of complex vectors.
+        backend: "torch", or "faiss" for `faiss.knn`, where faiss is installed; it has no "moduli".
 
     Returns:
         The similarities, float32 [Q, k], from the largest; and the rows, int64 [Q, k].
 
     Raises:
-        ValueError: k is below 1, or the widths differ.
+        ValueError: k is below 1, the widths differ, or faiss is asked for moduli.
         RuntimeError: faiss is asked for and not installed.
 
     Example:
@@ -47,7 +48,7 @@ def find_neighbors(
         >>> rows.tolist()
         [[0]]
     """
-    one_of("cosine", "dot")("similarity", similarity)
+    one_of(*SIMILARITIES)("similarity", similarity)
     one_of("torch", "faiss")("backend", backend)
     whole()("k", k)
     expect_type("queries", queries, Tensor)
@@ -60,9 +61,13 @@ def find_neighbors(
         )
     k = min(k, len(vectors))
     queries = queries.float()
+    origin = None
     if similarity == "cosine":
         queries = F.normalize(queries)
-    search = _search_by_faiss() if backend == "faiss" else _search
+    elif similarity in {"squared", "l2"}:
+        origin = move_near_origin(queries, vectors)
+        queries = queries - origin
+    search = _search_by_faiss if backend == "faiss" else _search
     best = queries.new_full((len(queries), 0), 0.0)
     rows = torch.empty((len(queries), 0), dtype=torch.int64)
     block_rows = max(k, _BLOCK_ELEMENTS // max(1, len(queries), vectors.shape[1]))
@@ -70,24 +75,31 @@ def find_neighbors(
         block = vectors[begin : begin + block_rows].float()
         if similarity == "cosine":
             block = F.normalize(block)
-        scores, positions = search(queries, block, min(k, len(block)))
+        elif origin is not None:
+            block = block - origin
+        scores, positions = search(queries, block, min(k, len(block)), similarity)
         best, kept = torch.cat([best, scores], 1).topk(min(k, best.shape[1] + scores.shape[1]), dim=1)
         rows = torch.cat([rows, positions + begin], 1).gather(1, kept)
     return best, rows
 
 
-def _search(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores, positions = (queries @ block.t()).topk(k, dim=1)
+def _search(queries: Tensor, block: Tensor, k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    scores, positions = compare_all(queries, block, similarity).topk(k, dim=1)
     return scores, positions
 
 
-def _search_by_faiss() -> Any:
+def _search_by_faiss(queries: Tensor, block: Tensor, k: int, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    if similarity == "moduli":
+        raise ValueError('the backend "faiss" cannot compare by "moduli"; the backend "torch" can')
     if find_spec("faiss") is None:
-        raise RuntimeError('the backend "faiss" needs the package faiss-cpu, which is not installed; the default is exact too')
+        raise RuntimeError(
+            'the backend "faiss" needs faiss: pip install "multifacet[index]", or faiss-cpu; the default is exact too'
+        )
     import faiss  # noqa: PLC0415 - optional, and slow to import
 
-    def search(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scores, positions = faiss.knn(queries.numpy(), block.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(scores), torch.from_numpy(positions)
-
-    return search
+    metrics = {"cosine": faiss.METRIC_INNER_PRODUCT, "dot": faiss.METRIC_INNER_PRODUCT, "l1": faiss.METRIC_L1}
+    found, positions = faiss.knn(queries.numpy(), block.numpy(), k, metric=metrics.get(similarity, faiss.METRIC_L2))
+    scores = torch.from_numpy(found)
+    if similarity == "l2":
+        scores = scores.sqrt()
+    return scores if similarity in {"cosine", "dot"} else -scores, torch.from_numpy(positions)

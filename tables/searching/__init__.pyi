@@ -1,0 +1,9 @@
+from .config import IndexConfig as IndexConfig
+from .index import IndexSource as IndexSource
+from .index import VectorIndex as VectorIndex
+from .neighbors import Backend as Backend
+from .neighbors import find_neighbors as find_neighbors
+from .recall import Recall as Recall
+from .recall import measure_recall as measure_recall
+from .similarity import SIMILARITIES as SIMILARITIES
+from .similarity import Similarity as Similarity
