@@ -98,10 +98,21 @@ def sample_negatives(
             "period": period[row],
         },
         rate=(draws_per_weight[group] * weight[placement]).astype(np.float32),
-        positive_rate=(np.repeat(draws_per_weight, counts) * (positives["demand"] if weighting == "demand" else 1)).astype(
-            np.float32
-        ),
+        positive_rate=_positive_rate(num_draws, available, counts, positives["demand"] if weighting == "demand" else None),
     )
+
+
+def _positive_rate(
+    num_draws: NDArray[np.int64], available: NDArray[Any], counts: NDArray[np.int64], demand: NDArray[Any] | None
+) -> NDArray[np.float32]:
+    """Give the draws that each positive would get, were it a negative: by its weight in what its group draws from.
+
+    Where the user bought all that could be drawn, it would be the only one there, and get all draws.
+    """
+    nothing = np.repeat(available == 0, counts)
+    per_weight = np.repeat(num_draws / np.maximum(available, 1), counts)
+    rate: NDArray[np.float32] = np.where(nothing, np.repeat(num_draws, counts), per_weight * (1 if demand is None else demand))
+    return rate.astype(np.float32)
 
 
 def listed(periods: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multifacet.graphdb import GraphStore
-from multifacet.ranking import Examples, Weighting, build_examples
+from multifacet.ranking import Examples, Weighting, build_examples, evaluate
 from multifacet.ranking.examples.examples import concatenate
 from tests.ranking.conftest import World, period_start, random_world
 
@@ -121,6 +121,11 @@ def test_a_user_who_bought_everything_gets_no_negatives(
     assert sorted(keys(examples, 1)) == [(7, 101, 1), (7, 101, 2), (8, 102, 1)]
     assert keys(examples, 0) == [(8, 102, 2)] * 4
     assert "8 of 12 negatives could not be drawn" in caplog.text
+    # Were one of them a negative, all of the user's draws would fall on it.
+    rates = dict(zip(keys(examples, 1), examples.negative_rate[examples.ctr_label == 1].tolist(), strict=True))
+    assert rates[7, 101, 1] == rates[7, 101, 2] == 8.0
+    metrics = evaluate(np.full((len(examples), 2), 0.3, np.float32), examples, num_resamples=20)
+    assert np.isfinite(metrics["ctr"]["log_loss"])
 
 
 def test_a_response_outside_the_placements_is_refused(
