@@ -23,6 +23,7 @@ from multifacet.pipeline.commands import (
     graph,
     pretrain,
     ranking,
+    renew,
     rollout,
     serve,
     snapshot,
@@ -41,6 +42,7 @@ app.add_typer(graph.app, name="graph")
 app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
+renew.register(app)
 daily.register(app)
 app.command()(diagnose.diagnose)
 app.add_typer(rollout.app, name="rollout")

@@ -23,6 +23,7 @@ from multifacet.ranking.examples.recent import IdLists, RecentPins, recent_pins
 from multifacet.ranking.examples.shared import share_examples
 from multifacet.ranking.export.export import ExportedModel, export_model, load_model, quantized_scores
 from multifacet.ranking.export.own_model import write_model
+from multifacet.ranking.export.renewal import TableRenewal, renew_model
 from multifacet.ranking.initialize.coverage import InitReport, TableCoverage
 from multifacet.ranking.initialize.initialize import init_tables
 from multifacet.ranking.initialize.sources import TableSource
@@ -51,6 +52,7 @@ __all__ = [
     "RankingResult",
     "RecentPins",
     "TableCoverage",
+    "TableRenewal",
     "TableSource",
     "TableSpec",
     "UpperModel",
@@ -80,6 +82,7 @@ __all__ = [
     "read_examples",
     "read_times",
     "recent_pins",
+    "renew_model",
     "roc_auc",
     "share_examples",
     "standard_segments",
