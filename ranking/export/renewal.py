@@ -131,7 +131,7 @@ def _check_chains(loaded: ExportedModel, chains: Sequence[Sequence[Snapshot]]) -
             if before.fingerprint not in after.parents:
                 raise ValueError(
                     f"{after.path} is neither aligned to {before.path} nor trained on from it, so that its basis is another: "
-                    f"multifacet snapshot align {after.path} ALIGNED --to {before.path}"
+                    f"multifacet snapshot align {after.path} {before.path} ALIGNED"
                 )
         if old.facet in ends:
             raise ValueError(f"there are two chains of the facet {old.facet!r}")
