@@ -74,7 +74,7 @@ def _run_few(watcher: Watcher) -> None:
                 "source": source,
                 "kge": quick.kge.model_copy(update={"epochs": 1, "max_edges_per_relation": 2000}),
                 "contrastive": quick.contrastive.model_copy(update={"epochs": 1}),
-                "ranking": {"max_epochs": 1},
+                "ranking": quick.ranking | {"max_epochs": 1},
                 "num_seeds": 1,
                 "num_resamples": 20,
             }

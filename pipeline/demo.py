@@ -47,7 +47,14 @@ class DemoConfig(BaseModel):
         ),
         description="contrastive pretraining of users, pins and, through their pins, advertisers",
     )
-    ranking: dict[str, Any] = Field(default_factory=dict, description="fields of RankingConfig to change in every arm")
+    # What the validation weeks chose: `multifacet experiment tasks`.
+    ranking: dict[str, Any] = Field(
+        default={"heads": "esmm_dense"}, description="fields of RankingConfig to change in every arm"
+    )
+    pretrained: dict[str, Any] = Field(
+        default={"freeze_tables": True, "id_dropout": 0.3},
+        description="fields of RankingConfig to change in the arm of pretrained tables",
+    )
     precision: Precision = Field(default="int4", description="precision of the release")
     num_seeds: int = Field(default=3, ge=1, description="seeds of each arm's training; differences are over all")
     num_resamples: int = Field(default=400, ge=20, description="bootstrap resamples of users behind each interval")
@@ -61,7 +68,7 @@ class DemoConfig(BaseModel):
             source=SAMPLE,
             kge=full.kge.model_copy(update={"epochs": 2, "max_edges_per_relation": 20_000}),
             contrastive=full.contrastive.model_copy(update={"epochs": 2}),
-            ranking={"max_epochs": 3},
+            ranking=full.ranking | {"max_epochs": 3},
             num_seeds=2,
             num_resamples=100,
         )
@@ -160,7 +167,8 @@ def _arms(config: DemoConfig, done: Mapping[str, Stage]) -> list[Task]:
 
 def _arm(config: DemoConfig, done: Mapping[str, Stage], arm: ranking.Arm, weighting: str, seed: int) -> Task:
     examples = done[f"examples_{weighting}"]
-    arm_config = ranking.arm_config(arm, **{"seed": seed, **config.ranking})
+    own = config.pretrained if arm == "pretrained" else {}
+    arm_config = ranking.arm_config(arm, **{"seed": seed, **config.ranking, **own})
     facets = [done[facet] for facet in arm_config.pretrained_facets]
     return Task(
         name=_arm_name(arm, weighting, seed),

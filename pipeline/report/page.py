@@ -11,7 +11,7 @@ import jinja2
 from multifacet.pipeline.report import plots
 from multifacet.pipeline.terminal.output import show, show_bytes
 
-ARM_NAMES = {"no_ids": "no id tables", "scratch": "id tables from scratch", "pretrained": "pretrained, fine-tuned"}
+ARM_NAMES = {"no_ids": "no id tables", "scratch": "id tables from scratch", "pretrained": "pretrained"}
 TASKS = {"ctr": "CTR: bought what was promoted", "cvr": "CVR: bought it again within 28 days"}
 _HEADLINE = {
     "kge": ("filtered_mrr", "filtered_hits@1", "filtered_hits@10"),
