@@ -24,6 +24,7 @@ from multifacet.pipeline.commands import (
     ranking,
     rollout,
     serve,
+    sharing,
     snapshot,
 )
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
@@ -42,6 +43,7 @@ app.add_typer(snapshot.app, name="snapshot")
 ranking.register(app)
 daily.register(app)
 app.command()(diagnose.diagnose)
+sharing.register(app)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(admin.app, name="admin")
 app.add_typer(serve.app, name="serve")
