@@ -8,4 +8,6 @@ from .files import sync_directory as sync_directory
 from .files import sync_file as sync_file
 from .files import write_file as write_file
 from .manifest import MANIFEST_NAME as MANIFEST_NAME
+from .manifest import RESERVED_FIELDS as RESERVED_FIELDS
+from .manifest import read_manifest as read_manifest
 from .safetensors_file import map_tensors as map_tensors

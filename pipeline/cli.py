@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,10 +27,12 @@ from multifacet.pipeline.commands import (
     renew,
     rollout,
     serve,
+    sharing,
     snapshot,
 )
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
+from multifacet.pipeline.tracking import end_tracking, run_name, start_tracking
 from multifacet.serving.tracing import TraceFormatter
 
 app = typer.Typer(
@@ -45,6 +48,7 @@ ranking.register(app)
 renew.register(app)
 daily.register(app)
 app.command()(diagnose.diagnose)
+sharing.register(app)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(admin.app, name="admin")
 app.add_typer(serve.app, name="serve")
@@ -60,10 +64,18 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def configure(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
     show_version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Tell the run to mlflow:URI or tensorboard:FOLDER (the extra `track`): multifacet --track PLACE train ...",
+        ),
+    ] = None,
 ) -> None:
     """Sets up logging: to stderr, quiet on a terminal, where live lines tell the progress."""
     if stderr.is_terminal:
@@ -75,6 +87,8 @@ def configure(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if verbose or not stderr.is_terminal:
         logging.getLogger("multifacet").setLevel(logging.INFO)  # not the root: libraries log there as they load
+    if track and os.environ.get("RANK", "0") == "0":  # of processes that train together, one tells
+        start_tracking(track, run_name(context.invoked_subcommand or "multifacet"))
 
 
 @app.command()
@@ -164,16 +178,31 @@ def report(
 def main() -> None:
     """Runs the command; exit codes are 0 for success, 1 for failure and 2 for wrong usage."""
     try:
-        app()
+        _call()
     except KeyboardInterrupt:
         stderr.print("interrupted; run the same command again to go on", highlight=False)
         sys.exit(130)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, ImportError) and "pip install" not in str(error):
+            raise  # no extra that is missing, but a defect
         # What a user can mend is said in a line; anything else is a defect and shows its traceback.
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         stderr.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _call() -> None:
+    """Calls the command, and ends what it told to trackers."""
+    try:
+        app()
+    except SystemExit as ended:
+        end_tracking(failed=bool(ended.code))
+        raise
+    except BaseException:
+        end_tracking(failed=True)
+        raise
+    end_tracking(failed=False)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The trace's context goes as W3C's `traceparent <https://www.w3.org/TR/trace-context/>`_: in gRPC's metadata under that name, so
 that callers and meshes with an instrumentation of their own take part, and in a framed lookup as an optional field of its
 message, which servers that do not know it pass by. Until `start_tracing` is called nothing of OpenTelemetry is imported, no
-context is sent and none is read; each place that could trace asks one global.
+context is sent and none is read; each place that could trace asks one global. A trace that its caller chose not to sample
+goes on as its context alone.
 
 Spans and their attributes, in the order in which they enclose one another:
 
@@ -128,6 +129,11 @@ class _Tracing:
         remote = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags & 1))
         return trace.set_span_in_context(trace.NonRecordingSpan(remote), self.context.Context())
 
+    def is_passed_over(self) -> bool:
+        """Whether this code works for a trace that its caller chose not to sample: its context goes on, and no span is made."""
+        found = self.trace.get_current_span().get_span_context()
+        return found.is_valid and not found.trace_flags & 1
+
     def traceparent(self) -> str:
         """The current span as text; empty outside of any."""
         current = self.trace.get_current_span().get_span_context()
@@ -211,7 +217,7 @@ def trace_headers(metadata: tuple[tuple[str, str], ...] | None) -> tuple[tuple[s
 
 def client_span(name: str, **attributes: str | int | bool) -> AbstractContextManager[Traced]:
     """A span of a call to another server, current until the block ends."""
-    if _tracing is None:
+    if _tracing is None or _tracing.is_passed_over():
         return _NOTHING
     return _in_span(_tracing, name, "CLIENT", attributes, None)
 
@@ -226,7 +232,10 @@ def server_span(name: str, parent: str | None, **attributes: str | int | bool) -
     """
     if _tracing is None:
         return _NOTHING
-    return _in_span(_tracing, name, "SERVER", attributes, _tracing.parent(parent or ""))
+    context = _tracing.parent(parent or "")
+    if context and not _tracing.trace.get_current_span(context).get_span_context().trace_flags & 1:
+        return _within(_tracing, context)
+    return _in_span(_tracing, name, "SERVER", attributes, context)
 
 
 def parent_of(metadata: Any) -> str:
@@ -254,6 +263,15 @@ def read_frame(message: bytes | bytearray | memoryview) -> tuple[str, str]:
             break  # no field of ours: whoever parses the message says what it is
         place += length
     return found[_REQUEST_ID], found[_TRACEPARENT_FIELD]
+
+
+@contextmanager
+def _within(tracing: _Tracing, context: Any) -> Iterator[Traced]:
+    token = tracing.context.attach(context)
+    try:
+        yield NOT_TRACED
+    finally:
+        tracing.context.detach(token)
 
 
 @contextmanager
@@ -301,7 +319,10 @@ def tell_rows(version: str, counts: Iterable[tuple[int, int]]) -> None:
 
 def current() -> Traced:
     """The hop that this code works for."""
-    return NOT_TRACED if _tracing is None else _Span(_tracing.trace.get_current_span())
+    if _tracing is None:
+        return NOT_TRACED
+    span = _tracing.trace.get_current_span()
+    return _Span(span) if span.is_recording() else NOT_TRACED
 
 
 def _name(key: str) -> str:

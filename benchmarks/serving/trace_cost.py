@@ -1,9 +1,9 @@
 """Latency of ranking with OpenTelemetry's spans on every hop, beside the same servers without.
 
 A client asks a ranker for the scores of 500 candidates (one user, 500 pins, 500 advertisers); the ranker asks a lookup server
-over frames on a Unix socket. There are three pairs of servers: tracing is off; one request in a hundred is sampled, by the client,
-whose choice the servers take; every request is. Spans go by OTLP to a collector that reads and drops them. The pairs are asked in
-turns, and share the machine's cores with the client and the collector.
+over frames on a Unix socket. There are three pairs of servers: tracing is off; one request in a hundred is sampled, by the
+client, whose choice the servers take; every request is. Spans go by OTLP to a collector that reads and drops them. The pairs
+are asked in turns, and share the machine's cores with the client and the collector.
 """
 
 from __future__ import annotations

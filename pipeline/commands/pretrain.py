@@ -16,6 +16,7 @@ from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings,
 from multifacet.pipeline.processes import count_processes, join_processes
 from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
+from multifacet.pipeline.tracking import track_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -377,6 +378,7 @@ def _clear(life: dict[str, Any]) -> None:
 
 
 def _tell(snapshot: Snapshot, output: Path, report: SearchReport | None = None, *, as_json: bool) -> None:
+    track_made(output, snapshot.metrics)
     if as_json:
         emit_json({"snapshot": str(output), "fingerprint": snapshot.fingerprint, "metrics": dict(snapshot.metrics)})
         return

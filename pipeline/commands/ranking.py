@@ -23,6 +23,7 @@ from multifacet.pipeline.options import (
 )
 from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, show_bytes, stdout
+from multifacet.pipeline.tracking import track_made
 
 if TYPE_CHECKING:
     from multifacet import ranking, serving
@@ -204,6 +205,7 @@ def train(
         ranking.export_model(output, result)
     # The model stands for good: there is nothing left to go on with.
     shutil.rmtree(kept, ignore_errors=True)
+    track_made(output, result.metrics)
     collisions = {feature: asdict(report) for feature, report in result.collisions.items()}
     if as_json:
         document = {"model": str(output), "validation": result.metrics, "config": config.model_dump(mode="json")}

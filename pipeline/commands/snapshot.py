@@ -110,6 +110,31 @@ def align(
 
 
 @app.command()
+def card(
+    path: Path_,
+    license: Annotated[str, typer.Option(help="License, such as apache-2.0.")] = "other",  # noqa: A002
+    name: Annotated[str | None, typer.Option(help="Title; the folder's name by default.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Older snapshot to tell the drift from.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write, such as README.md; printed by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes a model card from the lineage: data, objective, metrics, drift, known limits."""
+    from multifacet.artifacts import write_file
+    from multifacet.pipeline.sharing.card import make_card
+    from multifacet.tables import Snapshot, compare_snapshots
+
+    snapshot = Snapshot.load(path, verify=False)
+    drift = None if against is None else compare_snapshots(Snapshot.load(against, verify=False), snapshot, align=False)
+    text = make_card(snapshot, name=name or path.resolve().name, license=license, drift=drift)
+    if output is not None:
+        write_file(output, text, durable=False)
+    if as_json:
+        emit_json({"fingerprint": snapshot.fingerprint, "card": text, "output": None if output is None else str(output)})
+    elif output is None:
+        typer.echo(text, nl=False)
+
+
+@app.command()
 def index(
     path: Path_,
     node_type: Annotated[str, typer.Argument(metavar="TYPE", help="Node type whose rows are to be found.")],

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
+from multifacet.pipeline.tracking import track_message, track_stage
+
 if TYPE_CHECKING:
     from multifacet.pipeline.runs.workspace import Stage
 
@@ -38,6 +40,7 @@ class ConsoleWatcher:
     def progressed(self, name: str, message: str) -> None:
         """A stage says how far it is."""
         self._messages[name] = message
+        track_message(name, message)
         if stderr.is_terminal:
             self._refresh()
         else:
@@ -46,6 +49,7 @@ class ConsoleWatcher:
     def finished(self, stage: Stage) -> None:
         """A stage is done, or was found done."""
         self._messages.pop(stage.name, None)
+        track_stage(stage)
         how = "unchanged, reused" if stage.reused else f"{stage.seconds:.1f} s, {stage.peak_rss_bytes / 2**30:.1f} GiB"
         if stderr.is_terminal:
             mark = "[dim]=[/dim]" if stage.reused else "[green]✓[/green]"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from multifacet.pipeline.terminal.console import stderr
+from multifacet.pipeline.tracking import track_epoch
 
 if TYPE_CHECKING:
     from multifacet.training import StepProgress
@@ -73,6 +74,7 @@ class TrainingDisplay:
         if not self._shown:
             return
         self._line_at = time.monotonic()
+        track_epoch(row)
         stderr.print(", ".join(f"{name} {value:,.4g}" for name, value in row.items()), highlight=False, soft_wrap=True)
 
 

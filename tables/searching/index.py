@@ -49,23 +49,17 @@ _SEARCH_ELEMENTS: Final = 1 << 20  # of candidates' vectors scored at once: 4 Mi
 
 
 class IndexSource(BaseModel):
-    """What an index was made of.
-
-    Attributes:
-        snapshot: the snapshot's fingerprint.
-        facet: its facet.
-        node_type: the table.
-        relation: the relation whose space the vectors are in, where the model projects entities; None for the table's own.
-        side: the side of that relation that the rows answer for.
-    """
+    """What an index was made of."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    snapshot: str
-    facet: str
-    node_type: str
-    relation: str | None = None
-    side: Literal["head", "tail"] | None = None
+    snapshot: str = Field(description="the snapshot's fingerprint")
+    facet: str = Field(description="its facet")
+    node_type: str = Field(description="the table")
+    relation: str | None = Field(
+        default=None, description="relation whose space the vectors are in, where the model projects entities"
+    )
+    side: Literal["head", "tail"] | None = Field(default=None, description="side of that relation that the rows answer for")
 
 
 class _Contents(BaseModel):
