@@ -83,9 +83,20 @@ def sync_directories(root: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Fsyncs one directory."""
+    with _opened_directory(path) as descriptor:
+        sync_open(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """Fsyncs what is open."""
+    os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened_directory(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -153,15 +164,18 @@ def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
         Where to write.
     """
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}-{threading.get_ident()}")
-    try:
-        yield unfinished
-        if durable:
-            sync_file(unfinished)
-        unfinished.replace(path)
-        if durable:
-            sync_directory(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with contextlib.ExitStack() as opened:
+        # Before the file has its name: a process that is out of descriptors must not fail behind that, with the file changed.
+        folder = opened.enter_context(_opened_directory(path.parent)) if durable else None
+        try:
+            yield unfinished
+            if folder is not None:
+                sync_file(unfinished)
+            unfinished.replace(path)
+            if folder is not None:
+                sync_open(folder)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: str, *, durable: bool) -> None:

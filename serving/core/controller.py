@@ -393,6 +393,15 @@ def _settle(state: Controller, now: float) -> Step:
     leftovers = tuple(Lacks(address, version) for version in gone for address in (*rankers, *lookups))
     left_out = tuple(address for address, _ in state.away)
     reason = document.reason or "given up"
-    document = document.model_copy(update={"served": kept, "left_out": left_out, "reason": reason})
+    is_third = kept not in {document.old_version, document.new_version}
+    paths = [held.path for report in there.values() if is_third and (held := report.version(kept)) is not None]
+    document = document.model_copy(
+        update={
+            "served": kept,
+            "served_path": Path(paths[0]) if paths else None,
+            "left_out": left_out,
+            "reason": reason,
+        }
+    )
     phases = (Reach(tuple(goals)), Reach(leftovers, strict=False))
     return _go_on(replace(state, document=document, phases=phases, place=0), now)

@@ -34,6 +34,9 @@ class State(BaseModel):
     doing: Step | None = Field(default=None, description="The step that was begun and is not known to be done.")
     reason: str = Field(default="", description="Why it is or was taken back, or given up.")
     served: str = Field(default="", description="Version that serves once it is over.")
+    served_path: Path | None = Field(
+        default=None, description="Its release, if it is neither of the two: what servers held when a rollout was given up."
+    )
     left_out: tuple[str, ...] = Field(default=(), description="Servers that were given up.")
 
     @property
@@ -47,7 +50,9 @@ class State(BaseModel):
         return self.served or (self.new_version if self.done == "retired" else self.old_version)
 
     def path(self, version: str, address: str) -> Path:
-        """Where a server finds one of the two releases."""
+        """Where a server finds one of the two releases, or the one that serves instead of them."""
         if version == self.new_version:
             return self.new_path
+        if version != self.old_version and version == self.served and self.served_path is not None:
+            return self.served_path
         return dict(self.old_paths).get(address, self.old_path)

@@ -53,6 +53,7 @@ class Holdings:
         told: Whether it may be served: somebody said that it is the current one, or nobody has to.
         known: Whether somebody, or the state file, said so.
         remembered: What is on disk.
+        unwritten: Whether it could not be written at the start, so that the next change must write it.
         damaged: Held versions whose files were changed.
         faults: Why releases that are remembered are not held.
         shadow: Version and share of shadow traffic.
@@ -64,6 +65,7 @@ class Holdings:
     told: bool = False
     known: bool = False
     remembered: Document = _NO_DOCUMENT
+    unwritten: bool = False
     damaged: frozenset[str] = frozenset()
     faults: tuple[str, ...] = ()
     shadow: tuple[str, float] = ("", 0.0)

@@ -334,7 +334,8 @@ def _drained(state: Holdings, event: Drained) -> Step:
 
 def _write(state: Holdings) -> Step:
     document = _wanted(state)
-    if not state.started.keeps_state or (document == state.remembered and state.changes[0].kind != "start"):
+    is_there = document == state.remembered and not state.unwritten and state.changes[0].kind != "start"
+    if is_there or not state.started.keeps_state:
         return _done(state, document)
     return replace(state, phase="write"), (Write(document),)
 
@@ -361,9 +362,10 @@ def _written(state: Holdings, event: Written) -> Step:
     change = state.changes[0]
     document = _wanted(state)
     if event.fault is None:
-        return _done(state, document)
+        return _done(replace(state, unwritten=False), document)
     match change.kind:
         case "start":
+            state = replace(state, unwritten=True)
             return _end(state, None, Warn(f"the state file could not be written at the start: {event.fault.text}"))
         case "load":
             return _end(state, event.fault, Drop(change.entry.path))

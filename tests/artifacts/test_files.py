@@ -1,5 +1,6 @@
 """Files that take their place whole or not at all."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -11,6 +12,23 @@ from multifacet.artifacts import replacing, write_file
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
+
+
+def test_a_process_without_descriptors_changes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "note.txt"
+    write_file(path, "before", durable=True)
+    opened = os.open
+
+    def refuse(target, flags, *args, **kwargs):
+        if flags & os.O_DIRECTORY:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(target, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        write_file(path, "after", durable=True)
+    assert path.read_text(encoding="utf-8") == "before"
+    assert [found.name for found in tmp_path.iterdir()] == ["note.txt"]
 
 
 @pytest.mark.parametrize("durable", [False, True])

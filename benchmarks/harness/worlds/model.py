@@ -109,11 +109,13 @@ class Explored:
         num_states: States between two commands.
         num_steps: Steps that controllers took.
         num_commands: Commands that were given, those that were broken off among them.
+        is_whole: Whether all states were reached.
     """
 
     num_states: int
     num_steps: int
     num_commands: int
+    is_whole: bool
 
 
 class Model:
@@ -164,7 +166,7 @@ class Model:
                     way.append(before)
                 told = "\n".join(f"  {_describe(state)}" for state in reversed(way))
                 raise Broken(f"{error}\nafter:\n{told}") from error
-        return Explored(num, self.num_steps, self.num_commands)
+        return Explored(num, self.num_steps, self.num_commands, is_whole=not left)
 
     def _next(self, deployment: Deployment) -> Iterator[Deployment]:
         """Whatever may follow a state."""
@@ -285,6 +287,7 @@ class Model:
             document.done,
             document.doing,
             document.served,
+            document.served_path,
             document.left_out,
         )
         if key not in self._documents:

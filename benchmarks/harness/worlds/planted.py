@@ -207,7 +207,7 @@ BUGS = (
     Bug("a change is not written at all", _setting(holdings, "_write", _forget_to_write)),
     Bug("a load makes its version the current one", _around(holdings, "_wanted", _load_becomes_current)),
     Bug("a file is renamed before it is synced", _setting(files, "sync_file", lambda _: None), recorded=True),
-    Bug("a folder is not synced after the rename", _setting(files, "sync_directory", lambda _: None), recorded=True),
+    Bug("a folder is not synced after the rename", _setting(files, "sync_open", lambda _: None), recorded=True),
     Bug(
         "a release's files are not synced",
         _around(artifact, "hash_file", lambda real: lambda path, **_: real(path)),

@@ -347,7 +347,9 @@ class World:
                 self._settle(self._give(way))
             else:
                 raise Violation(f"{way} does not end the rollout: {self.runs[-1].end}: {self.runs[-1].text}")
-            if document.left_out:  # who was given up is taken back
+            if document.final_version in _STAGED:  # its folder may hold another one by now
+                self._settle(self._give("adopt", "v1"))
+            elif document.left_out:  # who was given up is taken back
                 self._settle(self._give("adopt", document.final_version))
             elif self._settle(self._give("advance")).end not in {"done", "refused"}:
                 raise Violation(f"advance does not mend what was lost: {self.runs[-1].text}")

@@ -181,6 +181,28 @@ def test_a_release_that_moved_is_found_where_the_configuration_says():
     assert host.state.remembered.releases[0].path == "/c"
 
 
+def test_what_could_not_be_written_at_the_start_is_written_before_anybody_is_told_that_it_is_remembered():
+    host = Host(random.Random(0))
+    host.disk = None
+    host.disk_is_full = True
+    host.boot()
+    while host.pending:
+        host.work()
+    assert host.disk is None
+    host.send(events.ChooseAsked(1, "a"))  # it is the current one already, and nobody said so yet
+    while host.pending:
+        host.work()
+    assert host.answers[1] == FULL
+    host.disk_is_full = False
+    host.send(events.ChooseAsked(2, "a"))
+    while 2 not in host.answers:
+        host.work()
+    assert host.answers[2] is None
+    assert host.disk == Document((Entry("a", "/a"),), "a")
+    host.boot()
+    assert (host.state.known, host.current) == (True, "a")
+
+
 def test_a_server_that_remembers_nothing_may_wait_to_be_told():
     state, _ = holdings.step(held.Holdings(), events.Started(None, ("/a",), administered=True, waits=True))
     state, _ = holdings.step(state, events.Identified("/a", "a"))
@@ -340,6 +362,21 @@ def _possible(fleet: Fleet, there: list[str]) -> bool:
         all(version in fleet.servers[address][0] or version not in fleet.unopenable for address in there)
         for version in ("old", "new")
     )
+
+
+def test_a_third_version_that_a_rollout_is_given_up_for_is_given_to_a_server_that_loses_its_disk():
+    fleet = Fleet(random.Random(0))
+    for address in fleet.addresses:
+        fleet.servers[address] = (["old", "third"], "third")
+    fleet.servers["l1"] = (["third"], "third")
+    fleet.unopenable = {"old", "new"}
+    document, how = give(fleet, "abandon", PLAN)
+    assert (how, document.served, document.final_version) == ("done", "third", "third")
+    fleet.unopenable = set()
+    fleet.lose_disk("r1")
+    document, how = give(fleet, "advance", document)
+    assert how == "done"
+    assert fleet.servers["r1"] == (["third"], "third")
 
 
 def test_whatever_is_interrupted_stops_at_once_and_the_rollback_goes_on():
