@@ -32,7 +32,7 @@ from multifacet.pipeline.commands import (
 )
 from multifacet.pipeline.terminal.console import ConsoleWatcher, stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
-from multifacet.pipeline.tracking import end_tracking, run_name, start_tracking
+from multifacet.pipeline.tracking.run import end_tracking, run_name, start_tracking
 from multifacet.serving.tracing import TraceFormatter
 
 app = typer.Typer(

@@ -16,7 +16,7 @@ from multifacet.pipeline.options import AsOf, CheckpointEvery, Resume, Settings,
 from multifacet.pipeline.processes import count_processes, join_processes
 from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, stdout
-from multifacet.pipeline.tracking import track_made
+from multifacet.pipeline.tracking.run import track_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from multifacet.pipeline.options import (
 )
 from multifacet.pipeline.terminal.console import stderr
 from multifacet.pipeline.terminal.output import AsJson, emit_json, emit_rows, show_bytes, stdout
-from multifacet.pipeline.tracking import track_made
+from multifacet.pipeline.tracking.run import track_made
 
 if TYPE_CHECKING:
     from multifacet import ranking, serving

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
-from multifacet.pipeline.tracking import track_message, track_stage
+from multifacet.pipeline.tracking.run import track_message, track_stage
 
 if TYPE_CHECKING:
     from multifacet.pipeline.runs.workspace import Stage

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from multifacet.pipeline.terminal.console import stderr
-from multifacet.pipeline.tracking import track_epoch
+from multifacet.pipeline.tracking.run import track_epoch
 
 if TYPE_CHECKING:
     from multifacet.training import StepProgress

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from multifacet.pipeline import tracking
 from multifacet.pipeline.runs.workspace import Stage
 from multifacet.pipeline.terminal.console import ConsoleWatcher
+from multifacet.pipeline.tracking import run as tracking
 from multifacet.tables import Snapshot
 
 PAIRS = "user,item\n" + "".join(f"u{user},i{item}\n" for user in range(40) for item in range(20) if (user + item) % 2 == 0)

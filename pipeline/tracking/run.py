@@ -12,15 +12,15 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from multifacet.artifacts import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from multifacet.pipeline.runs.workspace import Stage
+    from multifacet.pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "Tracker",
     "end_tracking",
     "is_tracking",
     "run_name",
@@ -35,25 +35,6 @@ _MAX_PARAMETER: Final = 500
 _MAX_DEPTH: Final = 4
 _PAIR: Final = re.compile(r"([A-Za-z_][\w@/]*) (-?\d[\d,.]*(?:e[+-]?\d+)?)")
 _FORMS: Final = "mlflow:URI (mlflow:http://HOST:5000) or tensorboard:FOLDER"
-
-
-class Tracker(Protocol):
-    """Somewhere that one run is told to."""
-
-    def child(self, name: str) -> Tracker:
-        """Begin a run within this one."""
-
-    def parameters(self, values: Mapping[str, str]) -> None:
-        """Tell how it was set."""
-
-    def figures(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Tell what was measured; by step it is a curve."""
-
-    def reference(self, name: str, value: str) -> None:
-        """Tell where something is, or what it is."""
-
-    def end(self, *, failed: bool) -> None:
-        """End it."""
 
 
 class _Run:
@@ -169,11 +150,11 @@ def _stage(name: str) -> _Run:
 def _open(place: str, name: str) -> Tracker:
     kind, _, where = place.partition(":")
     if kind == "mlflow" and where:
-        from multifacet.pipeline.tracking_mlflow import MlflowTracker  # noqa: PLC0415 - an extra
+        from multifacet.pipeline.tracking.mlflow_tracker import MlflowTracker  # noqa: PLC0415 - an extra
 
         return MlflowTracker.begin(where, name)
     if kind == "tensorboard" and where:
-        from multifacet.pipeline.tracking_tensorboard import TensorBoardTracker  # noqa: PLC0415 - an extra
+        from multifacet.pipeline.tracking.tensorboard_tracker import TensorBoardTracker  # noqa: PLC0415 - an extra
 
         return TensorBoardTracker.begin(Path(where), name)
     raise ValueError(f"--track is {place!r}: expected {_FORMS}")

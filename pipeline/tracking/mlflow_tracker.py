@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
 
-from multifacet.pipeline.tracking import Tracker
+from multifacet.pipeline.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
