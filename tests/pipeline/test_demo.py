@@ -113,7 +113,9 @@ def test_a_task_that_validation_says_tables_hurt_is_named(document: dict[str, An
     losses = {
         arm: np.mean(
             [
-                json.loads((stage_folder(work_dir, name) / "manifest.json").read_text())["validation"]["valid_cvr_log_loss"]
+                json.loads((stage_folder(work_dir, name) / "manifest.json").read_text())["result"]["validation"][
+                    "valid_cvr_log_loss"
+                ]
                 for name in [f"{arm}_demand" + (f"_seed{seed}" if seed else "") for seed in range(num_seeds)]
             ]
         )
