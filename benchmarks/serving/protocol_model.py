@@ -1,9 +1,9 @@
 """Every state of a rollout among some rankers, lookup servers and versions, and every command from each, broken off anywhere.
 
 The controller is the real one; see `benchmarks.harness.worlds.model` for what a state is and what must hold in each.
-MULTIFACET_MODEL names the sizes as rankers x lookup servers x versions (``1x1x2,2x2x2,3x3x3``), MULTIFACET_MODEL_STATES the
-most states of each size: a size of which all were reached has exhausted 1. A violation ends the run with the states that lead
-to it.
+MULTIFACET_MODEL names the sizes as rankers x lookup servers x versions, with the most states of one behind a colon
+(``1x1x2,2x2x2,3x3x3:5000``). A size of which all states were reached has exhausted 1. A violation ends the run with the states
+that lead to it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _SECONDS = Metric(name="cpu_seconds", unit="s", better=LOWER)
 def run(quick: bool) -> Iterator[Row]:
     """One ranker, one lookup server and two versions when quick, else up to three of each."""
     sizes = os.environ.get("MULTIFACET_MODEL", "1x1x2" if quick else "1x1x2,1x1x3,2x2x2,2x2x3,3x3x3")
-    most = int(os.environ.get("MULTIFACET_MODEL_STATES", "0")) or None
-    for size in sizes.split(","):
+    for wanted in sizes.split(","):
+        size, _, bound = wanted.partition(":")
+        most = int(bound) if bound else None
         num_rankers, num_lookups, num_versions = (int(number) for number in size.split("x"))
         for losses in (False, True):
             began = time.process_time()

@@ -8,7 +8,7 @@ failed, or a rollout that commands alone do not end. The bugs are planted into t
 seed that finds one.
 
 MULTIFACET_WORLDS says how many worlds to run (a million, 1,000 when quick). With MULTIFACET_WORLDS_FILE=FILE what each block of
-1,000 found is written there as it ends, and blocks that are in it are not run again. One seed with its trace:
+1,000 and each bug came to is written there as it ends, and what is in it is not run again. One seed with its trace:
 ``python -m benchmarks.harness.worlds SEED``.
 """
 
@@ -20,13 +20,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import HIGHER, LOWER, Metric, Row
 from benchmarks.harness.worlds import simulate
-from benchmarks.harness.worlds.planted import BUGS, find
+from benchmarks.harness.worlds.planted import BUGS, Bug, find
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def run(quick: bool) -> Iterator[Row]:
     num_worlds = int(os.environ.get("MULTIFACET_WORLDS", "1000" if quick else "1000000"))
     kept = os.environ.get("MULTIFACET_WORLDS_FILE", "")
     logging.getLogger("multifacet").setLevel(logging.ERROR)  # a server of a world that is left out is no news
-    blocks = _blocks(num_worlds, Path(kept) if kept else None)
+    path = Path(kept) if kept else None
+    blocks = run_worlds(num_worlds, path)
     total: Counter[str] = Counter()
     for block in blocks:
         total.update({name: block[name] for name in (*_COUNTS, "violations", "num")})
@@ -56,25 +57,39 @@ def run(quick: bool) -> Iterator[Row]:
         yield Row(
             case=case, metric=Metric(name=name.removeprefix("num_"), unit="", better=HIGHER), value=total[name], config=config
         )
-    for bug in BUGS[:3] if quick else BUGS:
-        ending = find(bug, most=MOST_SEEDS)
-        found = {"seeds": MOST_SEEDS, "violation": ending.violation if ending is not None else ""}
-        if ending is None:
-            yield Row(case=f"bug: {bug.name}", metric=_MISSED, value=1, config=found)
-        else:
-            yield Row(case=f"bug: {bug.name}", metric=_FOUND, value=ending.seed, config=found)
+    for found in find_bugs(BUGS[:3] if quick else BUGS, path):
+        bug = {"seeds": MOST_SEEDS, "violation": found["violation"]}
+        metric, value = (_MISSED, 1) if found["seed"] is None else (_FOUND, found["seed"])
+        yield Row(case=f"bug: {found['bug']}", metric=metric, value=value, config=bug)
 
 
-def _blocks(num_worlds: int, kept: Path | None) -> list[dict[str, Any]]:
+def find_bugs(bugs: Sequence[Bug], kept: Path | None) -> list[dict[str, Any]]:
+    """The first seed that finds each bug, and how; those that were found before among them."""
+    known = {line["bug"]: line for line in _read(kept) if "bug" in line}
+    for bug in bugs:
+        if bug.name not in known:
+            ending = find(bug, most=MOST_SEEDS)
+            seed, violation = (None, "") if ending is None else (ending.seed, ending.violation)
+            known[bug.name] = _keep(kept, {"bug": bug.name, "seed": seed, "violation": violation})
+    return [known[bug.name] for bug in bugs]
+
+
+def run_worlds(num_worlds: int, kept: Path | None) -> list[dict[str, Any]]:
     """What blocks of worlds came to, those that were run before among them."""
-    blocks = [json.loads(line) for line in kept.read_text().splitlines()] if kept is not None and kept.exists() else []
-    for first in range(sum(block["num"] for block in blocks), num_worlds, BLOCK):
-        block = run_block(first, min(BLOCK, num_worlds - first))
-        blocks.append(block)
-        if kept is not None:
-            with kept.open("a") as stream:
-                stream.write(json.dumps(block) + "\n")
-    return blocks
+    blocks = [line for line in _read(kept) if "first" in line]
+    left = range(sum(block["num"] for block in blocks), num_worlds, BLOCK)
+    return blocks + [_keep(kept, run_block(first, min(BLOCK, num_worlds - first))) for first in left]
+
+
+def _read(kept: Path | None) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in kept.read_text().splitlines()] if kept is not None and kept.exists() else []
+
+
+def _keep(kept: Path | None, line: dict[str, Any]) -> dict[str, Any]:
+    if kept is not None:
+        with kept.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+    return line
 
 
 def run_block(first: int, num: int) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from multifacet.serving.core.controlling import Controller, Step, next_ask, undone
+from multifacet.serving.core.controlling import Controller, Step, next_ask, outcomes, undone
 from multifacet.serving.core.document import FORWARD, State
 from multifacet.serving.core.document import Step as StepName
-from multifacet.serving.core.judging import Outcomes, judge_outcomes, outcomes_of
+from multifacet.serving.core.judging import judge_outcomes
 from multifacet.serving.core.limits import describe_shadow, exceeds, judge_shadow
 from multifacet.serving.core.rollout_events import (
     Answered,
@@ -188,7 +188,7 @@ def _go_on(state: Controller, now: float) -> Step:
                 if ask is not None:
                     return replace(state, asked=ask), (ask,)
             case Count():
-                state = replace(state, before=tuple(_outcomes(state, address) for address in state.document.rankers))
+                state = replace(state, before=tuple(outcomes(state, address) for address in state.document.rankers))
             case Compare() | Watch():
                 ask = next_ask(state, Reach(tuple(Answers(address) for address in state.document.rankers)))
                 if ask is not None:
@@ -294,20 +294,13 @@ def _compare(state: Controller, now: float) -> Step | None:
     return state, (*remarks, *actions)
 
 
-def _outcomes(state: Controller, address: str) -> tuple[str, Outcomes, Outcomes]:
-    report = state.report(address)
-    if report is None:
-        return address, Outcomes(""), Outcomes("")
-    return address, outcomes_of(report, state.document.new_version), outcomes_of(report, state.document.old_version)
-
-
 def _watch(state: Controller, now: float) -> Step | None:
     """Go on watching; None once the time is over without a fault."""
     limits = state.document.limits
     if state.until is None:
         state = replace(state, until=now + limits.watch_s)
     for address, before, old in state.before:
-        _, after, _ = _outcomes(state, address)
+        _, after, _ = outcomes(state, address)
         if fault := judge_outcomes(before, after, old, limits):
             fault = f"{address}: {fault}"
             return _roll_back(replace(state, fault=fault, document=state.document.model_copy(update={"reason": fault})))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from multifacet.serving.core.document import State
-from multifacet.serving.core.judging import Outcomes
+from multifacet.serving.core.judging import Outcomes, outcomes_of
 from multifacet.serving.core.reports import Report
 from multifacet.serving.core.rollout_events import (
     Action,
@@ -102,6 +102,14 @@ def _mend(goal: Goal, report: Report, document: State) -> Call | None:
         case Shadows() if report.shadow.version != goal.version or report.shadow.share != goal.share:
             return SetShadow(goal.version, goal.share)
     return None
+
+
+def outcomes(state: Controller, address: str) -> tuple[str, Outcomes, Outcomes]:
+    """How a ranker's requests ended, as it said last: its address, those of the new version, those of the old."""
+    report = state.report(address)
+    if report is None:
+        return address, Outcomes(""), Outcomes("")
+    return address, outcomes_of(report, state.document.new_version), outcomes_of(report, state.document.old_version)
 
 
 def undone(asked: Ask, report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from multifacet.serving.core.faults import Fault
 from multifacet.serving.core.holdings_events import Action, Document, Entry, Started
 
 Stage = Literal["new", "starting", "falling back", "running", "failed"]
@@ -117,3 +118,38 @@ def without(openings: tuple[Opening, ...], gone: Opening) -> tuple[Opening, ...]
 def swap(openings: tuple[Opening, ...], before: Opening, after: Opening) -> tuple[Opening, ...]:
     """Give the openings with another one in the place of one."""
     return tuple(after if opening == before else opening for opening in openings)
+
+
+def known(state: Holdings, version: str) -> Entry:
+    """Give what is held under a version.
+
+    Raises:
+        KeyError: Nothing is.
+    """
+    entry = state.entry(version)
+    if entry is None:
+        raise KeyError(version)
+    return entry
+
+
+def not_loaded(state: Holdings, version: str) -> Fault:
+    """Say that a version is not held, and which are."""
+    listed = ", ".join(entry.version for entry in state.held) or "none"
+    return Fault("not_loaded", f"version {version} is not loaded by this server; loaded: {listed}")
+
+
+def beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
+    """Say that a release does not fit into the memory that there is; None if it does."""
+    budget = state.started.budget_bytes
+    on_their_way = [opening.entry for opening in state.openings if opening.entry.version]
+    on_their_way += [change.entry for change in state.changes if change.kind == "load"]
+    others = [held for held in (*state.held, *on_their_way) if held.version != entry.version]
+    held_bytes = memory_of(others)
+    more = memory_of([*others, entry]) - held_bytes
+    if budget is None or held_bytes + more <= budget:
+        return None
+    return Fault(
+        "overloaded",
+        f"{entry.path} has {more} bytes of rows and ids, {held_bytes} are held already by {len(others)} versions, "
+        f"and memory_budget_bytes is {budget}: retire a version first, or raise it",
+    )

@@ -15,7 +15,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from multifacet.serving.core.faults import Fault
-from multifacet.serving.core.held import Change, Holdings, Opening, Step, memory_of, opening_at, swap, without
+from multifacet.serving.core.held import (
+    Change,
+    Holdings,
+    Opening,
+    Step,
+    beyond_budget,
+    known,
+    not_loaded,
+    opening_at,
+    swap,
+    without,
+)
 from multifacet.serving.core.holdings_events import (
     Action,
     Check,
@@ -128,11 +139,11 @@ def _start_identified(state: Holdings, event: Identified) -> Step:
     if first.version and event.version != first.version:
         return _skip(state, Fault("artifact", f"{event.path} holds version {event.version}, not {first.version}"))
     if state.entry(event.version) is not None:
-        held = (*(entry for entry in state.held if entry.version != event.version), _known(state, event.version))
+        held = (*(entry for entry in state.held if entry.version != event.version), known(state, event.version))
         if state.started.document is None:  # given twice: the last one counts
             return _next_to_open(replace(state, held=held, to_open=state.to_open[1:]))
         return _next_to_open(replace(state, to_open=state.to_open[1:]))
-    fault = _beyond_budget(state, event.entry)
+    fault = beyond_budget(state, event.entry)
     if fault is not None:
         return _skip(state, fault)
     return replace(state, to_open=(event.entry, *state.to_open[1:])), (Open(event.path, event.version),)
@@ -170,13 +181,6 @@ def _finish_start(state: Holdings) -> Step:
     return state, (Choose(current), *actions)
 
 
-def _known(state: Holdings, version: str) -> Entry:
-    entry = state.entry(version)
-    if entry is None:
-        raise KeyError(version)
-    return entry
-
-
 # --- loading ----------------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +213,7 @@ def _identified(state: Holdings, event: Identified) -> Step:
             openings = without(swap(state.openings, other, joined), opening)
             return replace(state, openings=openings), ()
     entry = event.entry
-    fault = _beyond_budget(state, entry)
+    fault = beyond_budget(state, entry)
     if fault is not None:
         return _refused(state, Refused(event.path, fault))
     openings = swap(state.openings, opening, replace(opening, entry=entry))
@@ -242,22 +246,6 @@ def _join_change(state: Holdings, change: Change, tickets: tuple[int, ...], *, c
     return replace(state, changes=tuple(joined if other == change else other for other in state.changes))
 
 
-def _beyond_budget(state: Holdings, entry: Entry) -> Fault | None:
-    budget = state.started.budget_bytes
-    on_their_way = [opening.entry for opening in state.openings if opening.entry.version]
-    on_their_way += [change.entry for change in state.changes if change.kind == "load"]
-    others = [held for held in (*state.held, *on_their_way) if held.version != entry.version]
-    held_bytes = memory_of(others)
-    more = memory_of([*others, entry]) - held_bytes
-    if budget is None or held_bytes + more <= budget:
-        return None
-    return Fault(
-        "overloaded",
-        f"{entry.path} has {more} bytes of rows and ids, {held_bytes} are held already by {len(others)} versions, "
-        f"and memory_budget_bytes is {budget}: retire a version first, or raise it",
-    )
-
-
 # --- changes, one at a time -------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +265,7 @@ def _begin(state: Holdings) -> Step:
             return _write(state)
         case "choose":
             if state.entry(version) is None:
-                return _end(state, _not_loaded(state, version))
+                return _end(state, not_loaded(state, version))
             if version in state.damaged:
                 text = f"files of version {version} were changed while it was served: load an intact copy first"
                 return _end(state, Fault("not_loaded", text))
@@ -291,7 +279,7 @@ def _begin(state: Holdings) -> Step:
                 text = f"the share of shadow traffic is {change.value}: expected 0 to 1"
                 return _end(state, Fault("invalid", text))
             if state.entry(version) is None:
-                return _end(state, _not_loaded(state, version))
+                return _end(state, not_loaded(state, version))
             return replace(state, phase="check"), (Check(version),)
         case "retire":
             return _begin_retiring(state, change)
@@ -346,13 +334,13 @@ def _wanted(state: Holdings) -> Document:
     entry = change.entry
     match change.kind:
         case "load":
-            known = any(other.version == entry.version for other in before.releases)
+            is_known = any(other.version == entry.version for other in before.releases)
             releases = tuple(entry if other.version == entry.version else other for other in before.releases)
             current = entry.version if change.current or not before.current else before.current
-            return Document(releases if known else (*releases, entry), current)
+            return Document(releases if is_known else (*releases, entry), current)
         case "choose":
-            known = any(other.version == entry.version for other in before.releases)
-            return Document(before.releases if known else (*before.releases, _known(state, entry.version)), entry.version)
+            is_known = any(other.version == entry.version for other in before.releases)
+            return Document(before.releases if is_known else (*before.releases, known(state, entry.version)), entry.version)
         case "retire":
             return replace(before, releases=tuple(other for other in before.releases if other.version != entry.version))
     return before
@@ -402,8 +390,3 @@ def _end(state: Holdings, fault: Fault | None = None, *actions: Action) -> Step:
     told = tuple(Tell(ticket, change.entry.version, fault) for ticket in change.tickets)
     state, next_actions = _begin(replace(state, changes=state.changes[1:], phase=""))
     return state, (*actions, *told, *next_actions)
-
-
-def _not_loaded(state: Holdings, version: str) -> Fault:
-    listed = ", ".join(entry.version for entry in state.held) or "none"
-    return Fault("not_loaded", f"version {version} is not loaded by this server; loaded: {listed}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from benchmarks.harness.worlds.network import Network, Weather
 from benchmarks.harness.worlds.operators import Operator, Run, Store
 from benchmarks.harness.worlds.ranker import Ranker, Scored
 from benchmarks.harness.worlds.releases import FOLDER, Catalog
+from benchmarks.harness.worlds.troubles import Troubles, boot
 from multifacet.serving.core import rollout_events as moves
 from multifacet.serving.core.limits import Limits
 from multifacet.serving.errors import ServingError, VersionNotLoadedError
@@ -85,9 +85,10 @@ class World:
         self._publish_first()
         self.operator = Operator(self)
         self._make_fleet()
+        self.troubles = Troubles(self)
         self.runs: list[Run] = []
         self._commands_left = chance.randrange(2, 9)
-        self._is_healing = self._is_checking = False
+        self.is_healing = self._is_checking = False
 
     def _publish_first(self) -> None:
         chance, catalog = self.engine.random, self.catalog
@@ -139,7 +140,7 @@ class World:
         engine.after(0.0, self._ask)
         engine.after(engine.random.uniform(0.1, 1.0), self._command)
         if self.weather != "calm":
-            engine.after(engine.random.expovariate(0.8), self._trouble)
+            engine.after(engine.random.expovariate(0.8), self.troubles.begin)
         self._run_until(60.0, lambda: not self._commands_left and all(run.end for run in self.runs))
         self._heal()
         self._finish()
@@ -168,7 +169,7 @@ class World:
     def _command(self) -> None:
         """Give a command, as an operator might; perhaps before the last one is over."""
         chance = self.engine.random
-        if self._is_healing or not self._commands_left:
+        if self.is_healing or not self._commands_left:
             return
         if any(not run.end for run in self.runs) and chance.random() < 0.8:
             self.engine.after(0.2, self._command)
@@ -224,72 +225,11 @@ class World:
         for _ in range(4 if chance.random() < 0.15 else 1):  # some at once
             wanted = "" if chance.random() < 0.7 else chance.choice((*VERSIONS, *_STAGED))
             self.network.call(self.operator, ranker, "rank", wanted, partial(self._answered, ranker, wanted), _RANK_S)
-        self.engine.after(chance.expovariate(1.5 if self._is_healing else 5.0), self._ask)
+        self.engine.after(chance.expovariate(1.5 if self.is_healing else 5.0), self._ask)
 
     def _answered(self, ranker: str, wanted: str, answer: Any) -> None:
         if self.weather == "calm" and not wanted and isinstance(answer, ServingError):
             raise Violation(f"{ranker} did not score a request though nothing had failed: {type(answer).__name__}: {answer}")
-
-    # --- trouble ------------------------------------------------------------------------------------------------------------
-
-    def _trouble(self) -> None:
-        """Let something go wrong."""
-        chance = self.engine.random
-        if self._is_healing:
-            return
-        self.num_faults += 1
-        name = chance.choice(sorted(self.servers))
-        server = self.servers[name]
-        match chance.choice(("kill", "kill", "power", "power", "cut", "cut", "full", "jump", "operator", "store", "disk")):
-            case "kill":
-                self._kill(server, power=False)
-            case "power":
-                self._kill(server, power=True)
-            case "disk" if chance.random() < 0.3:
-                self.disks_were_lost = True
-                self._kill(server, power=False)
-                server.lose_disk()
-            case "cut":
-                self._cut(name)
-            case "full":
-                self.engine.say(name, "its disk is full")
-                server.disk.is_full = True
-                self.engine.after(chance.uniform(0.5, 3.0), self._make_room, server)
-            case "jump":
-                machine = chance.choice((server, self.operator))
-                machine.clock_offset_s += chance.expovariate(0.2)
-                self.engine.say(machine.name, "its clock jumps to {}", machine.clock())
-            case "operator":
-                self.operator.kill(power=chance.random() < 0.5)
-            case "store":
-                self.store.kill(power=chance.random() < 0.5)
-        self.engine.after(chance.expovariate(0.8), self._trouble)
-
-    def _kill(self, server: Server, *, power: bool) -> None:
-        if server.is_up:
-            server.kill(power=power)
-            self.engine.after(self.engine.random.uniform(0.05, 3.0), self._boot, server)
-
-    def _boot(self, server: Server) -> None:
-        if not server.is_up:
-            server.boot()
-
-    def _make_room(self, server: Server) -> None:
-        server.disk.is_full = False
-
-    def _cut(self, name: str) -> None:
-        chance = self.engine.random
-        everybody = [other for other in (*self.servers, "ops") if other != name]
-        others = everybody if chance.random() < 0.5 else [chance.choice(everybody)]
-        pairs = {(name, other) for other in others}
-        if chance.random() < 0.7:
-            pairs |= {(other, name) for other in others}
-        self.engine.say(name, "is cut off: {}", sorted(pairs))
-        self.network.cut |= pairs
-        self.engine.after(chance.uniform(0.2, 6.0), self._mend, pairs)
-
-    def _mend(self, pairs: set[tuple[str, str]]) -> None:
-        self.network.cut -= pairs
 
     # --- what must hold -----------------------------------------------------------------------------------------------------
 
@@ -319,12 +259,12 @@ class World:
     def _heal(self) -> None:
         """Mend everything that can be mended without a command."""
         self.engine.say("world", "heals")
-        self._is_healing = True
+        self.is_healing = True
         self.network.weather = WEATHERS["calm"]
         self.network.cut.clear()
         for server in self.servers.values():
             server.disk.is_full = False
-            self._boot(server)
+            boot(server)
         for version in VERSIONS:
             self.store.publish(version, f"{FOLDER}/{version}")
         self._run_until(3.0, lambda: False)
@@ -422,8 +362,3 @@ def simulate(seed: int, *, traced: bool = False) -> Ending:
         seconds=engine.now,
         trace=tuple(engine.trace or ()),
     )
-
-
-def violations(endings: Sequence[Ending]) -> list[Ending]:
-    """The worlds in which something happened that must not."""
-    return [ending for ending in endings if ending.violation]

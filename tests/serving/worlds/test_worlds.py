@@ -7,21 +7,20 @@ import pytest
 from benchmarks.harness.worlds import planted, simulate
 from benchmarks.harness.worlds.plans import plan
 
-# The first seed that finds each bug, of 10,000: docs/results.
-SEEDS = {
-    "the version of a release is not looked at again once it is open": range(40),
-    "a delta is laid over whatever is there": range(40),
-    "a lease is not counted": range(60),
-    "a version is retired without waiting for its readers": range(60),
-    "a change is told before it is written": range(20),
-    "a change is not written at all": range(20),
-    "a load makes its version the current one": range(20),
-    "a file is renamed before it is synced": range(20),
-    "a folder is not synced after the rename": range(20),
-    "a release's files are not synced": range(20),
-    "a phase is skipped: lookup servers are not loaded": range(20),
-    "a stale report is believed": range(20),
-    "a rollback retires what it serves": range(200),
+# How many seeds are tried. docs/results tells which one finds each bug, and of more of them.
+MOST_SEEDS = {
+    "the version of a release is not looked at again once it is open": 20,
+    "a delta is laid over whatever is there": 20,
+    "a lease is not counted": 160,
+    "a change is told before it is written": 5,
+    "a change is not written at all": 5,
+    "a load makes its version the current one": 5,
+    "a file is renamed before it is synced": 5,
+    "a folder is not synced after the rename": 5,
+    "a release's files are not synced": 5,
+    "a phase is skipped: lookup servers are not loaded": 5,
+    "a stale report is believed": 5,
+    "a rollback retires what it serves": 40,
 }
 
 
@@ -43,10 +42,10 @@ def test_a_seed_is_the_same_world_every_time():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", MOST_SEEDS)
 def test_worlds_find_a_planted_bug(name):
     (bug,) = (bug for bug in planted.BUGS if bug.name == name)
-    found = planted.find(bug, most=len(SEEDS[name]))
+    found = planted.find(bug, most=MOST_SEEDS[name])
     assert found is not None
     assert simulate(found.seed).violation == ""  # the world is well without it
 
