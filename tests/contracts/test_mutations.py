@@ -389,7 +389,9 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "ArtifactError": FOUND,
         "ArtifactWriter": "a context; tests/artifacts/test_artifact.py",
     }
-    | dict.fromkeys(("link_or_copy", "map_tensors", "replacing", "sync_directory", "sync_file", "write_file"), INSIDE),
+    | dict.fromkeys(
+        ("link_or_copy", "map_tensors", "read_manifest", "replacing", "sync_directory", "sync_file", "write_file"), INSIDE
+    ),
     "training": dict.fromkeys(
         ("CheckpointError", "Position", "Record", "SavedState", "SearchReport", "StepProgress", "TrainingRun"), FOUND
     )
@@ -397,12 +399,13 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     | dict.fromkeys(
         (
             *("AliasSampler", "Lanes", "PairIndex", "Pieces", "PreparingThread", "ShardedTables", "TrainerState"),
-            *("UniformSampler", "are_several", "assemble", "begin_run", "check_rows", "degree_weights"),
+            *("UniformSampler", "are_several", "assemble", "begin_run", "check_rows", "degree_weights", "plan_by_rows"),
             *("Choice", "Family", "Program", "Pruned", "Range", "Recipe", "family_of_space", "run_search"),
         ),
         INSIDE,
     ),
-    "tables": dict.fromkeys(("CollisionReport", "TableDrift"), FOUND)
+    "tables": dict.fromkeys(("CollisionReport", "Recall", "TableDrift"), FOUND)
+    | dict.fromkeys(("IndexConfig", "IndexSource", "VectorIndex", "measure_recall"), "tests/tables/searching/test_index.py")
     | {
         "MixedTable": "tests/tables/codec/test_mixed.py",
         "OptimizerRows": "Snapshot.write checks it; tests/tables/test_snapshot.py",
@@ -425,13 +428,14 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "ranking": dict.fromkeys(
         (
             *("Batch", "CalibrationBucket", "Columns", "DeLongTest", "ExportedModel", "IdLists", "InitReport", "RankingModel"),
-            *("RankingResult", "RecentPins", "TableCoverage", "TableSpec", "UpperModel"),
+            *("RankingResult", "RecentPins", "TableCoverage", "TableRenewal", "TableSpec", "UpperModel"),
         ),
         FOUND,
     )
     | {
         "Examples": "tests/ranking/examples",
         "build_examples": "of a store; test_ranking_contract.py",
+        "renew_model": "of a trained model; tests/ranking/export/test_renewal.py",
         "share_examples": "of a process group; tests/ranking/training/test_sharded.py",
     },
 }
