@@ -201,7 +201,9 @@ def test_a_search_keeps_its_trials_in_the_snapshot(run: Any, tmp_path: Path) -> 
     found = json.loads(out)["metrics"]["search"]
     assert found["minutes"] == 0.03
     assert {trial["values"]["lr"] for trial in found["trials"]} == {1e-9, 0.5}
-    assert all(0.0005 <= trial["values"]["l2"] <= 0.2 for trial in found["trials"])
+    # Later rounds may go beyond an end at which the best lay.
+    first = [trial for trial in found["trials"] if trial["round"] == 0]
+    assert all(0.00099 <= trial["values"]["l2"] <= 0.101 for trial in first), first
     assert len(found["seeds"]) == 1
     assert "trial of" in err
     snapshot = Snapshot.load(tmp_path / "out" / "found")
