@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from multifacet.artifacts import MANIFEST_NAME, ArtifactError
+from multifacet.pipeline.sharing.manifest import named_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ class FileSystemRemote:
             raise ArtifactError(f"{self.address} has no file {name!r}, which its manifest names: push it again.") from error
 
     def upload(self, folder: Path, names: Sequence[str], *, card: str | None, replace: bool) -> None:
-        """Copy files of a folder there, the manifest last.
+        """Copy files of a folder there, the manifest last; of what is there only files of an artifact that is replaced go.
 
         Raises:
             ArtifactError: if something is there, and `replace` is false.
@@ -66,9 +67,11 @@ class FileSystemRemote:
         found = self._files.get_file_info(fs.FileSelector(self._folder, recursive=True, allow_not_found=True))
         held = [info.path for info in found if info.type == fs.FileType.File]
         manifest = f"{self._folder}/{MANIFEST_NAME}"
+        replaced: frozenset[str] = frozenset()
         if any(path == manifest for path in held):
             if not replace:
                 raise ArtifactError(f"{self.address} holds another artifact. Give another address, or --replace it.")
+            replaced = frozenset(f"{self._folder}/{name}" for name in named_files(self.read_manifest()))
             self._files.delete_file(manifest)  # from here on there is no artifact, until the new one is whole
         for name in names:
             target = f"{self._folder}/{name}"
@@ -78,10 +81,9 @@ class FileSystemRemote:
         if card is not None:
             with self._files.open_output_stream(f"{self._folder}/README.md") as stream:
                 stream.write(card.encode())
-        kept = {f"{self._folder}/{name}" for name in (*names, "README.md")}
-        for path in held:
-            if path not in kept and path != manifest:
-                self._files.delete_file(path)
+        # Others' files may lie in the folder: only what the older manifest names is deleted, and only where it was listed.
+        for path in replaced.intersection(held) - {f"{self._folder}/{name}" for name in names}:
+            self._files.delete_file(path)
         with self._files.open_output_stream(manifest) as stream:
             stream.write((folder / MANIFEST_NAME).read_bytes())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from multifacet.artifacts import MANIFEST_NAME, ArtifactError
+from multifacet.pipeline.sharing.manifest import named_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,8 +87,10 @@ class HubRemote:
         ]
         if card is not None:
             added.append(self._hub.CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=card.encode()))
-        kept = {operation.path_in_repo for operation in added} | {"README.md", ".gitattributes"}
-        gone = [self._hub.CommitOperationDelete(path_in_repo=name) for name in sorted(held - kept)]
+        # Others' files may lie in the repository: only what the older manifest names is deleted.
+        replaced = named_files(self.read_manifest()) & held if MANIFEST_NAME in held else frozenset()
+        kept = {operation.path_in_repo for operation in added}
+        gone = [self._hub.CommitOperationDelete(path_in_repo=name) for name in sorted(replaced - kept)]
         with warnings.catch_warnings():
             # Ids belong to the vectors, and both make the model: no data set is meant.
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")

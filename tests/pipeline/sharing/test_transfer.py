@@ -104,6 +104,48 @@ def test_another_one_is_replaced_only_when_asked(snapshot: Snapshot, address: st
     assert pull(address, tmp_path / "before", replace=True).fingerprint == other.fingerprint
 
 
+def two_tables(path: Path) -> Snapshot:
+    """A snapshot of one file more than `write` gives."""
+    table = SnapshotTable(ids=pa.array(range(5)), vectors=torch.ones(5, 4))
+    return Snapshot.write(path, facet="kge", tables={"pin": table, "user": table})
+
+
+def test_files_of_others_stay(snapshot: Snapshot, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / "logs").mkdir(parents=True)
+    (there / "logs" / "day.parquet").write_text("a year of work")
+    (there / "LICENSE").write_text("ours")
+    push(two_tables(tmp_path / "two").path, str(there))
+    push(snapshot.path, str(there), replace=True)
+    assert pull(str(there), tmp_path / "back").fingerprint == snapshot.fingerprint
+    assert (there / "logs" / "day.parquet").read_text() == "a year of work"
+    assert (there / "LICENSE").read_text() == "ours"
+    assert not list(there.rglob("user.*"))  # what the replaced one had, and the new one has not, is gone
+
+
+@pytest.mark.parametrize("manifest", [b"no JSON", b'{"files": 3}', b'{"files": {"../outside.txt": {}, "": {}}}'])
+def test_a_hostile_manifest_that_is_replaced_deletes_nothing_outside(
+    snapshot: Snapshot, tmp_path: Path, manifest: bytes
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "outside.txt").write_text("stays")
+    (there / "manifest.json").write_bytes(manifest)
+    push(snapshot.path, str(there), replace=True)
+    assert (tmp_path / "outside.txt").read_text() == "stays"
+    assert pull(str(there), tmp_path / "back").fingerprint == snapshot.fingerprint
+
+
+def test_files_of_others_stay_on_the_hub(snapshot: Snapshot, hub: Any, tmp_path: Path) -> None:
+    push(two_tables(tmp_path / "two").path, "hf://shop/pins")
+    hub.repositories["shop/pins"][-1]["LICENSE"] = b"ours"
+    push(snapshot.path, "hf://shop/pins", replace=True)
+    files = hub.repositories["shop/pins"][-1]
+    assert files["LICENSE"] == b"ours"
+    assert not [name for name in files if "user." in name]
+    assert pull("hf://shop/pins", tmp_path / "back").fingerprint == snapshot.fingerprint
+
+
 def test_what_is_not_there_or_not_the_one_is_refused(snapshot: Snapshot, address: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="There is no artifact at"):
         pull(address, tmp_path / "back")
