@@ -7,7 +7,10 @@ versions that it holds may be missing there: a rollout loads rankers first.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+if TYPE_CHECKING:
+    from multifacet.serving.protocol import lookup_pb2
 
 MISSES = 3
 """Descriptions in a row that must fail before a ranker that was ready says that it is not."""
@@ -76,6 +79,16 @@ class Described:
     current: str = ""
     max_ids: int = 0
     partly: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, description: lookup_pb2.LookupDescription) -> Self:
+        """Read what lookup servers answered; a version without a number of shards is whole."""
+        return cls(
+            tuple(LookupVersion(entry.version, max(1, entry.num_shards), entry.shard_index) for entry in description.versions),
+            description.current_version,
+            description.max_ids_per_request,
+            tuple(description.partly_held),
+        )
 
 
 @dataclass(frozen=True)

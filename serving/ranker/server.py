@@ -20,7 +20,7 @@ from multifacet.serving.client.connect import connect_lookup
 from multifacet.serving.config import RankerConfig
 from multifacet.serving.core import readiness
 from multifacet.serving.errors import ServingError, UnavailableError, VersionNotLoadedError
-from multifacet.serving.protocol import admin_pb2, lookup_pb2, ranker_pb2, ranker_pb2_grpc
+from multifacet.serving.protocol import admin_pb2, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.ranker.freshness import Freshness
 from multifacet.serving.ranker.outcomes import Outcomes
 from multifacet.serving.ranker.request import RequestRanker
@@ -245,7 +245,9 @@ class RankerServer(ServerShell[Scorer]):
     def _look_at_lookup(self) -> None:
         self._advance_readiness(self._holds())
         try:
-            event: readiness.Event = _described(self._lookup.describe(timeout_s=min(1.0, self.config.startup_timeout_s)))
+            event: readiness.Event = readiness.Described.of(
+                self._lookup.describe(timeout_s=min(1.0, self.config.startup_timeout_s))
+            )
         except ServingError as error:
             event = readiness.Unreachable(str(error))
         self._advance_readiness(event)
@@ -324,7 +326,7 @@ class RankerServer(ServerShell[Scorer]):
         return release.version, scorer
 
     def _check_lookup_has(self, version: str) -> None:
-        described = _described(self._lookup.describe())
+        described = readiness.Described.of(self._lookup.describe())
         need = readiness.Need(version, self._most_ids(self._loaded.get(version).manifest))
         fault = readiness.check(described, version, f"lookup server {self.config.lookup}", need)
         if fault:
@@ -359,18 +361,6 @@ class RankerServer(ServerShell[Scorer]):
 
 def _identify(path: Path) -> Identity:
     return Identity(Release.open(path, verify=False, half="ranker").version)
-
-
-def _described(description: lookup_pb2.LookupDescription) -> readiness.Described:
-    return readiness.Described(
-        tuple(
-            readiness.LookupVersion(entry.version, max(1, entry.num_shards), entry.shard_index)
-            for entry in description.versions
-        ),
-        description.current_version,
-        description.max_ids_per_request,
-        tuple(description.partly_held),
-    )
 
 
 class _Servicer(ranker_pb2_grpc.RankerServicer):

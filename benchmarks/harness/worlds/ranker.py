@@ -173,7 +173,7 @@ class Ranker(Server):
             if isinstance(found, ServingError):
                 then(Fault("unavailable", str(found)))
                 return
-            fault = readiness.check(_described(found), version, "lookup servers", readiness.Need(version, MAX_IDS))
+            fault = readiness.check(readiness.Described.of(found), version, "lookup servers", readiness.Need(version, MAX_IDS))
             then(Fault("not_loaded", fault) if fault else None)
 
         self.describe(judge)
@@ -186,7 +186,7 @@ class Ranker(Server):
 
         def take(found: lookup_pb2.LookupDescription | ServingError) -> None:
             is_away = isinstance(found, ServingError)
-            event = readiness.Unreachable(str(found)) if is_away else _described(found)  # type: ignore[arg-type]
+            event = readiness.Unreachable(str(found)) if is_away else readiness.Described.of(found)  # type: ignore[arg-type]
             self.readiness, _ = readiness.step(self.readiness, event)
 
         self.describe(take)
@@ -301,16 +301,3 @@ class Request:
         self.ranker.world.check_refused(self.ranker, self.version, error)
         self.ranker.end_lease(self.lease)
         self.then(self.version, error)
-
-
-def _described(description: lookup_pb2.LookupDescription) -> readiness.Described:
-    """As the real ranker reads it."""
-    return readiness.Described(
-        tuple(
-            readiness.LookupVersion(entry.version, max(1, entry.num_shards), entry.shard_index)
-            for entry in description.versions
-        ),
-        description.current_version,
-        description.max_ids_per_request,
-        tuple(description.partly_held),
-    )
