@@ -27,7 +27,8 @@ demo: compiled  ## install what is missing, then run the whole flow on real data
 
 # Once an installation, so that the first run does not wait for it.
 compiled: venv
-	@[ -e .venv/.compiled ] || { $(BIN)/multifacet compile && touch .venv/.compiled; }
+	@[ -e .venv/.compiled ] || { $(BIN)/multifacet compile && touch .venv/.compiled; } || \
+		echo "multifacet: going on; the first run compiles its kernels itself" >&2
 
 test: venv-dev  ## install what is missing, then run the tests (PYTEST_ARGS="tests/setup -x" for some of them)
 	$(BIN)/python -m pytest --numprocesses=2 $(PYTEST_ARGS)

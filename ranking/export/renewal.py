@@ -196,8 +196,11 @@ def _renewed(
                 f"table {table['name']} was projected from {before.shape[1]} numbers: it cannot follow its vectors"
             )
         if scale is None:
+            length = float(before[was].double().square().sum(1).sum().sqrt()) / max(1, int(was.sum())) ** 0.5
+            if not length > 0:
+                raise ValueError(f"{ends[0].path} has no trained {table['node_type']} vector but zeros: nothing moves by them")
             norm: float = loaded.artifact.manifest["config"]["pretrained_norm"]
-            scale = norm / float(before[was].double().square().sum(1).mean().sqrt())
+            scale = norm / length
         moved, placed = was & now, now & ~was
         rows[moved] += scale * (after - before)[moved]
         rows[placed] = scale * after[placed]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from multifacet.ranking import arm_config, export_model, load_model, renew_model, train
+from multifacet.ranking import LabelledColumns, arm_config, export_model, load_model, read_examples, renew_model, train
 from multifacet.tables import Snapshot, SnapshotTable
 from tests.ranking.conftest import DIM, Planted
 
@@ -146,4 +146,49 @@ def test_what_cannot_be_renewed_is_refused(make: Callable[..., Path], planted: P
         renew_model(make(), out, [])
     with pytest.raises(ValueError, match=r"hashes the ids of \['pin'\]"):
         renew_model(make(hash_rows={"pin": {"rows": 300}}), out, [[old, new]])
+    huge = Snapshot.write(
+        tmp_path / "huge",
+        facet="kge",
+        tables={"pin": SnapshotTable(ids=old.ids("pin"), vectors=torch.full((600, DIM), float(2**100)))},
+        parents=[old.fingerprint],
+    )
+    with pytest.raises(ValueError, match=r"table pin_kge gets values that torch\.float16 cannot hold"):
+        renew_model(make(table_dtype="fp16"), out, [[old, huge]])
     assert not out.exists()
+
+
+def test_ids_that_are_strings_get_rows_too(tmp_path: Path) -> None:
+    def snapshot(name: str, ids: list[str], value: float, parents: Sequence[str] = ()) -> Snapshot:
+        table = SnapshotTable(ids=pa.array(ids), vectors=torch.full((len(ids), 2), value))
+        return Snapshot.write(tmp_path / name, facet="kge", tables={"user": table, "pin": table}, parents=parents)
+
+    old = snapshot("old", ["a", "b"], 1.0)
+    new = snapshot("new", ["b", "c", "ünder"], 2.0, [old.fingerprint])
+    rows = pa.table(
+        {
+            "user": ["a", "b"] * 20,
+            "pin": ["b", "a"] * 20,
+            "click": [0, 1] * 20,
+            "buy": [None, 1] * 10 + [None, 0] * 10,
+            "x": [0.5] * 40,
+        }
+    )
+    columns = LabelledColumns(user="user", pin="pin", click="click", conversion="buy", dense=("x",))
+    examples = read_examples(rows, columns)
+    config = arm_config(
+        "pretrained",
+        dim=2,
+        facets=("kge",),
+        pretrained_facets=("kge",),
+        features=("user", "pin"),
+        freeze_tables=True,
+        max_epochs=1,
+        hidden=(4,),
+    )
+    export_model(tmp_path / "model", train(examples, examples, config, snapshots=[old]))
+    renew_model(tmp_path / "model", tmp_path / "renewed", [[old, new]])
+    found = by_id(tmp_path / "renewed", "pin_kge")
+    assert set(found) == {"a", "b", "c", "ünder", "unknown"}
+    scale = 1 / np.sqrt(2)
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", 2.0), ("ünder", 2.0)):
+        np.testing.assert_allclose(found[name], scale * value, rtol=1e-5)
