@@ -341,18 +341,10 @@ class Day:
 
     def why(self, name: str, task: Task) -> str:
         """Says what is new about a step's inputs."""
-        latest: StepRecord | None = None
-        for run in self.history.runs():
-            for step in run.steps:
-                if run.day == self.day and step.name == name and step.stage:
-                    latest = step
-        if latest is None or not (self.pipeline.folder / latest.stage).is_dir():
+        latest = self.history.latest_stage(name, self.day)
+        if latest is None or not (self.pipeline.folder / latest).is_dir():
             return "it was not made before"
-        before, now = Workspace.inputs_of(self.pipeline.folder / latest.stage), task.inputs()
-        changed = [f"the code of {room}" for room in now["code"] if now["code"][room] != before["code"].get(room)]
-        changed += [f"its {field}" for field in now["config"] if now["config"][field] != before["config"].get(field)]
-        if now["parents"] != before["parents"]:
-            changed.append("what it reads")
+        changed = Workspace.changes_since(self.pipeline.folder / latest, task)
         return f"{', '.join(changed) or 'something'} changed"
 
     def _keep(self, name: str, stage: Stage, *, why: str) -> Stage:

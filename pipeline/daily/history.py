@@ -141,6 +141,11 @@ class History:
                     last[run.day] = step
         return last[max(last)] if last else None
 
+    def latest_stage(self, name: str, day: dt.date) -> str | None:
+        """Gives the folder that a step of a day used last, below the pipeline's; None if it was never done."""
+        used = [step.stage for run in self.runs() if run.day == day for step in run.steps if step.name == name and step.stage]
+        return used[-1] if used else None
+
     def begin(self, day: dt.date, *, pipeline: str) -> int:
         """Notes that a run begins.
 

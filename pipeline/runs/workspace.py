@@ -173,14 +173,18 @@ class Workspace:
         return _open(path, reused=True, verify=False)
 
     @staticmethod
-    def inputs_of(path: Path) -> dict[str, Any]:
-        """Gives all that determined a finished stage, as `Task.inputs` does.
+    def changes_since(path: Path, task: Task) -> list[str]:
+        """Says what determines a task otherwise than it determined a finished stage; empty if nothing does.
 
         Raises:
-            ArtifactError: There is none.
+            ArtifactError: There is no stage.
         """
-        inputs: dict[str, Any] = Artifact.open(path, kind=_KIND, verify=False).manifest["inputs"]
-        return inputs
+        before, now = Artifact.open(path, kind=_KIND, verify=False).manifest["inputs"], task.inputs()
+        changed = [f"the code of {room}" for room in now["code"] if now["code"][room] != before["code"].get(room)]
+        changed += [f"its {field}" for field in now["config"] if now["config"][field] != before["config"].get(field)]
+        if now["parents"] != before["parents"]:
+            changed.append("what it reads")
+        return changed
 
     def make(self, task: Task) -> Stage:
         """Makes a stage here and now, or finds it done."""
