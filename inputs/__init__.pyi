@@ -11,3 +11,4 @@ from .arguments import whole as whole
 from .arguments import whole_numbers as whole_numbers
 from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
+from .extras import import_extra as import_extra

@@ -223,7 +223,8 @@ def _keys(files: list[str], name: str | None) -> dict[str, str]:
         ([], True)
     """
     if name is None:
-        return {file: _hashed("file", str(Path(file).absolute())) for file in files}
+        # An address is the same from every folder.
+        return {file: _hashed("file", file if "://" in file else str(Path(file).absolute())) for file in files}
     if not files:
         return {"": _hashed("batch", name)}
     # A batch's files are known by their own names: they may lie in another folder when they come again.

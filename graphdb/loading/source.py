@@ -12,9 +12,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from multifacet.graphdb.lake.table import LakeTable, Piece
 from multifacet.graphdb.loading.reading import Reading, find_files, open_files
 from multifacet.graphdb.loading.rows import Part
-from multifacet.graphdb.sql import GraphError, first_line, quote, run, unregister
+from multifacet.graphdb.sql import GraphError, first_line, quote, quote_text, run, unregister
 
 _sequence = itertools.count()
 
@@ -33,8 +34,9 @@ class Query:
     sql: str
 
 
-#: Files (a path, a folder, a glob or several of them), a query, or a relation of a DuckDB connection (with other databases
-#: attached, if you like), or anything that DuckDB reads in place (Arrow, pandas, polars).
+#: Files (a path, a folder, a glob or several of them), a query, a table that lies elsewhere (`graphdb.lake`), a relation of
+#: a DuckDB connection (with other databases attached, if you like), or anything that DuckDB reads in place (Arrow, pandas,
+#: polars).
 Source = str | Path | Sequence[str | Path] | Query | Any
 
 
@@ -44,6 +46,8 @@ def describe(source: Source) -> str:
         return " ".join(source.sql.split())[:200]
     if isinstance(source, str | Path):
         return str(source)
+    if isinstance(source, LakeTable):
+        return source.address
     if isinstance(source, list | tuple):
         return ", ".join(str(item) for item in source)[:200]
     return type(source).__name__
@@ -84,6 +88,11 @@ def open_source(
         rows = f"(\n{_select_of(connection, source.sql)}\n)"
         yield [_part(connection, rows, describe(source), is_repeatable=False)]
         return
+    if isinstance(source, LakeTable):
+        with contextlib.ExitStack() as stack:
+            pieces = source.pieces(wanted)
+            yield [stack.enter_context(_open_piece(connection, piece, source)) for piece in pieces]
+        return
     rows_in_memory, is_repeatable = _in_memory(source, wanted)
     name = f"_mf_source_{next(_sequence)}"
     try:
@@ -93,6 +102,20 @@ def open_source(
         raise GraphError(msg) from error
     try:
         yield [_part(connection, quote(name), f"a {type(source).__name__}", is_repeatable=is_repeatable)]
+    finally:
+        unregister(connection, name)
+
+
+@contextlib.contextmanager
+def _open_piece(connection: duckdb.DuckDBPyConnection, piece: Piece, table: LakeTable) -> Iterator[Part]:
+    """Yields a piece of a table as a part whose rows stand in a file of that name."""
+    name = f"_mf_source_{next(_sequence)}"
+    connection.register(name, piece.reader())
+    try:
+        part = _part(connection, quote(name), table.address, is_repeatable=False)
+        if piece.name is not None:
+            part = dataclasses.replace(part, file=quote_text(piece.name), files=[piece.name])
+        yield part
     finally:
         unregister(connection, name)
 

@@ -59,5 +59,25 @@ def ranker(
     serving.serve_ranker(config)
 
 
+@app.command()
+def http(
+    ranker: Annotated[str, typer.Option(help="Address of the ranker.")] = "127.0.0.1:7402",
+    listen: Listen = "127.0.0.1:8080",
+    tls_certificate: Certificate = None,
+    tls_key: Key = None,
+    settings: Settings = None,
+    print_config: PrintConfig = False,
+) -> None:
+    """Offers a ranker over HTTP, by the Open Inference Protocol (KServe's v2), until SIGTERM."""
+    from multifacet.serving.http import HttpConfig, serve_http
+
+    fields = {"ranker": ranker, "listen": listen, "tls_certificate": tls_certificate, "tls_key": tls_key}
+    config = HttpConfig(**fields, **parse_settings(settings))
+    if print_config:
+        emit_json(config.model_dump(mode="json"))
+        return
+    serve_http(config)
+
+
 def _fields(releases: list[Path], listen: str, certificate: Path | None, key: Path | None) -> dict[str, Any]:
     return {"releases": tuple(releases), "listen": listen, "tls_certificate": certificate, "tls_key": key}

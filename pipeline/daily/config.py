@@ -62,13 +62,25 @@ class StoreSection(Configuration):
 
 
 class LoadSection(Configuration):
-    """`[[load]]`: files of a day, and what they hold; `{day}` in their name is the day."""
+    """`[[load]]`: files or rows of a day, and what they hold; `{day}` is the day, and `{next_day}` the one after it."""
 
     nodes: str | None = Field(default=None, description="node type that they hold")
     relation: str | None = Field(default=None, description="relation that they hold")
     table: str | None = Field(default=None, description="plain table that they replace")
-    files: str = Field(min_length=1, description="path or glob, such as events/{day}/*.parquet")
-    where: str | None = Field(default=None, description="SQL condition that chooses rows, such as clicked = 1; all by default")
+    files: str | None = Field(default=None, min_length=1, description="path or glob, such as events/{day}/*.parquet")
+    where: str | None = Field(
+        default=None, description="of files: SQL condition that chooses rows, such as clicked = 1; all by default"
+    )
+    address: str | None = Field(
+        default=None,
+        min_length=1,
+        description="in place of files: iceberg:CATALOG/NAMESPACE.TABLE, delta:PATH, s3://BUCKET/FOLDER, sqlite:///FILE, ...",
+    )
+    conditions: tuple[str, ...] = Field(
+        default=(), description="of an address: rows of the day, such as time >= {day} and time < {next_day}, one a condition"
+    )
+    query: str | None = Field(default=None, description="of a database's address: one SELECT of the day's rows")
+    options: dict[str, str] = Field(default_factory=dict, description="of an address: its catalogue's or storage's properties")
     missing: Literal["stop", "skip"] = Field(default="stop", description="what to do on a day without such files")
     id: str = Field(default="id", description="column of a node's external id")
     src: str = Field(default="src", description="column of an edge's head")
@@ -86,6 +98,14 @@ class LoadSection(Configuration):
         named = [name for name in ("nodes", "relation", "table") if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"expected one of nodes, relation and table, got {named or 'none'}")
+        if (self.files is None) == (self.address is None):
+            raise ValueError("expected files or an address, one of the two")
+        if self.address is None and (self.conditions or self.query is not None or self.options):
+            raise ValueError("conditions, query and options are of an address: of files, where chooses rows")
+        if self.address is not None and self.where is not None:
+            raise ValueError("where is of files: of an address, conditions choose rows")
+        if self.address is not None and self.missing == "skip":
+            raise ValueError("missing is of files: an address has rows of a day, or none")
         if self.where is not None and self.reading:
             raise ValueError("where is for files that read themselves, so reading means nothing with it: leave one out")
         return self

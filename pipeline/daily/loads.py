@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import glob
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from multifacet.graphdb import GraphSchema, GraphStore, Query, Recipe
+from multifacet.graphdb.lake import LakeTable, open_table
 from multifacet.pipeline.daily.sql import quote_text
 from multifacet.pipeline.runs.workspace import content_key
 
@@ -30,9 +32,14 @@ def fingerprint(pipeline: Pipeline, day: dt.date) -> str:
         day: The day.
     """
     path = pipeline.store.path
-    files = {}
+    files: dict[str, Any] = {}
     for section in pipeline.load:
-        for name in _files(section, day):
+        found = _find(section, day)
+        if isinstance(found, LakeTable):
+            # A piece is written once. Rows without a place of their own are never known to be the same.
+            files |= {piece.name or f"{found.address} {uuid.uuid4()}": None for piece in found.pieces(None)}
+            continue
+        for name in found:
             status = Path(name).stat()
             files[name] = [status.st_size, status.st_mtime_ns]
     store = path.stat().st_ino if path.exists() else None
@@ -71,28 +78,33 @@ def load(pipeline: Pipeline, day: dt.date, say: Say) -> dict[str, Any]:
     elif made and store.graph_schema is not None:
         GraphStore.create(store.path, GraphSchema.from_toml(store.graph_schema)).close()
     reports = []
-    chosen = [(section, _files(section, day)) for section in pipeline.load]
-    for section, files in chosen:
-        if not files and section.missing == "stop":
+    chosen = [(section, _find(section, day)) for section in pipeline.load]
+    for section, found in chosen:
+        if not found and section.missing == "stop":
             raise FileNotFoundError(
-                f"{section.files.replace('{day}', day.isoformat())}: there is no such file for {section.target}; bring it, or "
+                f"{_filled(section.files or '', day)}: there is no such file for {section.target}; bring it, or "
                 "set missing = 'skip' for days without one"
             )
-    if any(files for _, files in chosen):
+    if any(found for _, found in chosen):
         with GraphStore.open(store.path) as graph:
-            for section, files in chosen:
-                if files:
-                    reports.append(_load_one(graph, section, files))
+            for section, found in chosen:
+                if found:
+                    reports.append(_load_one(graph, section, found, day))
                     say(f"{section.target}: {reports[-1]['loaded']:,} rows")
             graph.compact()
-    return {"made": made, "loads": reports, "skipped": [section.target for section, files in chosen if not files]}
+    return {"made": made, "loads": reports, "skipped": [section.target for section, found in chosen if not found]}
 
 
-def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict[str, Any]:
+def _load_one(graph: GraphStore, section: LoadSection, found: list[str] | LakeTable, day: dt.date) -> dict[str, Any]:
     reading = dict(section.reading)
-    source: Any = files
-    if section.where is not None:
-        source = Query(f"SELECT * FROM {_rows_of(files)} WHERE {section.where}")
+    source: Any = found
+    batch: str | None = None
+    if isinstance(found, LakeTable):
+        # A database's rows have no place of their own; pieces of other tables are known by their names.
+        batch = None if section.query is None else f"{found.address} {day}"
+    elif section.where is not None:
+        source = Query(f"SELECT * FROM {_rows_of(found)} WHERE {section.where}")
+        batch = ", ".join(found)
     if section.table is not None:
         return {"target": section.target, "loaded": graph.load_table(section.table, source, **reading)}
     limits: dict[str, Any] = {"max_rejected": section.max_rejected}
@@ -107,7 +119,7 @@ def _load_one(graph: GraphStore, section: LoadSection, files: list[str]) -> dict
             time=section.time or "time",
             weight=section.weight,
             missing_nodes=section.missing_nodes,
-            batch=None if section.where is None else ", ".join(files),
+            batch=batch,
             **limits,
             **reading,
         )
@@ -133,5 +145,19 @@ def _rows_of(files: list[str]) -> str:
     )
 
 
-def _files(section: LoadSection, day: dt.date) -> list[str]:
-    return sorted(glob.glob(section.files.replace("{day}", day.isoformat()), recursive=True))  # noqa: PTH207 - a pattern may be absolute
+def _find(section: LoadSection, day: dt.date) -> list[str] | LakeTable:
+    """Gives the day's files, none if there are none, or the table that has its rows."""
+    if section.address is None:
+        return sorted(glob.glob(_filled(section.files or "", day), recursive=True))  # noqa: PTH207 - a pattern may be absolute
+    address = _filled(section.address, day)
+    table = open_table(
+        address,
+        where=[_filled(condition, day) for condition in section.conditions],
+        query=None if section.query is None else _filled(section.query, day),
+        options=section.options,
+    )
+    return [address] if table is None else table
+
+
+def _filled(text: str, day: dt.date) -> str:
+    return text.replace("{day}", day.isoformat()).replace("{next_day}", (day + dt.timedelta(days=1)).isoformat())

@@ -74,6 +74,14 @@ def _resolved(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         return str(folder / value) if isinstance(value, str) else value
 
+    def absolute_address(value: Any) -> Any:
+        if not isinstance(value, str) or value.startswith("iceberg:"):
+            return value
+        kind = next((kind for kind in ("delta:", "sqlite:///") if value.startswith(kind)), "")
+        rest = value.removeprefix(kind)
+        return value if "://" in rest else f"{kind}{absolute(rest)}"
+
+    places = {"files": absolute, "address": absolute_address}
     changed = dict(document)
     for section, names in _PATHS.items():
         if isinstance(changed.get(section), Mapping):
@@ -83,7 +91,9 @@ def _resolved(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         store["recipe"] = absolute(store["recipe"])
     if isinstance(changed.get("load"), list):
         changed["load"] = [
-            {**entry, "files": absolute(entry["files"])} if isinstance(entry, Mapping) and "files" in entry else entry
+            {**entry, **{key: resolve(entry[key]) for key, resolve in places.items() if key in entry}}
+            if isinstance(entry, Mapping)
+            else entry
             for entry in changed["load"]
         ]
     ranker = changed.get("ranker")

@@ -47,6 +47,20 @@ def test_a_load_is_reported_and_adds_nothing_the_second_time(run: Any, store: Pa
     assert report["rejected"] == {"src is null": 1}
 
 
+def test_a_folder_is_loaded_by_conditions(run: Any, store: Path, tmp_path: Path) -> None:
+    for day in ("2026-11-01", "2026-11-02"):
+        folder = tmp_path / "lake" / f"day={day}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"src": [5], "dst": [int(day[-2:])]}), folder / "part.parquet")
+    lake = ("graph", "load", store, tmp_path / "lake", "--relation", "clicks")
+    code, out, _ = run(*lake, "--where", "day >= '2026-11-02'", "--json")
+    assert (code, json.loads(out)["read"], json.loads(out)["loaded"]) == (0, 1, 1)
+    assert run(*lake, "--where", "day like 3")[0] == 1
+    assert run(*lake, "--query", "SELECT 1")[0] == 1
+    assert run(*lake, tmp_path / "clicks.parquet", "--where", "day = 1")[0] == 2
+    assert run(*lake, "--option", "region")[0] == 2
+
+
 def test_stats_and_queries_answer_in_json(run: Any, store: Path) -> None:
     code, out, _ = run("graph", "stats", store, "--json")
     assert code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,7 +57,13 @@ def init(
 
 def load(
     store: Store,
-    source: Annotated[list[str], typer.Argument(help="Parquet, CSV or JSON lines files, folders, or globs.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Parquet, CSV or JSON lines files, folders, or globs; or one address: iceberg:CATALOG/NAMESPACE.TABLE, "
+            "delta:PATH, s3://BUCKET/FOLDER, sqlite:///FILE, postgresql://..."
+        ),
+    ],
     nodes: Annotated[str | None, typer.Option(help="Node type to load.")] = None,
     relation: Annotated[str | None, typer.Option(help="Relation to load.")] = None,
     id: Annotated[str, typer.Option(help="Column of a node's external id.")] = "id",  # noqa: A002 - the option's name
@@ -101,6 +107,20 @@ def load(
         Literal["s", "ms", "us", "ns"] | None, typer.Option(help="Unit of times given as numbers since 1970.")
     ] = None,
     union_by_name: Annotated[bool, typer.Option("--union-by-name", help="Read null where a file lacks a column.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Of an address, or a folder of Parquet files: rows to load, such as 'day >= 2026-11-01'; files that hold none "
+            "are not opened. Give it again for others, all of which must hold.",
+        ),
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="Snapshot of an Iceberg table, or version of a Delta table.")] = None,
+    query: Annotated[str | None, typer.Option(help="What a database is asked: one SELECT.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Property of an address's catalogue or storage; may be given several times."),
+    ] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Memory that the load may take, such as 4GB.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,15 +141,16 @@ def load(
         "union_by_name": union_by_name or None,
     }
     reading = {name: value for name, value in given.items() if value is not None}
+    rows = _find_rows(source, where=where or [], version=version, query=query, options=_parse_options(option))
     with GraphStore.open(store, memory_limit=memory_limit) as graph, progress_bars() as progress:
         if nodes is not None:
             report = graph.load_nodes(
-                nodes, source, id=id, time=time, nulls=nulls, max_rejected=max_rejected, progress=progress, **reading
+                nodes, rows, id=id, time=time, nulls=nulls, max_rejected=max_rejected, progress=progress, **reading
             )
         else:
             report = graph.load_edges(
                 str(relation),
-                source,
+                rows,
                 src=src,
                 dst=dst,
                 time=time or "time",
@@ -149,6 +170,32 @@ def load(
     if report.num_rejected and report.num_rejected == report.read:
         stderr.print("[red]error:[/red] every row was rejected, so nothing was loaded", highlight=False)
         raise typer.Exit(1)
+
+
+def _find_rows(
+    addresses: list[str], *, where: list[str], version: int | None, query: str | None, options: dict[str, str]
+) -> Any:
+    """Tells files from a table that lies elsewhere."""
+    from multifacet.graphdb.lake import open_table
+
+    tables = [open_table(each, where=where, version=version, query=query, options=options) for each in addresses]
+    if all(table is None for table in tables):
+        return addresses
+    if len(addresses) > 1:
+        msg = f"{' '.join(addresses)}: load an address, or a folder with --where, by a call of its own"
+        raise typer.BadParameter(msg)
+    return tables[0]
+
+
+def _parse_options(given: list[str] | None) -> dict[str, str]:
+    options = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            msg = f"--option takes KEY=VALUE; got {text!r}"
+            raise typer.BadParameter(msg)
+        options[key] = value
+    return options
 
 
 def synth(
