@@ -33,7 +33,7 @@ from multifacet.kge.batches.batch import Batch
 from multifacet.kge.models.projections import ProjectionKind
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.sampled.trainer import Trainer
-from multifacet.training import Lanes
+from multifacet.training import Lanes, Position
 
 EDGES_PER_S = Metric(name="edges_per_s", unit="edges/s", better=HIGHER)
 GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)
@@ -263,9 +263,9 @@ class Course:
         torch.set_num_threads(before)
 
     def _endless(self) -> Iterator[Batch]:
-        source, generator = self._trainer.source, np.random.default_rng(1)
+        generator = np.random.default_rng(1)
         while True:
-            yield from source.batches(source.epoch(generator), generator)
+            yield from self._trainer.source.begin_epoch(Position(generator=generator)).batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +311,7 @@ def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainT
     for _ in range(num_epochs):
         total, num_edges = 0.0, 0
         with Lanes() as lanes:
-            for batch in trainer.source.batches(trainer.source.epoch(generator), generator):
+            for batch in trainer.source.begin_epoch(Position(generator=generator)).batches:
                 total += side.learn(batch, lanes)
                 num_edges += batch.num_edges
         means.append(total / num_edges)
