@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from multifacet import contrastive, kge
-    from multifacet.graphdb import GraphView
+    from multifacet.graphdb import Feed, GraphView
     from multifacet.tables import Snapshot
     from multifacet.training import Lifecycle, SearchReport
 
@@ -86,6 +86,12 @@ def pretrain_kge(
             help="Plain triples to learn from, instead of a store: Parquet or CSV with a header, or tab-separated lines."
         ),
     ] = None,
+    feed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Feed to learn from, instead of a store: `multifacet graph feed` writes it. Memory does not grow with it."
+        ),
+    ] = None,
     valid: Annotated[
         Path | None, typer.Option(help="With --triples: triples to validate on; by default some of them are held out.")
     ] = None,
@@ -127,14 +133,20 @@ def pretrain_kge(
 
     multifacet pretrain kge --triples train.tsv snapshot
 
+    multifacet pretrain kge --feed feed snapshot
+
     Started by torchrun, its processes share the tables out and train them together.
     """
     from multifacet import kge
     from multifacet.kernels.memory import keep_freed_memory
 
     chooser = read_search(search, search_seeds, space, warm_start)
-    store, output = _split_paths(paths, triples, "--triples")
+    store, output = _split_paths(paths, triples or feed, "--triples" if feed is None else "--feed")
     _refuse_mixed(triples, "--triples", {"--as-of": as_of, "--since": since, "--relation": relation})
+    _refuse_mixed(feed, "--feed", {"--as-of": as_of, "--since": since, "--relation": relation})
+    if feed is not None and (triples is not None or chooser is not None):
+        msg = "--triples, --search: they hold all edges in memory, which --feed does not; leave one or the other out"
+        raise typer.BadParameter(msg)
     _refuse_without(
         triples,
         "--triples",
@@ -148,6 +160,9 @@ def pretrain_kge(
     config = kge.KgeConfig(**_with_preset(given, preset))
     if config.full_softmax is not None or config.preset == "auto" or chooser is not None:
         keep_freed_memory()  # each step makes gradients of whole tables anew
+    if feed is not None:
+        _pretrain_feed(feed, config, output, life, align_to, as_json=as_json)
+        return
     if triples is not None:
         split = kge.read_split(
             triples,
@@ -305,7 +320,7 @@ def _with_preset(settings: dict[str, Any], preset: str | None) -> dict[str, Any]
 def _pretrain_plain(
     train: Callable[..., Any],
     config: kge.KgeConfig | contrastive.ContrastiveConfig,
-    source: kge.TripleSplit | contrastive.Pairs,
+    source: kge.TripleSplit | Feed | contrastive.Pairs,
     output: Path,
     life: dict[str, Any],
     align_to: Path | None,
@@ -314,7 +329,7 @@ def _pretrain_plain(
     as_json: bool,
     choose: Callable[[Lifecycle, Path], Any] | None = None,
 ) -> None:
-    """Trains on plain triples or pairs and writes the snapshot."""
+    """Trains on plain triples or pairs, or on a feed, and writes the snapshot."""
     from multifacet.pipeline.terminal.training import StopOnSignal, TrainingDisplay
     from multifacet.training import Lifecycle
 
@@ -330,6 +345,26 @@ def _pretrain_plain(
         snapshot = write_aligned(output, align_to, lambda path: result.write_snapshot(path, source, search=report))
     _clear(life)
     _tell(snapshot, output, report, as_json=as_json)
+
+
+def _pretrain_feed(
+    path: Path, config: kge.KgeConfig, output: Path, life: dict[str, Any], align_to: Path | None, *, as_json: bool
+) -> None:
+    from multifacet import kge
+    from multifacet.graphdb import Feed
+
+    # Each shard is compared with its sha256 as it is read: by one process each, instead of all by all.
+    feed = Feed.open(path, verify=False)
+    _pretrain_plain(
+        lambda chosen, **options: kge.train(feed, chosen, **options),
+        config,
+        feed,
+        output,
+        life,
+        align_to,
+        unit="edges",
+        as_json=as_json,
+    )
 
 
 def _pretrain_pairs(
