@@ -1,3 +1,6 @@
+from .feed.feed import Feed as Feed
+from .feed.layout import FeedRelation as FeedRelation
+from .feed.writer import write_feed as write_feed
 from .loading.reading import Reading as Reading
 from .loading.report import LoadReport as LoadReport
 from .loading.source import Query as Query

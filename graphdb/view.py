@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,24 @@ class GraphView:
             relation=torch.from_numpy(relation),
             tail=_concatenated([part["dst"] for part in parts]),
         )
+
+    def stream_edges(self, relation: str, *, batch_rows: int = 1 << 20) -> Iterator[dict[str, Array]]:
+        """The window's edges of one relation in parts and in any order, as columns: memory for one part at a time.
+
+        Until the last part has been read, or the iterator has been closed, nothing else can be asked of the view.
+
+        Args:
+            relation: Name of the relation.
+            batch_rows: Edges a part, at most.
+
+        Yields:
+            Column name -> array: src and dst int32, time int64 (microseconds) and weight float32 where the relation has them.
+        """
+        if self.is_closed:
+            raise _closed()
+        declared = self._relation(relation)
+        names = [*key_columns(declared), *(["weight"] if declared.weighted else [])]
+        yield from self._reader.stream(declared, names, batch_rows)
 
     def csc(self, relation: str) -> Csc:
         """The window's edges of one relation as compressed sparse columns."""
@@ -255,6 +273,14 @@ class GraphView:
         nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
         return pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
 
+    def stream_node_ids(self, type: str, *, batch_rows: int = 1 << 20) -> Iterator[pa.Array]:  # noqa: A002 - as in node_ids
+        """External ids of a node type in the order of its rows, in parts; see `stream_edges`."""
+        members = self._members_of(type)
+        belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
+        query = f"SELECT id FROM {node_table(type)}{belongs} ORDER BY idx"
+        for batch in self._cursor.sql(query).to_arrow_reader(batch_rows):
+            yield batch.column(0)
+
     def sql(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
         """Runs one read-only query; `edges_*` and `nodes_*` are cut to the window, plain tables are whole.
 
@@ -279,7 +305,9 @@ class GraphView:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the window's content by external id, properties included, in whatever order it was loaded."""
         members = {name: self._members[name] for name in self._types}
-        return fingerprint_of(self._cursor, self.schema, self.relations, self._windows, members, self.edges)
+        if self.is_closed:
+            raise _closed()
+        return fingerprint_of(self._cursor, self.schema, self.relations, members, self._reader)
 
     def close(self) -> None:
         """Ends the view's transaction; the counts and the exported tensors stay valid."""
@@ -292,8 +320,7 @@ class GraphView:
 
     def _read(self, relation: str, names: Sequence[str], properties: Sequence[str] = ()) -> tuple[dict[str, Array], pa.Table]:
         if self.is_closed:
-            msg = "this view is closed; open another with GraphStore.view, or read before GraphView.close"
-            raise GraphError(msg)
+            raise _closed()
         columns, table = self._reader.read(self.schema.relation(relation), names, properties)
         self._counts[relation] = len(columns[names[0]])
         return columns, table
@@ -321,6 +348,10 @@ class GraphView:
             self._cursor.rollback()
             msg = "this view ended with a query that failed, and the store has changed since; open another with GraphStore.view"
             raise GraphError(msg) from error
+
+
+def _closed() -> GraphError:
+    return GraphError("this view is closed; open another with GraphStore.view, or read before GraphView.close")
 
 
 def _concatenated(parts: Sequence[Array]) -> torch.Tensor:

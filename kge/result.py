@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from multifacet.graphdb import Feed
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.models.registry import build_model
 from multifacet.kge.triples.triples import TripleSplit
@@ -57,13 +58,13 @@ class KgeResult:
         return LinkPredictor(model=build_model(self.config), vectors=self.vectors, relations=self.relations, ends=self.ends)
 
     def write_snapshot(
-        self, path: str | Path, source: GraphView | TripleSplit, *, search: SearchReport | None = None
+        self, path: str | Path, source: GraphView | TripleSplit | Feed, *, search: SearchReport | None = None
     ) -> Snapshot:
         """Write the tables beside the external ids of their rows.
 
         Args:
             path: directory to write; it must not exist.
-            source: what was trained on: the view, or the split, which must know its ids.
+            source: what was trained on: the view, the feed, or the split, which must know its ids.
             search: what chose the configuration; its trials are kept among the metrics.
 
         Returns:
@@ -116,7 +117,7 @@ class _Origin:
     fingerprint: str
 
     @classmethod
-    def of(cls, source: GraphView | TripleSplit) -> Self:
+    def of(cls, source: GraphView | TripleSplit | Feed) -> Self:
         if isinstance(source, TripleSplit):
             ids = source.train.ids
             missing = [name for name in source.train.num_nodes if name not in ids]
@@ -133,14 +134,16 @@ class _Origin:
                 window={"relations": list(source.train.relation_names)},
                 fingerprint=source.fingerprint(),
             )
+        is_feed = isinstance(source, Feed)
         return cls(
-            what="the view",
+            what="the feed" if is_feed else "the view",
             num_nodes=source.num_nodes,
             node_ids=source.node_ids,
             window={
                 "since": source.since.isoformat() if source.since else None,
                 "as_of": source.as_of.isoformat() if source.as_of else None,
                 "relations": [relation.name for relation in source.relations],
-            },
-            fingerprint=source.fingerprint,
+            }
+            | ({"feed": source.fingerprint} if is_feed else {}),
+            fingerprint=source.window if isinstance(source, Feed) else source.fingerprint,
         )

@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from multifacet.kge.batches.feed_source import FeedSource
 from multifacet.kge.full.trainer import FullTrainer
 from multifacet.kge.partitioned.buckets import count_partitions
 from multifacet.kge.partitioned.trainer import PartitionedTrainer
 from multifacet.kge.sampled.trainer import Trainer
+from multifacet.kge.triples.feeds import FeedSplit
 from multifacet.training import are_several
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class EpochTrainer(Protocol):
 
 
 def make_trainer(
-    split: TripleSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
+    split: TripleSplit | FeedSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None, stack: ExitStack
 ) -> EpochTrainer:
     """Give the one trainer that a configuration asks for.
 
@@ -69,6 +71,8 @@ def make_trainer(
     Raises:
         ValueError: if the configuration does not fit the split, or the trainer that it asks for.
     """
+    if isinstance(split, FeedSplit):
+        return _make_feed_trainer(split, config, generator, checkpoint)
     if are_several():
         from multifacet.kge.sharded.trainer import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
 
@@ -89,3 +93,20 @@ def make_trainer(
     trainer = PartitionedTrainer(split, config, generator, num_partitions=num_partitions, folder=folder)
     stack.callback(trainer.close)
     return trainer
+
+
+def _make_feed_trainer(
+    split: FeedSplit, config: KgeConfig, generator: np.random.Generator, checkpoint: Path | None
+) -> EpochTrainer:
+    """Give what trains from a feed: alone, or each process from its own shards."""
+    feed = split.train.feed
+    if not are_several():
+        return Trainer(split, config, generator, source=FeedSource(feed, config))
+    import torch.distributed as dist  # noqa: PLC0415 - as TorchRec
+
+    from multifacet.kge.sharded.trainer import ShardedTrainer  # noqa: PLC0415 - importing TorchRec takes seconds
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    source = FeedSource(feed, config, rank=rank, world_size=world_size, tells_places=False)
+    folder = checkpoint.absolute().parent if checkpoint else None
+    return ShardedTrainer(split, config, generator, folder=folder, source=source)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multifacet.graphdb import Feed
 from multifacet.inputs import expect_attributes, expect_type
 from multifacet.kge.auto import resolve
 from multifacet.kge.config import KgeConfig
@@ -15,6 +16,7 @@ from multifacet.kge.evaluation.protocols import evaluate, known_pairs
 from multifacet.kge.result import KgeResult
 from multifacet.kge.statistics import GraphStatistics
 from multifacet.kge.trainers import EpochTrainer, make_trainer
+from multifacet.kge.triples.feeds import FeedSplit
 from multifacet.kge.triples.triples import TripleSet, TripleSplit
 from multifacet.training import Lifecycle, begin_run
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from multifacet.graphdb import GraphView
     from multifacet.kge.sampled.state import LearnedState
-    from multifacet.training import TrainingRun
+    from multifacet.training import PairIndex, TrainingRun
 
 __all__ = ["split_view", "train", "train_triples"]
 
@@ -34,19 +36,23 @@ _TIMINGS = ("seconds", "edges_per_s")
 
 
 def train(
-    view: GraphView,
+    view: GraphView | Feed,
     config: KgeConfig,
     *,
     progress: Callable[[Mapping[str, float]], None] | None = None,
     lifecycle: Lifecycle | None = None,
 ) -> KgeResult:
-    """Learn a table for each node type of a view by predicting its links.
+    """Learn a table for each node type of a view, or of a feed, by predicting its links.
+
+    A feed (`graphdb.write_feed`) is read part by part: memory does not grow with its edges. It says itself which relations take
+    part and what is held out; of `config.validation` only `every` and `patience` count.
 
     Where `torch.distributed` has a group of several processes, all of them must call this with the same arguments: the tables
-    are then shared out to them (see `kge.sharded.trainer`), and each gets the whole result, mapped from files.
+    are then shared out to them (see `kge.sharded.trainer`), and each gets the whole result, mapped from files. From a feed each
+    reads its own shards.
 
     Args:
-        view: the graph window; all of its relations take part unless their weight is zero.
+        view: the graph window; all of its relations take part unless their weight is zero. Or a feed.
         config: the model and how it is trained.
         progress: called with the history's row after each epoch.
         lifecycle: checkpoints, resuming, a warm start and progress by step.
@@ -58,10 +64,13 @@ def train(
         ValueError: if the configuration does not fit the view or the warm start, or the loss stops being a number.
         CheckpointError: if the checkpoint to resume from is of another run.
     """
-    expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
+    if not isinstance(view, Feed):
+        expect_attributes("view", view, ("node_ids", "edges", "num_nodes"), "a graph's view, such as GraphStore.view gives")
     expect_type("config", config, KgeConfig)
     lifecycle = lifecycle or Lifecycle()
     expect_type("lifecycle", lifecycle, Lifecycle)
+    if isinstance(view, Feed):
+        return _train_feed(view, config, lifecycle, progress)
     if lifecycle.warm_start and config.validation.num_edges and config.validation.choose == "random":
         logger.warning(
             "the snapshot may have been trained on edges that are held out here, which makes validation look too good; "
@@ -123,6 +132,13 @@ def train_triples(
     return _train(split, config, np.random.default_rng(config.seed), run, progress, node_ids)
 
 
+def _train_feed(
+    feed: Feed, config: KgeConfig, lifecycle: Lifecycle, progress: Callable[[Mapping[str, float]], None] | None
+) -> KgeResult:
+    run = begin_run(lifecycle, config=config.model_dump(mode="json"), window=feed.fingerprint, num_epochs=config.epochs)
+    return _train(FeedSplit.of(feed), config, np.random.default_rng(config.seed), run, progress, feed.node_ids)
+
+
 def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generator) -> TripleSplit:
     """Read a view's triples and set the validation's apart.
 
@@ -166,7 +182,7 @@ def split_view(view: GraphView, config: KgeConfig, generator: np.random.Generato
 
 
 def _train(
-    split: TripleSplit,
+    split: TripleSplit | FeedSplit,
     config: KgeConfig,
     generator: np.random.Generator,
     run: TrainingRun,
@@ -186,7 +202,7 @@ def _train(
 
 def _run(
     trainer: EpochTrainer,
-    split: TripleSplit,
+    split: TripleSplit | FeedSplit,
     config: KgeConfig,
     run: TrainingRun,
     progress: Callable[[Mapping[str, float]], None] | None,
@@ -198,7 +214,7 @@ def _run(
     held_out, num_held_out = split.valid.edges(), len(split.valid)
     if config.plateau is not None and not num_held_out:
         raise ValueError("plateau lowers the rates by what validation says, and nothing is held out: leave it out, or hold out")
-    known = known_pairs(*split) if num_held_out else {}
+    known = _known(split) if num_held_out else {}
     run.resume(state)
     history = state.position.history
     for epoch in range(state.position.epoch + 1, config.epochs + 1):
@@ -212,6 +228,8 @@ def _run(
         history.append(row)
         if patience is not None and _validations_since_best(history) == 0:
             state.keep_as_best()
+        if state.num_readers is not None and epoch < config.epochs:
+            run.save(state)  # from between two epochs any number of processes can go on
         if progress is not None:
             progress(row)  # who listens tells it, and the log need not again
         else:
@@ -233,6 +251,11 @@ def _run(
         trained=state.trained_rows(),
         warm_start=run.lifecycle.warm_start,
     )
+
+
+def _known(split: TripleSplit | FeedSplit) -> dict[str, PairIndex]:
+    """Index what filtered ranks leave out: of a feed, only what answers a query of what is held out."""
+    return known_pairs(split.known, split.valid) if isinstance(split, FeedSplit) else known_pairs(*split)
 
 
 def _average(state: LearnedState, config: KgeConfig, epoch: int) -> None:

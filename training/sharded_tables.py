@@ -88,7 +88,7 @@ class ShardedTables:
     had all batches. The group's backend says what it runs on: gloo for CPUs, NCCL for GPUs.
 
     Args:
-        num_rows: node type -> rows.
+        num_rows: node type -> rows; a type may have none.
         dim: width of a row.
         lr: learning rate.
         init_scale: standard deviation of the first values.
@@ -112,8 +112,9 @@ class ShardedTables:
         if not dist.is_initialized():
             raise RuntimeError("sharded tables need a process group: start with torchrun and call init_process_group first")
         self.device = device or torch.device("cpu")
-        self.node_types = tuple(num_rows)
         self.num_rows = dict(num_rows)
+        num_rows = {name: count for name, count in num_rows.items() if count}  # TorchRec knows no empty tables
+        self.node_types = tuple(num_rows)
         self.dim = dim
         collection = EmbeddingCollection(
             tables=[
@@ -178,12 +179,16 @@ class ShardedTables:
 
     def local_rows(self, node_type: str) -> Iterator[tuple[int, Tensor]]:
         """Yields the ranges of a table that this process owns: first row, and the living rows, float32 [n, D]."""
+        if not self.num_rows[node_type]:
+            return
         sharded = self._model.state_dict()[f"embeddings.{node_type}.weight"]
         for shard in sharded.local_shards():
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()
 
     def local_squares(self, node_type: str) -> Iterator[tuple[int, Tensor]]:
         """Yields what row-wise Adagrad has accumulated for them: first row, and the living mean squares, float32 [n]."""
+        if not self.num_rows[node_type]:
+            return
         (sharded,) = self._optimizer.state_dict()["state"][f"embeddings.{node_type}.weight"].values()
         for shard in sharded.local_shards():
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()

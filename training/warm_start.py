@@ -11,8 +11,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from multifacet.inputs import Configuration
-from multifacet.tables import Snapshot, SnapshotTable
-from multifacet.tables.drift import compare_tables, match_ids
+from multifacet.tables import IdMap, Snapshot, SnapshotTable
+from multifacet.tables.drift import compare_tables
 from multifacet.tables.optim import RowwiseAdagrad
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["PulledAdagrad", "WarmStart", "WarmStartConfig"]
+__all__ = ["OldRows", "PulledAdagrad", "WarmStart", "WarmStartConfig"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +90,7 @@ class WarmStart:
         Raises:
             ValueError: The snapshot is of another facet, dimension or type of id, or shares no trained id at all.
         """
-        if self.snapshot.facet != facet:
-            raise ValueError(
-                f"{self.snapshot.path} holds {self.snapshot.facet!r} vectors, which a {facet!r} training cannot go on with"
-            )
+        self.check_facet(facet)
         taken = {}
         for node_type, table in tables.items():
             taken[node_type] = torch.zeros(len(table), dtype=torch.bool)
@@ -102,11 +99,45 @@ class WarmStart:
             else:
                 logger.info("warm start: the snapshot has no table %r; all of its rows begin anew", node_type)
         if not any(bool(rows.any()) for rows in taken.values()):
-            raise ValueError(
-                f"{self.snapshot.path} shares no id with this graph: its tables are {self.snapshot}, those to train are "
-                f"{ {name: len(table) for name, table in tables.items()} }"
-            )
+            raise self.shares_nothing({name: len(table) for name, table in tables.items()})
         return taken
+
+    def check_facet(self, facet: str) -> None:
+        """Refuse a snapshot of another pretrainer.
+
+        Raises:
+            ValueError: It is one.
+        """
+        if self.snapshot.facet != facet:
+            raise ValueError(
+                f"{self.snapshot.path} holds {self.snapshot.facet!r} vectors, which a {facet!r} training cannot go on with"
+            )
+
+    def shares_nothing(self, num_rows: Mapping[str, int]) -> ValueError:
+        """Give the error of a snapshot that shares no trained id with tables of so many rows."""
+        return ValueError(
+            f"{self.snapshot.path} shares no id with this graph: its tables are {self.snapshot}, those to train are "
+            f"{dict(num_rows)}"
+        )
+
+    def old_rows(self, node_type: str, dim: int) -> OldRows:
+        """Open a table's rows, to be found by external id.
+
+        Raises:
+            ValueError: The table has another dimension.
+        """
+        if self.snapshot.dim(node_type) != dim:
+            raise ValueError(
+                f"{self.snapshot.path}: table {node_type!r} has dimension {self.snapshot.dim(node_type)}, this training has "
+                f"{dim}; set dim={self.snapshot.dim(node_type)}"
+            )
+        if self.snapshot.optimizer(node_type) is None:
+            logger.warning(
+                "%s keeps no optimiser state for %r: its rows start with full steps and will move far",
+                self.snapshot.path,
+                node_type,
+            )
+        return OldRows(self.snapshot, node_type, keep_state=self.config.keep_state)
 
     def check_config(self, config: Mapping[str, Any], *, same: Sequence[str], told: Sequence[str] = ()) -> None:
         """Compares how the snapshot was trained with how this training goes on.
@@ -148,45 +179,66 @@ class WarmStart:
         return {name: drift.to_dict() for name, drift in compare_tables(self.snapshot, tables).items()}
 
     def _apply_to(self, node_type: str, table: Tensor, optimizers: dict[str, RowwiseAdagrad], ids: Any) -> Tensor:
-        snapshot, config, optimizer = self.snapshot, self.config, optimizers[node_type]
-        if snapshot.dim(node_type) != table.shape[1]:
-            raise ValueError(
-                f"{snapshot.path}: table {node_type!r} has dimension {snapshot.dim(node_type)}, this training has "
-                f"{table.shape[1]}; set dim={snapshot.dim(node_type)}"
-            )
-        try:
-            old_row_of = torch.from_numpy(match_ids(snapshot.ids(node_type), ids))
-        except TypeError as error:
-            raise ValueError(f"{snapshot.path}, table {node_type!r}: {error}") from error
-        vectors, kept = snapshot.vectors(node_type), snapshot.optimizer(node_type)
-        rows = torch.nonzero(old_row_of >= 0).flatten()
-        old = vectors[old_row_of[rows]].float()
-        if kept is None:
-            logger.warning(
-                "%s keeps no optimiser state for %r: its rows start with full steps and will move far",
-                snapshot.path,
-                node_type,
-            )
-        else:
-            old *= kept.lengths[old_row_of[rows]][:, None]
-            optimizer.state[rows] = config.keep_state * kept.adagrad[old_row_of[rows]]
-        trained = (old != 0).any(1)
-        marked = snapshot.trained(node_type)
-        if marked is not None:
-            trained &= marked[old_row_of[rows]]
-        if not bool(trained.all()):
-            # Never touched by a gradient, so as good as new.
-            rows, old = rows[trained], old[trained]
-            optimizer.state[torch.nonzero(old_row_of >= 0).flatten()[~trained]] = 0.0
+        config, optimizer = self.config, optimizers[node_type]
+        rows, old = self.old_rows(node_type, table.shape[1]).move(ids, table, optimizer.state)
         is_new = torch.ones(len(table), dtype=torch.bool)
         is_new[rows] = False
-        table[rows] = old
         if config.new_rows == "mean" and len(rows):
             table[is_new] += old.mean(0)
         if config.pull:
             optimizers[node_type] = PulledAdagrad(optimizer, anchors=table.clone(), is_anchored=~is_new, weight=config.pull)
         logger.info("warm start: %s: %d rows matched, %d new", node_type, len(rows), int(is_new.sum()))
         return rows
+
+
+class OldRows:
+    """A snapshot's rows of one node type, found by external id; its vectors stay in their file until they are found.
+
+    Args:
+        snapshot: The snapshot.
+        node_type: The node type, of which it has a table.
+        keep_state: Share of a row's accumulated squares that it keeps.
+    """
+
+    def __init__(self, snapshot: Snapshot, node_type: str, *, keep_state: float) -> None:
+        self._where = f"{snapshot.path}, table {node_type!r}"
+        self._ids = IdMap.exact(snapshot.ids(node_type))
+        self._num_rows = len(snapshot.vectors(node_type))
+        self._vectors, self._kept = snapshot.vectors(node_type), snapshot.optimizer(node_type)
+        self._marked = snapshot.trained(node_type)
+        self._keep_state = keep_state
+
+    def move(self, ids: Any, table: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the rows of some ids into a table, or a range of one, in place; a row that was never trained stays behind.
+
+        Args:
+            ids: External ids of the table's rows, [n].
+            table: float32 [n, D].
+            squares: What Adagrad has accumulated, float32 [n], zeros.
+
+        Returns:
+            Which rows were moved, int64 [m], and what they hold now, float32 [m, D].
+
+        Raises:
+            ValueError: The ids are of another type.
+        """
+        try:
+            found = torch.from_numpy(self._ids.rows(ids).astype("int64"))
+        except TypeError as error:
+            raise ValueError(f"{self._where}: {error}") from error
+        rows = torch.nonzero(found < self._num_rows).flatten()
+        old = self._vectors[found[rows]].float()
+        if self._kept is not None:
+            old *= self._kept.lengths[found[rows]][:, None]
+        trained = (old != 0).any(1)
+        if self._marked is not None:
+            trained &= self._marked[found[rows]]
+        rows, old = rows[trained], old[trained]
+        places = rows.to(table.device)
+        if self._kept is not None:
+            squares[places] = (self._keep_state * self._kept.adagrad[found[rows]]).to(squares.device)
+        table[places] = old.to(table.device)
+        return rows, old
 
 
 class PulledAdagrad(RowwiseAdagrad):

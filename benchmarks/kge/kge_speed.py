@@ -30,10 +30,12 @@ from torch import Tensor
 from benchmarks.harness import HIGHER, LOWER, Metric, Peer, Row
 from multifacet.kge import KgeConfig, TripleSet, TripleSplit
 from multifacet.kge.batches.batch import Batch
+from multifacet.kge.batches.epochs import EpochSource
 from multifacet.kge.models.projections import ProjectionKind
 from multifacet.kge.models.relations import RelationParameters
 from multifacet.kge.sampled.trainer import Trainer
-from multifacet.training import Lanes
+from multifacet.kge.triples.feeds import FeedSplit
+from multifacet.training import Lanes, Position
 
 EDGES_PER_S = Metric(name="edges_per_s", unit="edges/s", better=HIGHER)
 GEMM_FRACTION = Metric(name="gemm_fraction", unit="", better=HIGHER)
@@ -228,8 +230,15 @@ def _sum_by_row(rows: list[Tensor], gradients: tuple[Tensor, ...]) -> tuple[Tens
 class Course:
     """One side's training, in bursts: it goes on where the last one ended, epoch after epoch, drawing included."""
 
-    def __init__(self, split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainTorch]) -> None:
-        self._trainer = Trainer(split, config, np.random.default_rng(0))
+    def __init__(
+        self,
+        split: TripleSplit | FeedSplit,
+        config: KgeConfig,
+        kind: type[Ours | PlainTorch],
+        *,
+        source: EpochSource | None = None,
+    ) -> None:
+        self._trainer = Trainer(split, config, np.random.default_rng(0), source=source)
         self._side = kind(self._trainer)
         self._batches = self._endless()
         before = torch.get_num_threads()
@@ -263,9 +272,9 @@ class Course:
         torch.set_num_threads(before)
 
     def _endless(self) -> Iterator[Batch]:
-        source, generator = self._trainer.source, np.random.default_rng(1)
+        generator = np.random.default_rng(1)
         while True:
-            yield from source.batches(source.epoch(generator), generator)
+            yield from self._trainer.source.begin_epoch(Position(generator=generator)).batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +320,7 @@ def epoch_losses(split: TripleSplit, config: KgeConfig, kind: type[Ours | PlainT
     for _ in range(num_epochs):
         total, num_edges = 0.0, 0
         with Lanes() as lanes:
-            for batch in trainer.source.batches(trainer.source.epoch(generator), generator):
+            for batch in trainer.source.begin_epoch(Position(generator=generator)).batches:
                 total += side.learn(batch, lanes)
                 num_edges += batch.num_edges
         means.append(total / num_edges)

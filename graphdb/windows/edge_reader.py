@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import duckdb
@@ -96,18 +96,46 @@ class EdgeReader:
         merged_order = merge(np.arange(num_base) if base_order is None else base_order, num_base + order, positions)
         return columns, pa.concat_tables([base_properties, delta_properties]).take(pa.array(merged_order))
 
+    def stream(
+        self, relation: Relation, names: Sequence[str], batch_rows: int, expressions: Mapping[str, str] | None = None
+    ) -> Iterator[dict[str, Array]]:
+        """Read columns of a relation's edges in parts and in any order: memory for one part, however many edges there are.
+
+        The cursor is busy until the last part has been read.
+
+        Args:
+            relation: The relation.
+            names: Of src, dst, time and weight.
+            batch_rows: Edges a part, at most.
+            expressions: Further columns: a name and the SQL of a UBIGINT that is computed of each edge.
+        """
+        further = dict(expressions or {})
+        selected = [*map(_selected, names), *(f"{sql} AS {quote(name)}" for name, sql in further.items())]
+        query = f"SELECT {', '.join(selected)} FROM {self._windows[relation.name].rows}"
+        for batch in self._cursor.sql(query).to_arrow_reader(batch_rows):
+            table = pa.Table.from_batches([batch])
+            columns = {name: numbers(table, name, _DTYPES[name]) for name in names}
+            columns |= {name: numbers(table, name, np.uint64) for name in further}
+            yield self._to_rows(relation, columns)
+
     def _fetch(
         self, relation: Relation, rows: str, names: Sequence[str], properties: Sequence[str]
     ) -> tuple[dict[str, Array], pa.Table]:
-        keys = ["CAST(weight AS FLOAT) AS weight" if name == "weight" else name for name in names]
-        selected = ", ".join([*keys, *map(quote, properties)])
+        selected = ", ".join([*map(_selected, names), *map(quote, properties)])
         table = self._cursor.sql(f"SELECT {selected} FROM {rows}").to_arrow_table()
         columns = {name: numbers(table, name, _DTYPES[name]) for name in names}
+        return self._to_rows(relation, columns), table.select(list(properties))
+
+    def _to_rows(self, relation: Relation, columns: dict[str, Array]) -> dict[str, Array]:
         # Rows ascend with idx: edges stay in their order.
         for end, name in (("src", relation.src), ("dst", relation.dst)):
             if end in columns:
                 columns[end] = self._members[name].rows(columns[end])
-        return columns, table.select(list(properties))
+        return columns
+
+
+def _selected(name: str) -> str:
+    return "CAST(weight AS FLOAT) AS weight" if name == "weight" else name
 
 
 def numbers(table: pa.Table, name: str, dtype: Any) -> Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import duckdb
 import numpy as np
@@ -12,66 +13,62 @@ from numpy.typing import NDArray
 from multifacet.graphdb.schema import GraphSchema, NodeType, Relation
 from multifacet.graphdb.sql import quote
 from multifacet.graphdb.storage.layout import key_columns
-from multifacet.graphdb.windows.edge_reader import numbers
-from multifacet.graphdb.windows.edges import Edges
+from multifacet.graphdb.windows.edge_reader import EdgeReader, numbers
 from multifacet.graphdb.windows.members import Members
-from multifacet.graphdb.windows.window import Window
 
 Hashes = NDArray[np.uint64]
+
+_BATCH_ROWS: Final = 1 << 20
+_MASK: Final = (1 << 64) - 1
 
 
 def fingerprint_of(
     cursor: duckdb.DuckDBPyConnection,
     schema: GraphSchema,
     relations: Sequence[Relation],
-    windows: Mapping[str, Window],
     members: Mapping[str, Members],
-    edges_of: Callable[[str], Edges],
+    reader: EdgeReader,
 ) -> str:
     """Give the SHA-256 (hex) of a window's nodes and edges by external id, properties included.
+
+    Edges are read in parts, in any order: their hashes are summed up.
 
     Args:
         cursor: Within the view's transaction.
         schema: The store's.
         relations: The window's.
-        windows: Relation name -> the rows that the window sees.
         members: Node type -> its nodes that belong to the window.
-        edges_of: Gives the edges of a relation.
+        reader: Reads the window's edges.
     """
     digest = hashlib.sha256()
     hashes = {node.name: _node_hashes(cursor, node, members[node.name]) for node in schema.nodes if node.name in members}
     for name in sorted(hashes):
         digest.update(f"node {name} {len(hashes[name])} {int(_mix(hashes[name]).sum())}\n".encode())
     for relation in sorted(relations, key=lambda relation: relation.name):
-        edges = edges_of(relation.name)
-        mixed = _mix(hashes[relation.src][edges.src.numpy()]) + hashes[relation.dst][edges.dst.numpy()]
-        if edges.time is not None:
-            mixed = _mix(mixed) + edges.time.numpy().view(np.uint64)
-        if edges.weight is not None:
-            mixed = _mix(mixed) + edges.weight.numpy().view(np.uint32)
-        total = str(int(_mix(mixed).sum()))
-        if relation.properties:
-            total = f"{total} {_property_sum(cursor, relation, windows[relation.name], members, hashes)}"
-        digest.update(f"edge {relation.model_dump_json()} {len(edges)} {total}\n".encode())
+        num_edges, total, property_total = _edge_sums(relation, reader, hashes)
+        sums = f"{total} {property_total}" if relation.properties else str(total)
+        digest.update(f"edge {relation.model_dump_json()} {num_edges} {sums}\n".encode())
     return digest.hexdigest()
 
 
-def _property_sum(
-    cursor: duckdb.DuckDBPyConnection,
-    relation: Relation,
-    window: Window,
-    members: Mapping[str, Members],
-    hashes: Mapping[str, Hashes],
-) -> int:
-    """What tells the properties of a relation's edges, with their ends and times, from others."""
+def _edge_sums(relation: Relation, reader: EdgeReader, hashes: Mapping[str, Hashes]) -> tuple[int, int, int]:
+    """Count a relation's edges, and sum up what tells them, and what tells their properties, from others."""
+    names = [*key_columns(relation), *(["weight"] if relation.weighted else [])]
     content = ", ".join([*key_columns(relation)[2:], *map(quote, relation.properties)])
-    query = f"SELECT src, dst, md5_number_lower(row({content})::VARCHAR) AS hash FROM {window.rows}"
-    table = cursor.sql(query).to_arrow_table()
-    ends = [
-        hashes[name][members[name].rows(numbers(table, end, np.int32))]
-        for end, name in (("src", relation.src), ("dst", relation.dst))
-    ]
-    return int(_mix(_mix(_mix(ends[0]) + ends[1]) + numbers(table, "hash", np.uint64)).sum())
+    further = {"_mf_hash": f"md5_number_lower(row({content})::VARCHAR)"} if relation.properties else {}
+    num_edges, total, property_total = 0, 0, 0
+    for columns in reader.stream(relation, names, _BATCH_ROWS, further):
+        num_edges += len(columns["src"])
+        src, dst = hashes[relation.src][columns["src"]], hashes[relation.dst][columns["dst"]]
+        mixed = _mix(src) + dst
+        if "time" in columns:
+            mixed = _mix(mixed) + columns["time"].view(np.uint64)
+        if "weight" in columns:
+            mixed = _mix(mixed) + columns["weight"].view(np.uint32)
+        total += int(_mix(mixed).sum())
+        if further:
+            property_total += int(_mix(_mix(_mix(src) + dst) + columns["_mf_hash"]).sum())
+    return num_edges, total & _MASK, property_total & _MASK
 
 
 def _node_hashes(cursor: duckdb.DuckDBPyConnection, node: NodeType, members: Members) -> Hashes:

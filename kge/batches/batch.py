@@ -8,7 +8,7 @@ candidates  [C, N]    what each chunk's queries are compared with: its own posit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,19 +27,20 @@ class BatchSide:
 
     Attributes:
         side: the side that is asked for.
-        rows: each chunk's known ends, then its candidates, in the block of all types, int32 [C, B + N].
+        rows: each chunk's known ends, then its candidates, in the block of all types, [C, B + N]: int32, or int64 where tables
+            are other processes' memory.
         keys: rows of the relation parameters, int32 [C, B].
         candidates: what is compared; its rows count in the block of all types.
     """
 
     side: Side
-    rows: NDArray[np.int32]
+    rows: NDArray[Any]
     keys: NDArray[np.int32]
     candidates: ChunkCandidates
 
     @property
-    def known(self) -> NDArray[np.int32]:
-        """Rows of the known ends, int32 [C, B]."""
+    def known(self) -> NDArray[Any]:
+        """Rows of the known ends, [C, B]."""
         return self.rows[:, : self.keys.shape[1]]
 
 
@@ -52,6 +53,7 @@ class Batch:
         weights: each edge's share of the batch's loss, float32 [C, B]; 0 for padding.
         sides: tails asked for, then heads.
         rows: the places of each entity in the first side's rows, then in the second's; a place without a gradient is none.
+            Empty, as `keys`, where tables are other processes' memory.
         keys: the places of each relation in the blocks of the first and the second side: an edge each, or a chunk each where
             chunks have one relation.
     """

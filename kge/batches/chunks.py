@@ -14,17 +14,18 @@ has a closed form (see `CandidateSampler`, which draws for a single chunk).
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 
-from multifacet.kge.batches.frequencies import Frequencies, write_bias
+from multifacet.kge.batches.frequencies import Counts, Frequencies, write_bias
 from multifacet.training import UniformSampler
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from multifacet.kge.batches.answers import AnswerIndex
@@ -64,8 +65,9 @@ class ChunkSampler:
     exact.
 
     Args:
-        positives: the positives of all edges that chunks are made of, int32 [E]: in-batch negatives follow their frequency,
-            and degree-weighted draws its power.
+        positives: how often rows are positives of the edges that chunks are made of, in each of the groups of which a chunk
+            takes one: in-batch negatives follow that frequency, and degree-weighted draws its power. Not looked at where a
+            chunk's candidates are all rows.
         num_rows: rows of the table.
         chunk_size: positives a chunk, B.
         num_uniform: uniform draws a chunk.
@@ -73,14 +75,11 @@ class ChunkSampler:
         degree_power: the power of a row's frequency that degree-weighted draws follow.
         logq: whether the bias holds minus the log inclusion probability.
         slot_of_row: a table's scratch of -1, int32 [num_rows], for samplers of one table to share; None to make one.
-        bounds: int64 [G + 1], where the edges lie in G groups, one after the other, of which each chunk takes one: its
-            frequencies are then those of its group. None for a single group of all.
-        weights: how often each edge counts, float64 [E]; None for once.
     """
 
     def __init__(
         self,
-        positives: NDArray[np.int32],
+        positives: Iterable[Counts],
         num_rows: int,
         *,
         chunk_size: int,
@@ -89,8 +88,6 @@ class ChunkSampler:
         degree_power: float = 0.75,
         logq: bool = False,
         slot_of_row: NDArray[np.int32] | None = None,
-        bounds: NDArray[np.int64] | None = None,
-        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.chunk_size = chunk_size
@@ -106,13 +103,7 @@ class ChunkSampler:
         self._bias_of_full_chunks = np.zeros(0, dtype=np.float32)
         if self.takes_all:
             return
-        pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
-        groups = [
-            Frequencies.of(
-                positives[slice(*pair)], num_degree, degree_power, None if weights is None else weights[slice(*pair)]
-            )
-            for pair in pairs
-        ]
+        groups = [Frequencies.of(counted, num_degree, degree_power) for counted in positives]
         self._frequencies = Frequencies.concatenate(groups)
         self._log_missed_uniform = num_uniform * np.log1p(-1.0 / max(num_rows, 2))
         if not self._corrects:

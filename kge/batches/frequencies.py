@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -10,11 +11,45 @@ import numpy as np
 from multifacet.training import AliasSampler, degree_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Frequencies", "write_bias"]
+__all__ = ["Counts", "Frequencies", "count_positives", "write_bias"]
+
+
+class Counts(NamedTuple):
+    """How often rows are positives of one group.
+
+    Attributes:
+        rows: those that are, ascending, int32 [n].
+        counts: int64 or float64 [n].
+    """
+
+    rows: NDArray[np.int32]
+    counts: NDArray[Any]
+
+
+def count_positives(
+    positives: NDArray[np.int32], weights: NDArray[np.float64] | None = None, bounds: NDArray[np.int64] | None = None
+) -> Iterator[Counts]:
+    """Count the positives of edges, group after group.
+
+    Args:
+        positives: int32 [E].
+        weights: how often each edge counts, float64 [E]; None for once.
+        bounds: int64 [G + 1], where the edges lie in G groups, one after the other; None for a single group of all.
+    """
+    pairs = itertools.pairwise([0, len(positives)] if bounds is None else bounds.tolist())
+    for pair in pairs:
+        yield _count(positives[slice(*pair)], None if weights is None else weights[slice(*pair)])
+
+
+def _count(positives: NDArray[np.int32], weights: NDArray[np.float64] | None) -> Counts:
+    if weights is None:
+        return Counts(*np.unique(positives, return_counts=True))
+    rows, places = np.unique(positives, return_inverse=True)
+    return Counts(rows, np.bincount(places, weights=weights, minlength=len(rows)))
 
 
 class Frequencies(NamedTuple):
@@ -39,16 +74,9 @@ class Frequencies(NamedTuple):
     alias: NDArray[np.int32]
 
     @classmethod
-    def of(
-        cls, positives: NDArray[np.int32], num_degree: int, degree_power: float, weights: NDArray[np.float64] | None = None
-    ) -> Frequencies:
-        """Count one group's; with weights, each positive as often as its weight says."""
-        counts: NDArray[Any]
-        if weights is None:
-            seen, counts = np.unique(positives, return_counts=True)
-        else:
-            seen, places = np.unique(positives, return_inverse=True)
-            counts = np.bincount(places, weights=weights, minlength=len(seen))
+    def of(cls, counted: Counts, num_degree: int, degree_power: float) -> Frequencies:
+        """Give one group's."""
+        seen, counts = counted
         log_missed_degree, stays, alias = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int32)
         if num_degree:
             weights = degree_weights(counts, degree_power)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from typing_extensions import override
 
-from multifacet.training import SavedState
+from multifacet.training import CheckpointError, SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +37,8 @@ class LearnedState(ABC):
         position: where the training stands, with the source of all that is drawn.
         best: a copy of all tensors as they were at the best validation, where the run stops early.
         sums: sums of the tables and relations over the last epochs, where their mean is given out; None before those.
+        num_readers: processes among which an epoch's edges are dealt out; None where all processes draw alike, and any number
+            of them can go on in the middle of an epoch.
         taken: node type -> which rows a warm start has taken from the older snapshot, bool [num_nodes]; empty without one.
     """
 
@@ -45,6 +47,7 @@ class LearnedState(ABC):
     position: Position
     best: dict[str, Tensor] | None = None
     sums: dict[str, Tensor] | None = None
+    num_readers: int | None = None
     taken: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, run: TrainingRun) -> dict[str, float]:
@@ -78,11 +81,21 @@ class LearnedState(ABC):
 
     def fields(self) -> dict[str, Any]:
         """Give the rest as JSON-able values, the position left out, which the run saves."""
-        return {}
+        return {} if self.num_readers is None else {"num_readers": self.num_readers}
 
     def restore_fields(self, fields: Mapping[str, Any]) -> None:
-        """Take over what `fields` gave."""
-        del fields
+        """Take over what `fields` gave.
+
+        Raises:
+            CheckpointError: if it is of the middle of an epoch that was dealt out to another number of processes.
+        """
+        before = fields.get("num_readers")
+        if self.position.step and before != self.num_readers:
+            raise CheckpointError(
+                f"the checkpoint is of the middle of an epoch (step {self.position.step}), whose shards were dealt out to "
+                f"{before} processes, and there are {self.num_readers}: resume with {before}, or from a "
+                "checkpoint between two epochs"
+            )
 
     def save(self) -> SavedState:
         """Give all of it but the position."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multifacet.kge.batches.batch import Batch
-    from multifacet.kge.batches.source import BatchSource
+    from multifacet.kge.batches.epochs import EpochSource
     from multifacet.kge.config import KgeConfig
     from multifacet.kge.models.model import Model
     from multifacet.kge.sampled.state import TrainerState
@@ -53,7 +53,7 @@ class TrainingStep:
         self,
         model: Model,
         config: KgeConfig,
-        source: BatchSource,
+        source: EpochSource,
         *,
         state: TrainerState,
         table: Tensor,

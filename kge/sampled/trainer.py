@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from multifacet.kge.batches.source import BatchSource, place_types
+from multifacet.kge.batches.source import place_types, source_in_memory
 from multifacet.kge.evaluation.predictor import LinkPredictor
 from multifacet.kge.models.registry import build_model
 from multifacet.kge.models.relations import RelationParameters
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from multifacet.kge.batches.batch import Batch
+    from multifacet.kge.batches.epochs import EpochSource
     from multifacet.kge.config import KgeConfig
+    from multifacet.kge.triples.feeds import FeedSplit
     from multifacet.kge.triples.triples import TripleSplit
     from multifacet.training import WarmStart
 
@@ -41,9 +43,17 @@ class Trainer:
         split: what is learned from and what is ranked.
         config: the model and how it is trained.
         generator: source of shuffles and negatives.
+        source: what draws the batches; None for one that draws them from the split.
     """
 
-    def __init__(self, split: TripleSplit, config: KgeConfig, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        split: TripleSplit | FeedSplit,
+        config: KgeConfig,
+        generator: np.random.Generator,
+        *,
+        source: EpochSource | None = None,
+    ) -> None:
         triples = split.train
         if not len(triples):
             raise ValueError("there is no triple to learn from: the split's train part is empty")
@@ -51,7 +61,7 @@ class Trainer:
         self.split = split
         self.ends = dict(triples.ends)
         self.model = build_model(config)
-        self.source = BatchSource(triples, config)
+        self.source = source or source_in_memory(triples, config)
         self._num_steps = 1
         seeded = torch.Generator().manual_seed(config.seed)
         offsets, num_rows = place_types(triples.num_nodes), sum(triples.num_nodes.values())
@@ -70,6 +80,7 @@ class Trainer:
             optimizers=optimizers,
             relations=RelationParameters(self.model, triples.relation_names, reciprocal=config.reciprocal, generator=seeded),
             position=Position(generator=generator),
+            num_readers=self.source.num_readers,
         )
         self.step = TrainingStep(self.model, config, self.source, state=self.state, table=table, squares=squares)
 
@@ -83,11 +94,10 @@ class Trainer:
             epoch, loss (mean over edges of both sides' losses), seconds and edges_per_s.
         """
         run, position = run or TrainingRun(), self.state.position
-        plan = position.begin_epoch(self.source.epoch)
-        self._num_steps = len(plan)
+        epoch = self.source.begin_epoch(position)
+        self._num_steps = epoch.num_steps
         with Lanes() as lanes:
-            batches = self.source.batches(plan[position.step :], position.generator)
-            for batch in run.steps(batches, lanes, self.state, num_steps=len(plan)):
+            for batch in run.steps(epoch.batches, lanes, self.state, num_steps=epoch.num_steps):
                 position.add(loss=self.learn(batch, lanes), examples=batch.num_edges)
         return self.state.end_epoch(run)
 

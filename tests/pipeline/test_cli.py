@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from multifacet.graphdb import Feed
 from multifacet.pipeline.terminal.training import TrainingDisplay
 from multifacet.tables import Snapshot, SnapshotTable
 from multifacet.training import Checkpoint, StepProgress
@@ -108,6 +109,18 @@ def test_export_writes_the_window(run: Any, store: Path, tmp_path: Path) -> None
     assert document["files"]["edges_clicks.parquet"] == 2
     table = pq.read_table(tmp_path / "export" / "edges_clicks.parquet")
     assert table.column_names == ["src", "dst"]
+
+
+def test_a_feed_is_written_once_and_told(run: Any, store: Path, tmp_path: Path) -> None:
+    told = [run("graph", "feed", store, "--to", tmp_path / "feed", "--shards", "2", "--json") for _ in range(2)]
+    assert [code for code, _, _ in told] == [0, 0]
+    document = json.loads(told[0][1])
+    assert json.loads(told[1][1]) == document
+    assert (document["shards"], sum(document["edges"].values())) == (2, 2)
+    assert document["fingerprint"] == Feed.open(tmp_path / "feed").fingerprint
+    code, _, err = run("graph", "feed", store, "--to", tmp_path / "feed", "--shards", "3")
+    assert code == 1
+    assert "holds another feed" in err.replace("\n", " ")
 
 
 def test_a_flipped_byte_in_a_snapshot_is_found_by_file(run: Any, tmp_path: Path) -> None:

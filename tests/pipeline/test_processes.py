@@ -79,6 +79,23 @@ def test_torchrun_gives_one_snapshot_of_all_processes(
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
 
 
+def test_torchrun_trains_from_a_feed(run: Any, store: Path, tmp_path: Path) -> None:
+    assert run("graph", "feed", store, "--to", tmp_path / "feed", "--shards", "6", "--hold-out", "40")[0] == 0
+    settings = [part for setting in (*SETTINGS, "chunk_size=16", "epochs=4") for part in ("--set", setting)]
+    command = ["pretrain", "kge", "--feed", str(tmp_path / "feed"), str(tmp_path / "shared"), *settings, "--json"]
+    ran = subprocess.run([*TORCHRUN, *command], capture_output=True, text=True, timeout=170, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+    snapshot = Snapshot.load(tmp_path / "shared")
+    assert json.loads(ran.stdout)["fingerprint"] == snapshot.fingerprint
+    assert snapshot.metrics["filtered_mrr"] > 0.08
+    assert snapshot.ids("pin").to_pylist() == list(range(5000, 5060))
+    assert run("pretrain", "kge", "--feed", tmp_path / "feed", tmp_path / "alone", *settings)[0] == 0
+    assert Snapshot.load(tmp_path / "alone").parents == snapshot.parents
+    for wrong in (["--search", "1"], ["--triples", "x.tsv"], ["--as-of", "2025-01-01"]):
+        assert run("pretrain", "kge", "--feed", tmp_path / "feed", tmp_path / "wrong", *wrong)[0] == 2
+
+
 def test_two_hosts_train_what_one_does(store: Path, tmp_path: Path) -> None:
     settings = [part for setting in (*SETTINGS, "chunk_size=16") for part in ("--set", setting)]
 

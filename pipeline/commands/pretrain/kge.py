@@ -31,6 +31,12 @@ def pretrain_kge(
             help="Plain triples to learn from, instead of a store: Parquet or CSV with a header, or tab-separated lines."
         ),
     ] = None,
+    feed: Annotated[
+        Path | None,
+        typer.Option(
+            help="Feed to learn from, instead of a store: `multifacet graph feed` writes it. Memory does not grow with it."
+        ),
+    ] = None,
     valid: Annotated[
         Path | None, typer.Option(help="With --triples: triples to validate on; by default some of them are held out.")
     ] = None,
@@ -72,14 +78,20 @@ def pretrain_kge(
 
     multifacet pretrain kge --triples train.tsv snapshot
 
+    multifacet pretrain kge --feed feed snapshot
+
     Started by torchrun, its processes share the tables out and train them together.
     """
     from multifacet import kge
     from multifacet.kernels.memory import keep_freed_memory
 
     chooser = read_search(search, search_seeds, space, warm_start)
-    store, output = common.split_paths(paths, triples, "--triples")
+    store, output = common.split_paths(paths, triples or feed, "--triples" if feed is None else "--feed")
     common.refuse_mixed(triples, "--triples", {"--as-of": as_of, "--since": since, "--relation": relation})
+    common.refuse_mixed(feed, "--feed", {"--as-of": as_of, "--since": since, "--relation": relation})
+    if feed is not None and (triples is not None or chooser is not None):
+        msg = "--triples, --search: they hold all edges in memory, which --feed does not; leave one or the other out"
+        raise typer.BadParameter(msg)
     common.refuse_without(
         triples,
         "--triples",
@@ -99,6 +111,9 @@ def pretrain_kge(
     config = kge.KgeConfig(**common.with_preset(given, preset))
     if config.full_softmax is not None or config.preset == "auto" or chooser is not None:
         keep_freed_memory()  # each step makes gradients of whole tables anew
+    if feed is not None:
+        run.pretrain(config, nullcontext(_of_feed(feed)))
+        return
     if triples is not None:
         split = kge.read_split(
             triples,
@@ -129,6 +144,15 @@ def _of_view(view: GraphView) -> Learning:
         return kge.search(split, config, *args, **options)
 
     return Learning(train=partial(kge.train, view), search=search, unit="edges", source=view)
+
+
+def _of_feed(path: Path) -> Learning:
+    from multifacet import kge
+    from multifacet.graphdb import Feed
+
+    # Each shard is compared with its sha256 as it is read: by one process each, instead of all by all.
+    feed = Feed.open(path, verify=False)
+    return Learning(train=partial(kge.train, feed), search=None, unit="edges", source=feed)
 
 
 def _of_triples(split: kge.TripleSplit) -> Learning:

@@ -15,6 +15,7 @@ from multifacet.kernels.losses import RowLoss, differentiate_rows
 from multifacet.kernels.similarity import Similarity, differentiate, score
 from multifacet.kge.batches.answers import AnswerIndex
 from multifacet.kge.batches.chunks import ChunkCandidates, ChunkSampler
+from multifacet.kge.batches.frequencies import count_positives
 from multifacet.tables.optim import Occurrences, RowwiseAdagrad, accumulate_rows, sum_rows, update_rows
 
 
@@ -131,7 +132,7 @@ def test_a_chunk_has_each_row_once_its_positives_among_them_and_only_known_answe
     relations = generator.integers(0, 3, 80).astype(np.int32)
     asked = generator.integers(0, num_rows, 80).astype(np.int32)
     answers = AnswerIndex.of(known, relations, asked)
-    sampler = ChunkSampler(asked, num_rows, chunk_size=4, num_uniform=8, num_degree=5, logq=True)
+    sampler = ChunkSampler(count_positives(asked), num_rows, chunk_size=4, num_uniform=8, num_degree=5, logq=True)
     lengths = np.array([4, 4, 2], dtype=np.int32)
     edges = generator.integers(0, 80, (3, 4))
 
@@ -160,7 +161,8 @@ def test_the_correction_is_the_chance_of_being_a_candidate(num_rows: int, group:
     positives = np.concatenate([30 * generator.random(200) ** 2, 20 + 25 * generator.random(100) ** 3]).astype(np.int32)
     bounds = None if group is None else np.array([0, 200, 300])
     own = positives if group is None else positives[bounds[group] : bounds[group + 1]]
-    sampler = ChunkSampler(positives, num_rows, chunk_size=5, num_uniform=9, num_degree=4, logq=True, bounds=bounds)
+    counted = count_positives(positives, bounds=bounds)
+    sampler = ChunkSampler(counted, num_rows, chunk_size=5, num_uniform=9, num_degree=4, logq=True)
     counts = np.zeros(num_rows)
     num_draws = 4000
     # Chunks of the two groups alternate: none may draw from the other's.

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from multifacet import kge
 from multifacet.kge import KgeConfig, KgeValidation, TripleSet, TripleSplit
 from multifacet.kge.sampled.trainer import Trainer
 from multifacet.kge.sharded.trainer import ShardedTrainer
 from multifacet.training import Lifecycle, StepProgress
+
+from .processes import run_processes
 
 NUM_USERS, NUM_PINS, NUM_ADVERTISERS = 60, 45, 3
 BASE: dict[str, Any] = {
@@ -109,34 +106,10 @@ def train_whole(rank: int, folder: Path) -> None:
             kge.train_triples(split, KgeConfig.model_validate(BASE | wrong))
 
 
-def enter(program: Callable[[int, Path], None], backend: str, rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    if backend == "nccl":
-        torch.cuda.set_device(rank)
-    dist.init_process_group(backend, rank=rank, world_size=2)
-    program(rank, Path(folder))
-    dist.destroy_process_group()
-
-
-def run_two(program: Callable[[int, Path], None], folder: Path, backend: str = "gloo") -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["multifacet.kge.sharded.trainer"])
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port = int(bound.getsockname()[1])
-    processes = [context.Process(target=enter, args=(program, backend, rank, port, str(folder))) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-
-
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    run_two(learn_cases, folder)
+    run_processes(learn_cases, folder)
     return folder
 
 
@@ -149,7 +122,7 @@ def test_two_processes_learn_what_one_does(learned: Path, case: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, where NCCL runs the same code")
 def test_two_gpus_learn_what_one_process_does(tmp_path: Path) -> None:
-    run_two(learn_cases, tmp_path, "nccl")
+    run_processes(learn_cases, tmp_path, backend="nccl")
     for case in CASES:
         check(tmp_path, case)
 
@@ -177,7 +150,7 @@ def check(learned: Path, case: str) -> None:
 
 @pytest.mark.slow
 def test_a_group_stops_together_resumes_to_the_same_bits_and_gives_every_process_the_result(tmp_path: Path) -> None:
-    run_two(train_whole, tmp_path)
+    run_processes(train_whole, tmp_path)
 
     first, second = (torch.load(tmp_path / f"whole-{rank}") for rank in (0, 1))
     assert first["metrics"] == second["metrics"]
