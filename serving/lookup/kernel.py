@@ -219,28 +219,15 @@ def _index(plan: Any, at: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _gather(plan: Any, at: Any, rows: Any, words: Any, halves: Any, shorts: Any, out: Any, start: Any) -> None:
-    """Copy a table's rows, in the longest words that its rows are a whole number of."""
-    row_bytes = plan[at + 3]
-    if row_bytes & 7 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint64), (plan[at + 2], row_bytes >> 3)), rows, words, start)
-    elif row_bytes & 3 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint32), (plan[at + 2], row_bytes >> 2)), rows, halves, start)
-    elif row_bytes & 1 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint16), (plan[at + 2], row_bytes >> 1)), rows, shorts, start)
-    else:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint8), (plan[at + 2], row_bytes)), rows, out, start)
-
-
-@numba.njit(nogil=True, cache=True)
-def _copy_rows(plan: Any, at: Any, rows: Any, places: Any, words: Any, halves: Any, shorts: Any, out: Any, start: Any) -> None:
-    """As `_gather`, for a table that may have changed rows; `places` is room for as many as there are rows."""
+def _copy_rows(plan: Any, at: Any, rows: Any, places: Any, out: Any) -> None:
+    """Copy a table's rows to an address; `places` is room for as many as there are rows, if some of them may be changed."""
+    address, row_bytes = np.uintp(plan[at + 1]), np.uintp(plan[at + 3])
     if plan[at + 6]:
         marks = carray(_pointer(plan[at + 6], np.uint64), (plan[at + 7],))
         locate(marks, np.uint64(plan[at + 8]), rows, places)
-        _gather(plan, at, places[: len(rows)], words, halves, shorts, out, start)
+        gather_rows(address, row_bytes, places[: len(rows)], out)
     else:
-        _gather(plan, at, rows, words, halves, shorts, out, start)
+        gather_rows(address, row_bytes, rows, out)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -327,9 +314,7 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
 
     `results` gets each table's number of rows, and keeps its number of unknown ids.
     """
-    out = memory.view(np.uint8)
-    halves, shorts = memory.view(np.uint32), memory.view(np.uint16)
-    base = np.uintp(out.ctypes.data)
+    base = np.uintp(memory.ctypes.data)
     sent = np.int64(0)
     length = results[0]
     clock = np.empty(2, np.int64)
@@ -340,7 +325,7 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
         results[RESULTS + 2 * table] = size
         if size > PROBE_ROWS:
             started_us = now_us(clock)
-            _copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, memory, halves, shorts, out, place)
+            _copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, base + np.uintp(place))
             if now_us(clock) - started_us > DISK_US:
                 ask_disk(np.uintp(plan[at + 1]), np.uintp(plan[at + 3]), found[begin + PROBE_ROWS : begin + size])
         done = np.int64(0)
@@ -349,7 +334,7 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
             end = place + step * plan[at + 3]
             if end & 7:
                 memory[end >> 3] = 0
-            _copy_rows(plan, at, found[begin + done : begin + done + step], places, memory, halves, shorts, out, place)
+            _copy_rows(plan, at, found[begin + done : begin + done + step], places, base + np.uintp(place))
             done += step
             place = (end + ROW_ALIGNMENT - 1) & ~(ROW_ALIGNMENT - 1)
             if stream >= 0 and place < length and step == _CHUNK_ROWS:
