@@ -23,6 +23,7 @@ from multifacet.kernels.hashing import hash_rows
 from multifacet.serving.lookup.changed_ids import amend
 from multifacet.serving.lookup.changed_rows import locate
 from multifacet.serving.lookup.rows import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
+from multifacet.serving.release.placing.perfect_hash import find_placed
 from multifacet.serving.release.sharding.hashed_shard import find_hashed
 from multifacet.serving.wire.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
 from multifacet.tables.ids import find_ids
@@ -37,19 +38,21 @@ NUM_FEATURES, NUM_MAPS, NUM_TABLES, MAX_IDS, HEAD_BYTES = range(5)
 PLAN_HEAD: Final = 5
 FEATURE_FIELDS: Final = 2  # where the name begins in the text, its length
 AMEND_FIELDS: Final = 12
-MAP_FIELDS: Final = 9 + AMEND_FIELDS
-"""Of a map: feature, kind, six fields of that kind, and the row of an unknown id or, if it is hashed, the table's size; then
+MAP_FIELDS: Final = 11 + AMEND_FIELDS
+"""Of a map: feature, kind, eight fields of that kind, and the row of an unknown id or, if it is hashed, the table's size; then
 starts, buckets, keys, rows, ids and shift of the ids that deltas added, and of those that they dropped.
 
-exact           starts, buckets, keys, rows, ids, shift
-hashed          0, 0, 0, 0, 0, seed
-hashed shard    shard, shards, first row, rows of the whole table, 0, seed
+exact           starts, buckets, keys, rows, ids, shift, 0, 0
+hashed          0, 0, 0, 0, 0, seed, 0, 0
+hashed shard    shard, shards, first row, rows of the whole table, 0, seed, 0, 0
+placed          pilots, buckets, keys, moved, ids, seed, bytes from one key to the next, spare places
 """
-EXACT, HASHED, HASHED_SHARD = range(3)
+EXACT, HASHED, HASHED_SHARD, PLACED = range(4)
 CHANGE_FIELDS: Final = 3
-TABLE_FIELDS: Final = 6 + CHANGE_FIELDS
-"""Of a table: map, address, rows, bytes of a row, where its message begins in the text, its length; then of changed rows the
-address of the words, their number, and the first row (see `serving.lookup.changed_rows`), zeros if there are none.
+TABLE_FIELDS: Final = 7 + CHANGE_FIELDS
+"""Of a table: map, address, rows, bytes of a row, where its message begins in the text, its length, bytes from one row to the
+next; then of changed rows the address of the words, their number, and the first row (see `serving.lookup.changed_rows`), zeros
+if there are none.
 """
 RESULTS: Final = 3  # length of the answer, how much of it was sent, microseconds; then for each table rows and unknown ids
 
@@ -177,21 +180,25 @@ def _feature(frame: Any, name: Any, name_bytes: Any, plan: Any, text: Any) -> An
 @numba.njit(nogil=True, cache=True)
 def _find(plan: Any, at: Any, ids: Any, rows: Any) -> Any:
     """Rows of ids by the map whose fields begin at a place in the plan; how many are unknown."""
-    last = plan[at + 8]
-    if plan[at + 1] != EXACT:
+    last = plan[at + 10]
+    if plan[at + 1] == HASHED or plan[at + 1] == HASHED_SHARD:
         seeds = carray(_pointer(plan[at + 7], np.uint64), (1,))
         if plan[at + 1] == HASHED_SHARD:
             return np.int64(find_hashed(ids, seeds[0], plan[at + 5], plan[at + 2], plan[at + 3], plan[at + 4], last, rows))
         hash_rows(ids, seeds, last, rows.reshape((len(rows), 1)), 0, len(ids))
         return np.int64(0)
-    starts = carray(_pointer(plan[at + 2], np.int32), (plan[at + 3],))
-    keys = carray(_pointer(plan[at + 4], np.int64), (plan[at + 6],))
-    places = carray(_pointer(plan[at + 5], np.int32), (plan[at + 6],))
-    unknown = np.int64(find_ids(starts, keys, places, np.uint64(plan[at + 7]), last, ids, rows))
-    if plan[at + 13] or plan[at + 19]:
-        added, added_keys, added_rows = _index(plan, at + 9)
-        dropped, dropped_keys, dropped_rows = _index(plan, at + 15)
-        shifts = np.uint64(plan[at + 14]), np.uint64(plan[at + 20])
+    if plan[at + 1] == PLACED:
+        pilots = carray(_pointer(plan[at + 2], np.uint16), (plan[at + 3],))
+        moved = carray(_pointer(plan[at + 5], np.int32), (plan[at + 9],))
+        keys_at, stride = np.uintp(plan[at + 4]), np.uintp(plan[at + 8])
+        unknown = np.int64(find_placed(pilots, moved, plan[at + 6], np.uint64(plan[at + 7]), keys_at, stride, last, ids, rows))
+    else:
+        starts, keys, places = _index(plan, at + 2)
+        unknown = np.int64(find_ids(starts, keys, places, np.uint64(plan[at + 7]), last, ids, rows))
+    if plan[at + 15] or plan[at + 21]:
+        added, added_keys, added_rows = _index(plan, at + 11)
+        dropped, dropped_keys, dropped_rows = _index(plan, at + 17)
+        shifts = np.uint64(plan[at + 16]), np.uint64(plan[at + 22])
         unknown = np.int64(
             amend(
                 added,
@@ -221,13 +228,13 @@ def _index(plan: Any, at: Any) -> Any:
 @numba.njit(nogil=True, cache=True)
 def _copy_rows(plan: Any, at: Any, rows: Any, places: Any, out: Any) -> None:
     """Copy a table's rows to an address; `places` is room for as many as there are rows, if some of them may be changed."""
-    address, row_bytes = np.uintp(plan[at + 1]), np.uintp(plan[at + 3])
-    if plan[at + 6]:
-        marks = carray(_pointer(plan[at + 6], np.uint64), (plan[at + 7],))
-        locate(marks, np.uint64(plan[at + 8]), rows, places)
-        gather_rows(address, row_bytes, places[: len(rows)], out)
+    address, stride, row_bytes = np.uintp(plan[at + 1]), np.uintp(plan[at + 6]), np.uintp(plan[at + 3])
+    if plan[at + 7]:
+        marks = carray(_pointer(plan[at + 7], np.uint64), (plan[at + 8],))
+        locate(marks, np.uint64(plan[at + 9]), rows, places)
+        gather_rows(address, stride, row_bytes, places[: len(rows)], out)
     else:
-        gather_rows(address, row_bytes, rows, out)
+        gather_rows(address, stride, row_bytes, rows, out)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -327,7 +334,8 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
             started_us = now_us(clock)
             _copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, base + np.uintp(place))
             if now_us(clock) - started_us > DISK_US:
-                ask_disk(np.uintp(plan[at + 1]), np.uintp(plan[at + 3]), found[begin + PROBE_ROWS : begin + size])
+                stride, row_bytes = np.uintp(plan[at + 6]), np.uintp(plan[at + 3])
+                ask_disk(np.uintp(plan[at + 1]), stride, row_bytes, found[begin + PROBE_ROWS : begin + size])
         done = np.int64(0)
         while done < size:
             step = min(np.int64(_CHUNK_ROWS), size - done)

@@ -60,11 +60,17 @@ class MappedRows:
     """A table's rows in memory.
 
     Args:
-        table: uint8 [num_rows, row_bytes], contiguous, its start aligned to 8 bytes.
+        table: uint8 [num_rows, stored_bytes], contiguous, its start aligned to 8 bytes.
+        row_bytes: Bytes of a row, the last ones of the stored bytes but for those that pad them; None if they are all.
+        start: Where a row begins within its stored bytes.
         huge_pages: Whether to copy it into huge pages; see `huge_copy`.
 
+    Attributes:
+        stored: The table itself, uint8 [num_rows, stored_bytes]: what was given, or its copy.
+        stride: Bytes from one row to the next.
+
     Raises:
-        ValueError: The table is not aligned.
+        ValueError: The table is not aligned, or its rows do not fit.
 
     Example:
         >>> table = MappedRows(np.arange(12, dtype=np.uint8).reshape(3, 4))
@@ -75,17 +81,21 @@ class MappedRows:
         [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
     """
 
-    def __init__(self, table: npt.NDArray[np.uint8], *, huge_pages: bool = False):
+    def __init__(self, table: npt.NDArray[np.uint8], row_bytes: int | None = None, start: int = 0, *, huge_pages: bool = False):
         if table.ctypes.data & 7 or not table.flags.c_contiguous:
             raise ValueError(f"a table of {table.shape} bytes is not contiguous or not aligned to 8 bytes")
         self.num_rows: int = table.shape[0]
-        self.row_bytes: int = table.shape[1]
-        self._rows = huge_copy(table) if huge_pages else table
+        self.stride: int = table.shape[1]
+        self.row_bytes: int = self.stride if row_bytes is None else row_bytes
+        if not 0 <= start <= self.stride - self.row_bytes:
+            raise ValueError(f"rows of {self.row_bytes} bytes from byte {start} do not fit into {self.stride} bytes")
+        self.stored = huge_copy(table) if huge_pages else table
+        self._start = start
 
     @property
     def address(self) -> int:
-        """Where its first byte is."""
-        return int(self._rows.ctypes.data)
+        """Where the first byte of the first row is."""
+        return int(self.stored.ctypes.data) + self._start
 
     def gather(self, rows: npt.NDArray[np.int32] | npt.NDArray[np.uint64], memory: Memory, start: int) -> int:
         """Copy rows, releasing the interpreter's lock while it does.
@@ -102,7 +112,7 @@ class MappedRows:
         stop = start + len(rows) * self.row_bytes
         if stop & 7:
             memory[0][stop >> 3] = 0
-        gather_mapped(np.uintp(self.address), np.uintp(self.row_bytes), rows, memory[1], start)
+        gather_mapped(np.uintp(self.address), np.uintp(self.stride), np.uintp(self.row_bytes), rows, memory[1], start)
         return (stop + 7) & ~7
 
 
@@ -140,21 +150,22 @@ def _views(memory: npt.NDArray[np.uint64]) -> Memory:
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_rows(address: Any, row_bytes: Any, rows: Any, out: Any) -> None:
+def gather_rows(address: Any, stride: Any, row_bytes: Any, rows: Any, out: Any) -> None:
     """Copy rows from one place in memory to another, which does not overlap it.
 
     Args:
         address: Of the first row, uintp.
+        stride: Bytes from one row to the next, uintp.
         row_bytes: Bytes of a row, uintp.
         rows: As `MappedRows.gather`.
         out: Address to copy to, uintp.
     """
     for position in range(min(_AHEAD, len(rows))):
-        prefetch_row(address + np.uintp(rows[position]) * row_bytes, row_bytes)
+        prefetch_row(address + np.uintp(rows[position]) * stride, row_bytes)
     for position in range(len(rows)):
         if position + _AHEAD < len(rows):
-            prefetch_row(address + np.uintp(rows[position + _AHEAD]) * row_bytes, row_bytes)
-        copy_bytes(out, address + np.uintp(rows[position]) * row_bytes, row_bytes)
+            prefetch_row(address + np.uintp(rows[position + _AHEAD]) * stride, row_bytes)
+        copy_bytes(out, address + np.uintp(rows[position]) * stride, row_bytes)
         out += row_bytes
 
 
@@ -177,20 +188,20 @@ def now_us(clock: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_mapped(address: Any, row_bytes: Any, rows: Any, memory: Any, start: int) -> None:
+def gather_mapped(address: Any, stride: Any, row_bytes: Any, rows: Any, memory: Any, start: int) -> None:
     """As `gather_rows`, to a byte of memory; if the first rows had to come from the disk, all others are asked for at once."""
     out = np.uintp(memory.ctypes.data) + np.uintp(start)
     if len(rows) > PROBE_ROWS:
         clock = np.empty(2, np.int64)
         started_us = now_us(clock)
-        gather_rows(address, row_bytes, rows[:PROBE_ROWS], out)
+        gather_rows(address, stride, row_bytes, rows[:PROBE_ROWS], out)
         if now_us(clock) - started_us > DISK_US:
-            ask_disk(address, row_bytes, rows[PROBE_ROWS:])
-    gather_rows(address, row_bytes, rows, out)
+            ask_disk(address, stride, row_bytes, rows[PROBE_ROWS:])
+    gather_rows(address, stride, row_bytes, rows, out)
 
 
 @numba.njit(nogil=True, cache=True)
-def ask_disk(address: Any, row_bytes: Any, rows: Any) -> None:
+def ask_disk(address: Any, stride: Any, row_bytes: Any, rows: Any) -> None:
     """Have the system read the pages of rows of a mapped file, and do not wait for them.
 
     A page fault waits for its one page: rows on a disk would come one after the other, each at the disk's latency. Asked for
@@ -198,11 +209,12 @@ def ask_disk(address: Any, row_bytes: Any, rows: Any) -> None:
 
     Args:
         address: Of the first row.
+        stride: Bytes from one row to the next.
         row_bytes: Bytes of a row.
         rows: int32 [n].
     """
     for row in rows:
-        first = address + np.uintp(row) * row_bytes
+        first = address + np.uintp(row) * stride
         page = first & ~np.uintp(_PAGE_BYTES - 1)
         _madvise(page, first + row_bytes - page, np.int32(_WILL_NEED))
 
