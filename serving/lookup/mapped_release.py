@@ -12,6 +12,7 @@ from multifacet.artifacts import ArtifactError
 from multifacet.serving.lookup.changed_ids import ChangedIds, KnownIds
 from multifacet.serving.lookup.changed_rows import ChangedRows, lay_over
 from multifacet.serving.lookup.kernel_plan import LookupPlan
+from multifacet.serving.lookup.placed_rows import gather_placed
 from multifacet.serving.lookup.rows import MappedRows, SendBuffer, touch
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.release.bases import check_base
@@ -176,6 +177,16 @@ class LookupHalf:
         start = 0
         for feature, _, table, key, rows in self._tables:
             if feature not in ids:
+                continue
+            mapping, given = self.id_maps[table.id_map], ids[feature]
+            if key not in found and table.slot_bytes and isinstance(mapping, PlacedIds) and isinstance(rows, MappedRows):
+                places = np.empty(len(given), np.int32)
+                num_unknown_ids, stop = gather_placed(
+                    mapping, rows, cast("npt.NDArray[np.int64]", given), places, memory, start
+                )
+                found[key] = places, num_unknown_ids
+                fetched.append(FetchedRows(table, len(places), num_unknown_ids, start))
+                start = stop
                 continue
             if key not in found:
                 found[key] = self._find(*key, ids)

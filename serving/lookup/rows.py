@@ -68,6 +68,8 @@ class MappedRows:
     Attributes:
         stored: The table itself, uint8 [num_rows, stored_bytes]: what was given, or its copy.
         stride: Bytes from one row to the next.
+        address: Where the first byte of the first row is.
+        layout: Address, stride and bytes of a row, as kernels take them.
 
     Raises:
         ValueError: The table is not aligned, or its rows do not fit.
@@ -90,12 +92,8 @@ class MappedRows:
         if not 0 <= start <= self.stride - self.row_bytes:
             raise ValueError(f"rows of {self.row_bytes} bytes from byte {start} do not fit into {self.stride} bytes")
         self.stored = huge_copy(table) if huge_pages else table
-        self._start = start
-
-    @property
-    def address(self) -> int:
-        """Where the first byte of the first row is."""
-        return int(self.stored.ctypes.data) + self._start
+        self.address: int = int(self.stored.ctypes.data) + start
+        self.layout = np.uintp(self.address), np.uintp(self.stride), np.uintp(self.row_bytes)
 
     def gather(self, rows: npt.NDArray[np.int32] | npt.NDArray[np.uint64], memory: Memory, start: int) -> int:
         """Copy rows, releasing the interpreter's lock while it does.
@@ -112,7 +110,7 @@ class MappedRows:
         stop = start + len(rows) * self.row_bytes
         if stop & 7:
             memory[0][stop >> 3] = 0
-        gather_mapped(np.uintp(self.address), np.uintp(self.stride), np.uintp(self.row_bytes), rows, memory[1], start)
+        gather_mapped(*self.layout, rows, memory[1], start)
         return (stop + 7) & ~7
 
 
@@ -172,12 +170,10 @@ def gather_rows(address: Any, stride: Any, row_bytes: Any, rows: Any, out: Any) 
 @numba.njit(nogil=True, cache=True, inline="always")
 def prefetch_row(first: Any, row_bytes: Any) -> None:
     """Begin to load every cache line of a row."""
-    last = first + row_bytes - np.uintp(1)
-    line = first
-    while line < last:
+    line = first & ~np.uintp(_LINE_BYTES - 1)
+    while line < first + row_bytes:
         prefetch_at(line)
         line += np.uintp(_LINE_BYTES)
-    prefetch_at(last)
 
 
 @numba.njit(nogil=True, cache=True)

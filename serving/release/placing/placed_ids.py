@@ -52,6 +52,7 @@ class PlacedIds:
         num_rows: Rows of the table, the out-of-vocabulary row included.
         oov_row: That row, the last one.
         index: The map itself: it is one that knows its ids.
+        numbering: Pilots, moved, number of ids and offset, as `find_placed` takes them.
 
     Example:
         >>> ids = np.array([30, 10, 20])
@@ -74,6 +75,9 @@ class PlacedIds:
         self.keys = keys
         self.num_rows = places.num_ids + 1
         self.oov_row = places.num_ids
+        # What kernels take, made once: it would cost a small lookup as much as its rows do.
+        self.numbering = places.pilots, places.moved, places.num_ids, places.offset
+        self._keys_at = np.uintp(keys.ctypes.data), np.uintp(keys.strides[0] if len(keys) else KEY_BYTES)
 
     def __repr__(self) -> str:
         return f"PlacedIds(num_rows={self.num_rows})"
@@ -136,11 +140,7 @@ class PlacedIds:
         return cls(PerfectHash(arrays["pilots"], moved, num_ids, document.seed), keys)
 
     def _find(self, ids: npt.NDArray[np.int64], missing: int, rows: npt.NDArray[np.int32]) -> int:
-        places = self.places
-        address, stride = np.uintp(self.keys.ctypes.data), np.uintp(self.keys.strides[0])
-        num_missing: int = find_placed(
-            places.pilots, places.moved, places.num_ids, places.offset, address, stride, missing, ids, rows
-        )
+        num_missing: int = find_placed(*self.numbering, *self._keys_at, missing, ids, rows)
         return num_missing
 
 
