@@ -11,18 +11,8 @@ from multifacet.kernels.hashing import seed_stream
 from multifacet.serving.errors import InvalidRequestError
 from multifacet.serving.lookup.changed_ids import ChangedIds, KnownIds
 from multifacet.serving.lookup.changed_rows import ChangedRows
-from multifacet.serving.lookup.kernel import (
-    AMEND_FIELDS,
-    CHANGE_FIELDS,
-    EXACT,
-    HASHED,
-    HASHED_SHARD,
-    PLACED,
-    RESULTS,
-    TOO_LITTLE_ROOM,
-    VERSION_BYTES,
-    answer,
-)
+from multifacet.serving.lookup.kernel import RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
+from multifacet.serving.lookup.plan_fields import AMEND_FIELDS, CHANGE_FIELDS, EXACT, HASHED, HASHED_SHARD, PLACED
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.serving.release.sharding.hashed_shard import HashedShard
@@ -106,6 +96,7 @@ class LookupPlan:
                 len(text),
                 len(head),
                 rows.stride,
+                _is_keyed(table, rows, id_maps[table.id_map]),
                 *_change_fields(rows),
             )
             text += head
@@ -181,6 +172,11 @@ class LookupPlan:
         if isinstance(index, PlacedIds):
             return PLACED, *_place_fields(index), index.oov_row
         return EXACT, *_index_fields(index), 0, 0, id_map.oov_row or 0
+
+
+def _is_keyed(table: ReleaseTable, rows: MappedRows | ChangedRows, id_map: KnownIds) -> bool:
+    """Whether the kernel may find and copy in one go: ids stand with these rows, and nothing lies over ids or rows."""
+    return bool(table.slot_bytes) and isinstance(id_map, PlacedIds) and not isinstance(rows, ChangedRows)
 
 
 def _change_fields(rows: MappedRows | ChangedRows) -> tuple[int, ...]:
