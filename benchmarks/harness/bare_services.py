@@ -6,6 +6,7 @@ import multiprocessing
 import socket
 import struct
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -27,15 +28,19 @@ def _serve_socket(path: str, ready: Connection) -> None:
     ready.send(path)
     while True:
         stream, _ = listening.accept()
+        threading.Thread(target=_echo, args=(stream,), daemon=True).start()
+
+
+def _echo(stream: socket.socket) -> None:
+    with stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         lengths = stream.recv(_LENGTHS.size, socket.MSG_WAITALL)
         if len(lengths) < _LENGTHS.size:
-            continue
+            return
         request_bytes, answer_bytes = _LENGTHS.unpack(lengths)
         request, answer = bytearray(request_bytes), bytes(answer_bytes)
         while stream.recv_into(request, request_bytes, socket.MSG_WAITALL) == request_bytes:
             stream.sendall(answer)
-        stream.close()
 
 
 def _serve_grpc(answer_bytes: int, ready: Connection) -> None:
