@@ -6,7 +6,8 @@ library's Python clients, as are the peers: redis over a Unix socket (left out w
 grpc_floats, a service that sends decoded rows as a repeated float. Two peers say what the wire alone costs: echo sends as
 many bytes there and back over a bare Unix socket, and grpc_empty over a gRPC method that does nothing. p50_ms and p99_ms are
 of one client that asks without a pause; rows_per_s is of two client processes at once. All servers are up at once, and all
-cases are measured in turns; each figure is the median of the turns. Everything shares the machine's cores.
+cases are measured in turns; each figure is the median of the turns. A server of two processes is asked by two clients at
+once: four processes then share the cores. Everything shares the machine's cores.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _POOL = 128
 _WARM = 30
 _SHARE_OF_REQUESTS = {"redis": 10, "grpc_floats": 20}
 """Slow peers are asked less often."""
+_TWO = "local, placed ids, 2 processes"
 _OF_GRPC = ("grpc_empty",)
 _OF_FRAMES = ("echo", "redis", "grpc_floats")
 
@@ -101,6 +103,8 @@ def run(quick: bool) -> Iterator[Row]:
                     if peer in values:
                         beside = Peer(name=peer, value=values[peer][position])
                         yield Row(case=case, metric=metric, value=values[case][position], peer=beside, config=config)
+        beside = Peer(name="1 process", value=values["local, placed ids"][2])
+        yield Row(case=_TWO, metric=METRICS[2], value=values[_TWO][2], peer=beside, config=config)
         for case, other in (("local, exact ids", "local, hashed"), ("local, placed ids", "local, hashed")):
             beside = Peer(name="local, hashed", value=values[other][0])
             yield Row(case=case, metric=METRICS[0], value=values[case][0], peer=beside, config=config)
@@ -132,6 +136,11 @@ def _start_servers(folder: Path, releases: dict[str, Release], num_rows: int, op
         server = opened.enter_context(ServerProcess("lookup", config, directory))
         cases[f"local, {case}"] = Target("local", f"framed:unix:{frames}", release.version, num_rows)
         cases[f"grpc, {case}"] = Target("grpc", server.address, release.version, num_rows)
+    release, directory = releases["placed ids"], folder / "two"
+    directory.mkdir()
+    config = LookupConfig(releases=(release.path,), framed_listen=f"unix:{directory / 'frames.sock'}", processes=2)
+    opened.enter_context(ServerProcess("lookup", config, directory))
+    cases[_TWO] = Target("local", f"framed:{config.framed_listen}", release.version, num_rows)
     return cases
 
 
