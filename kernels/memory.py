@@ -44,6 +44,83 @@ many at once and not for one after the other.
 """
 
 
+def _prefetch_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        byte, int32 = ir.IntType(8), ir.IntType(32)
+        place = builder.inttoptr(arguments[0], byte.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
+        builder.call(function, [place, int32(0), int32(3), int32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
+prefetch_at: Any = intrinsic(_prefetch_at)
+"""``prefetch_at(address)``, in kernels: as `prefetch`, of memory that the kernel knows by its address (uintp)."""
+
+
+def _load_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        word = builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+        word.align = 1
+        return word
+
+    return types.int64(types.uintp), generate
+
+
+load_at: Any = intrinsic(_load_at)
+"""``load_at(address)``, in kernels: the eight bytes there as int64; the address need not be aligned."""
+
+
+def _mover(num_bytes: int) -> Any:
+    """An intrinsic that copies so many bytes by one load and one store: ``move(target, source)``, addresses as uintp."""
+
+    def move(typing_context: Any, target: Any, source: Any) -> Any:  # noqa: ARG001
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            vector = ir.VectorType(ir.IntType(8), num_bytes).as_pointer()
+            loaded = builder.load(builder.inttoptr(arguments[1], vector))
+            loaded.align = 1
+            builder.store(loaded, builder.inttoptr(arguments[0], vector)).align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.uintp, types.uintp), generate
+
+    return intrinsic(move)
+
+
+_move_32, _move_16, _move_8, _move_1 = (_mover(num_bytes) for num_bytes in (32, 16, 8, 1))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def copy_bytes(target: Any, source: Any, num_bytes: Any) -> None:
+    """Copy bytes from one address to another, uintp: for the short rows that a call of memcpy costs more than.
+
+    The last step ends where the bytes end, and may copy some of those before it again: an odd length then costs one step, not
+    one for each of its bytes. Nothing beyond the bytes is read or written; the two places must not overlap.
+    """
+    place = np.uintp(0)
+    if num_bytes >= np.uintp(32):
+        last = num_bytes - np.uintp(32)
+        while place < last:
+            _move_32(target + place, source + place)
+            place += np.uintp(32)
+        _move_32(target + last, source + last)
+    elif num_bytes >= np.uintp(16):
+        _move_16(target, source)
+        _move_16(target + num_bytes - np.uintp(16), source + num_bytes - np.uintp(16))
+    elif num_bytes >= np.uintp(8):
+        _move_8(target, source)
+        _move_8(target + num_bytes - np.uintp(8), source + num_bytes - np.uintp(8))
+    else:
+        while place < num_bytes:
+            _move_1(target + place, source + place)
+            place += np.uintp(1)
+
+
 @numba.njit(nogil=True, cache=True)
 def gather_rows(table: Any, rows: Any, block: Any) -> None:
     """Copy rows [n] of a table [num_rows, D], of any format of `kernels.half_precision`, to a float32 block [n, D].

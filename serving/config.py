@@ -171,6 +171,11 @@ class LookupConfig(ListenConfig):
         description="Second address, for rankers on this host or rack: the same lookups in bare frames, at about half of "
         "gRPC's time. Plain text. Clients give it as framed:HOST:PORT or framed:unix:/PATH.",
     )
+    processes: PositiveInt = Field(
+        default=1,
+        description="Processes that answer frames, one a core: the server passes connections on to them in turns, and they "
+        "share the mapped files. 1: the server itself. It alone answers gRPC.",
+    )
     max_connections: PositiveInt = Field(default=4096, description="Most framed connections that may be open at once.")
     stall_timeout_s: PositiveFloat = Field(
         default=10.0,
@@ -194,6 +199,12 @@ class LookupConfig(ListenConfig):
         "not say never): faster for tables of millions of rows, where the file system has none for files (ext4 has, from Linux "
         "6.16 on). Every process and version then takes memory for its own copy.",
     )
+
+    @model_validator(mode="after")
+    def _refuse_idle_processes(self) -> Self:
+        if self.processes > 1 and self.framed_listen is None:
+            raise ValueError("processes answer frames: give framed_listen as well, or leave processes out")
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_frames(self) -> Self:

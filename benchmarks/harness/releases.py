@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multifacet.ranking.export.programs import export_pooling
 from multifacet.serving.release.manifest import ReleaseSequence
-from multifacet.serving.release.writer import ReleaseWriter
+from multifacet.serving.release.writer import Layout, ReleaseWriter
 from multifacet.tables import IdMap
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def write_release(
     hidden: int = 64,
     chunks: Callable[[np.random.Generator, int], Iterator[Tensor]] = drawn_chunks,
     pooling: SequencePooling | None = None,
+    layout: Layout = "plain",
     replace: bool = False,
 ) -> Release:
     """Write a release with an INT4 table of drawn rows for each feature.
@@ -74,6 +75,7 @@ def write_release(
         hidden: Width of the upper model.
         chunks: Gives the encoded rows of a table from a generator and their number.
         pooling: How recent pins are pooled, of one facet; they read the table of the feature pin. None: the model reads none.
+        layout: How rows lie; see `ReleaseWriter`.
         replace: Whether a release that is there already may be replaced.
     """
     sequence = None
@@ -90,6 +92,7 @@ def write_release(
         precision="int4",
         id_maps=id_maps,
         sequence=sequence,
+        layout=layout,
         replace=replace,
     )
     with writer:

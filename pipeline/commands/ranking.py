@@ -320,6 +320,10 @@ def publish(
     output: Annotated[Path, typer.Argument(help="Release to write: a folder that does not exist yet.")],
     precision: Annotated[Literal["int4", "int8", "fp16", "fp32"], typer.Option(help="Precision of the tables' rows.")] = "int4",
     shards: Annotated[int, typer.Option(min=1, help="Lookup hosts that the tables' rows are split over.")] = 1,
+    layout: Annotated[
+        Literal["plain", "placed"],
+        typer.Option(help="placed: rows of exact int64 ids stand where their ids say: faster lookups, more memory."),
+    ] = "plain",
     base: Annotated[
         Path | None,
         typer.Option(
@@ -338,10 +342,12 @@ def publish(
     if base is None:
         if tolerance:
             raise typer.BadParameter("--tolerance compares with a base: give --base RELEASE")
-        release = serving.publish(model, output, precision=precision, shards=shards)
+        release = serving.publish(model, output, precision=precision, shards=shards, layout=layout)
     else:
-        if shards != 1 or precision != "int4":
-            raise typer.BadParameter("--base says the precision and the shards: leave --precision and --shards out")
+        if (shards, precision, layout) != (1, "int4", "plain"):
+            raise typer.BadParameter(
+                "--base says the precision, the shards and the layout: leave --precision, --shards and --layout out"
+            )
         release = serving.publish_delta(model, output, base, tolerance=tolerance)
     _emit_release(release, as_json=as_json)
 

@@ -23,6 +23,7 @@ Key = Annotated[Path | None, typer.Option(help="PEM file of the certificate's pr
 def lookup(
     release: Releases,
     listen: Listen = "127.0.0.1:7401",
+    processes: Annotated[int, typer.Option(min=1, help="Processes that answer frames, one a core.")] = 1,
     tls_certificate: Certificate = None,
     tls_key: Key = None,
     settings: Settings = None,
@@ -31,7 +32,10 @@ def lookup(
     """Answers requests for rows until SIGTERM, then drains."""
     from multifacet import serving
 
-    config = serving.LookupConfig(**_fields(release, listen, tls_certificate, tls_key), **parse_settings(settings))
+    fields = _fields(release, listen, tls_certificate, tls_key)
+    if processes > 1:
+        fields["processes"] = processes
+    config = serving.LookupConfig(**fields, **parse_settings(settings))
     if print_config:
         emit_json(config.model_dump(mode="json"))
         return

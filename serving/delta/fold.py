@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 
 from multifacet.serving.delta.part import Part, parts_of, parts_with
-from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.lookup.changed_ids import ChangedIds, is_placed
+from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.serving.release.release import Release
 from multifacet.serving.release.sharding.split import ids_by_row
 from multifacet.serving.release.writer import ReleaseWriter
@@ -61,6 +62,7 @@ def fold(path: str | os.PathLike[str], folded_path: str | os.PathLike[str], *, r
         num_shards=manifest.num_shards,
         sequence=manifest.sequence,
         knows_until=manifest.knows_until,
+        layout="placed" if any(is_placed(known) for part in parts for known in part.half.id_maps.values()) else "plain",
         replace=replace,
     )
     with writer:
@@ -114,7 +116,7 @@ def _order(table: ReleaseTable, parts: list[Part]) -> tuple[IdMap, list[tuple[Pa
     sharing = parts_with(table, parts)
     for part in sharing:
         known = part.id_map(table.id_map)
-        if isinstance(known, IdMap) and known.index is not None:
+        if isinstance(known, PlacedIds) or (isinstance(known, IdMap) and known.index is not None):
             known = ChangedIds.of(known)
         if not isinstance(known, ChangedIds):
             oov_row = getattr(known, "oov_row", None)

@@ -16,7 +16,7 @@ from multifacet.serving.release.release import Release
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from multifacet.serving.lookup.mapped_release import KnownIds
+    from multifacet.serving.lookup.changed_ids import KnownIds
     from multifacet.serving.release.manifest import ReleaseTable
 
 

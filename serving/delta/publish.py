@@ -15,6 +15,8 @@ from multifacet.artifacts import ArtifactError
 from multifacet.serving.delta.part import Part, parts_with
 from multifacet.serving.delta.writer import MAX_DEPTH, DeltaWriter
 from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.release.bases import lineage
+from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.serving.release.publisher import TrainedModel, publish
 from multifacet.serving.release.release import Release
 from multifacet.serving.release.sharding.split import ids_by_row
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from multifacet.serving.release.manifest import ReleaseTable
     from multifacet.serving.release.publisher import ModelTable
+    from multifacet.serving.release.writer import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +90,16 @@ def publish_delta(
             raise ArtifactError(f"{error}: publish it whole") from error
         why = str(error)
     logger.warning("published whole, not as a delta: %s", why)
-    return publish(model_path, release_path, precision=base.precision, shards=base.num_shards, replace=replace)
+    return publish(
+        model_path, release_path, precision=base.precision, shards=base.num_shards, layout=_layout(base), replace=replace
+    )
+
+
+def _layout(base: Release) -> Layout:
+    """The layout of the whole release that a base lies over, or is."""
+    shard = 0 if base.num_shards > 1 else None
+    whole = lineage(Release.open(base.path, verify=False, half="lookup", shard=shard), verify=False, half="lookup")[0]
+    return "placed" if any(table.slot_bytes for table in whole.tables) else "plain"
 
 
 def _write(model: TrainedModel, path: str | os.PathLike[str], base: Release, tolerance: float, *, replace: bool) -> Release:
@@ -175,7 +187,7 @@ def _change_ids(writer: DeltaWriter, table: ReleaseTable, id_map: IdMap) -> None
 
 def _known_ids(part: Part, table: ReleaseTable) -> pa.Array:
     known = part.id_map(table.id_map)
-    if isinstance(known, IdMap):
+    if isinstance(known, IdMap | PlacedIds):
         known = ChangedIds.of(known)
     if not isinstance(known, ChangedIds):
         raise ArtifactError(f"id map {table.id_map!r} is exact in the model and hashed in the base: publish it whole")

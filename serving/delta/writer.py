@@ -14,7 +14,7 @@ import torch
 
 from multifacet.artifacts import MANIFEST_NAME, ArtifactError, ArtifactWriter
 from multifacet.serving.delta.part import Part, parts_of, parts_with
-from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.lookup.changed_ids import ChangedIds, is_placed
 from multifacet.serving.release.manifest import ReleaseBase, ReleaseTable, TableDelta
 from multifacet.serving.release.parts import shard_folder
 from multifacet.serving.release.pooling import Pooling
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from multifacet.serving.lookup.mapped_release import KnownIds
+    from multifacet.serving.lookup.changed_ids import KnownIds
     from multifacet.tables.ids import Ids
 
 logger = logging.getLogger(__name__)
@@ -212,6 +212,11 @@ class DeltaWriter:
             raise ArtifactError(
                 f"table {table!r} is split over {self.base.num_shards} hosts: change it by ids (change_vectors)"
             )
+        if is_placed(self.parts[0].id_map(described.id_map)):
+            raise ArtifactError(
+                f"table {table!r} has its rows where their ids say, not where training has them: change it by ids "
+                "(change_vectors)"
+            )
         numbers = np.asarray(rows)
         part = self.parts[0]
         stop = self.known(described, part).num_rows
@@ -338,6 +343,7 @@ class DeltaWriter:
         return table.model_copy(
             update={
                 "rows": table.rows + sum(added),
+                "slot_bytes": 0,  # its own rows lie plainly
                 "shard_rows": shard_rows,
                 "delta": TableDelta(changed=changed, added=added),
             }

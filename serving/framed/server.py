@@ -30,6 +30,7 @@ from multifacet.serving.errors import (
     brief,
 )
 from multifacet.serving.framed.connection import SCRATCH_BYTES, ClosedError, Connection, Request
+from multifacet.serving.framed.listening import listen
 from multifacet.serving.protocol import frames_pb2
 from multifacet.serving.secrets import TokenFile
 from multifacet.serving.wire.frames import BrokenFrameError, Header, Kind, OversizedFrameError, pack_header
@@ -49,7 +50,6 @@ QuickHandler = Callable[["memoryview", int], "tuple[memoryview, int] | None"]
 None if the request is not for it. The frame need stay valid only until the next call.
 """
 
-_BACKLOG = 1024
 _SEND_BUFFER_BYTES = 1 << 20
 _SWEEP_S = 1.0
 _PAUSE_S = 0.1
@@ -76,6 +76,7 @@ class FramedServer:
         handler: Answers a request, or raises a `ServingError`.
         metrics: Where requests are counted.
         quick: Asked first for a lookup.
+        pass_on: Takes a connection to another process; False if it is to be served here.
     """
 
     def __init__(
@@ -84,10 +85,13 @@ class FramedServer:
         handler: Handler,
         metrics: ServerMetrics,
         quick: QuickHandler = lambda _frame, _descriptor: None,
+        pass_on: Callable[[socket.socket], bool] = lambda _stream: False,
     ):
         self._config = config
         self._handler = handler
         self._quick = quick
+        self._pass_on = pass_on
+        self._adopted: deque[socket.socket] = deque()
         self._metrics = metrics
         self.token = TokenFile(config.token_file)
         self._connections: dict[int, Connection] = {}
@@ -113,10 +117,19 @@ class FramedServer:
         Raises:
             OSError: It is taken or cannot be bound.
         """
-        self._listening, self.address = _listen(Address.parse(self._config.framed_listen or ""), self._config.socket_mode)
+        self._listening, self.address = listen(Address.parse(self._config.framed_listen or ""), self._config.socket_mode)
         self._poll.register(self._listening.fileno(), select.EPOLLIN)
         self._thread.start()
         return self.address
+
+    def start_adopting(self) -> None:
+        """Serve connections that `adopt` brings, and listen nowhere."""
+        self._thread.start()
+
+    def adopt(self, stream: socket.socket) -> None:
+        """Serve a connection that somebody else accepted; from any thread."""
+        self._adopted.append(stream)
+        self._waker.send(b"\0")
 
     def stop(self, drain_timeout_s: float) -> None:
         """Answer the requests that are whole, send the answers that are under way, and close every connection.
@@ -176,6 +189,10 @@ class FramedServer:
                     self._enqueue(connection, request)
             elif self._listening is not None and descriptor == self._listening.fileno():
                 self._accept()
+            elif descriptor == self._wakes.fileno():
+                self._wakes.recv(SCRATCH_BYTES)
+                while self._adopted:
+                    self._welcome(self._adopted.popleft())
 
     def _is_sending(self) -> bool:
         return any(connection.is_sending() for connection in self._connections.values())
@@ -201,23 +218,29 @@ class FramedServer:
             except OSError as error:  # out of descriptors or of memory: the next clients wait in the system's queue
                 self._pause(error)
                 return
-            connection = Connection(stream, self._config.max_message_bytes)
-            connection.authenticated = self.token.token is None
-            if len(self._connections) >= self._config.max_connections and not self._make_room():
-                refusal = OverloadedError(f"there are {len(self._connections)} connections, as many as are accepted")
-                self._refuse(connection, _NOBODY, refusal)
+            if self._pass_on(stream):
                 stream.close()
-                continue
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            if stream.family != socket.AF_UNIX:
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # A client whose machine vanished says nothing: the system asks after it, and closes.
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-            self._connections[stream.fileno()] = connection
-            self._poll.register(stream.fileno(), _READ)
+            else:
+                self._welcome(stream)
+
+    def _welcome(self, stream: socket.socket) -> None:
+        connection = Connection(stream, self._config.max_message_bytes)
+        connection.authenticated = self.token.token is None
+        if len(self._connections) >= self._config.max_connections and not self._make_room():
+            refusal = OverloadedError(f"there are {len(self._connections)} connections, as many as are accepted")
+            self._refuse(connection, _NOBODY, refusal)
+            stream.close()
+            return
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        if stream.family != socket.AF_UNIX:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A client whose machine vanished says nothing: the system asks after it, and closes.
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        self._connections[stream.fileno()] = connection
+        self._poll.register(stream.fileno(), _READ)
 
     def _pause(self, error: OSError) -> None:
         """Accept nothing for a moment: what waits to be accepted would wake the loop again and again."""
@@ -369,27 +392,3 @@ class FramedServer:
     def _close(self, connection: Connection) -> None:
         if self._connections.pop(connection.stream.fileno(), None) is not None:
             connection.stream.close()  # which takes it out of the poll as well
-
-
-def _listen(address: Address, mode: int) -> tuple[socket.socket, str]:
-    address.refuse_if_taken()
-    if address.unix_path is not None:
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        address.unix_path.unlink(missing_ok=True)
-        target: str | tuple[str, int] = str(address.unix_path)
-    else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        target = (address.host, address.port)
-    try:
-        listening.bind(target)
-        if address.unix_path is not None:
-            address.unix_path.chmod(mode)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise OSError(f"cannot listen on {address.text}: {error}. Is another server there?") from error
-    if address.unix_path is not None:
-        return listening, address.text
-    return listening, address.with_port(listening.getsockname()[1]).text

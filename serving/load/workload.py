@@ -14,6 +14,7 @@ from multifacet.serving.release.bases import lineage
 
 if TYPE_CHECKING:
     from multifacet.serving.release.manifest import ReleaseTable
+    from multifacet.serving.release.placing.placed_ids import PlacedIds
     from multifacet.serving.release.release import Release
     from multifacet.serving.wire.packing import IdArray
     from multifacet.tables.ids import IdMap
@@ -44,7 +45,7 @@ class SkewedIds:
         True
     """
 
-    def __init__(self, id_map: IdMap, *others: IdMap, exponent: float):
+    def __init__(self, id_map: IdMap | PlacedIds, *others: IdMap | PlacedIds, exponent: float):
         if exponent < 0:
             raise ValueError(f"the exponent is {exponent}: expected 0 (uniform) or more")
         if id_map.oov_row is None and id_map.id_type == "string":
@@ -149,7 +150,7 @@ def _sources(release: Release, exponent: float) -> dict[str, SkewedIds]:
     return sources
 
 
-def _id_maps(release: Release, table: ReleaseTable) -> list[IdMap]:
+def _id_maps(release: Release, table: ReleaseTable) -> list[IdMap | PlacedIds]:
     """A table's id map, or those of all of its shards; a hashed one is the same in each. Of a delta: the whole release's."""
     if release.base:
         whole = lineage(release, verify=False, half="lookup")[0]

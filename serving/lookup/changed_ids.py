@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numba
 import numpy as np
@@ -10,14 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from multifacet.artifacts import ArtifactError
+from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.tables.ids import IdColumn, IdIndex, find_ids
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from multifacet.serving.release.sharding.hashed_shard import HashedShard
     from multifacet.tables.ids import IdMap, Ids, IdType
 
 NUM_ARRAYS: Final = 4
+KnownIds: TypeAlias = "IdMap | HashedShard | PlacedIds | ChangedIds"
+"""A map from ids to rows as servers hold it."""
 
 
 class ChangedIds:
@@ -48,7 +52,7 @@ class ChangedIds:
     seed: Final = 0
 
     def __init__(
-        self, whole: IdMap, num_rows: int, added: pa.Array, added_rows: npt.NDArray[np.int32], dropped: pa.Array
+        self, whole: IdMap | PlacedIds, num_rows: int, added: pa.Array, added_rows: npt.NDArray[np.int32], dropped: pa.Array
     ) -> None:
         if whole.index is None or whole.oov_row is None:
             raise ValueError(f"{whole!r} has no ids to add to")
@@ -56,14 +60,14 @@ class ChangedIds:
         self.id_type: IdType = whole.id_type
         self.num_rows = num_rows
         self.oov_row: int = whole.oov_row
-        self.index: IdIndex = whole.index
+        self.index: IdIndex | PlacedIds = whole.index
         self._added, self._added_rows, self._dropped = added, added_rows, dropped
         self.added = IdIndex.build(IdColumn.of(added, self.id_type))
         self.added.arrays["rows"] = added_rows[self.added.arrays["rows"]].astype(np.int32, copy=False)
         self.dropped = IdIndex.build(IdColumn.of(dropped, self.id_type))
 
     @classmethod
-    def of(cls, whole: IdMap) -> ChangedIds:
+    def of(cls, whole: IdMap | PlacedIds) -> ChangedIds:
         """The same map, nothing changed."""
         empty = pa.array([], pa.int64() if whole.id_type == "int64" else pa.large_string())
         return cls(whole, whole.num_rows, empty, np.empty(0, np.int32), empty)
@@ -130,6 +134,11 @@ class ChangedIds:
         ids = self.whole.known_ids(np.arange(self.whole.num_rows - 1, dtype=np.int64))
         whole = pa.array(ids, self._added.type)
         return pa.concat_arrays([whole.filter(pc.invert(pc.is_in(whole, value_set=self._dropped))), self._added])
+
+
+def is_placed(known: object) -> bool:
+    """Whether the rows of a map stand where its ids say: of the map of a whole release, or of one that deltas changed."""
+    return isinstance(known.whole if isinstance(known, ChangedIds) else known, PlacedIds)
 
 
 @numba.njit(nogil=True, cache=True)

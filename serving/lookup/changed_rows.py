@@ -39,6 +39,7 @@ class ChangedRows:
         content: uint8 [k, row_bytes]: the rows themselves; copied.
 
     Attributes:
+        stride: Bytes from one row to the next, there and here.
         words: uint64 [num_rows / 32, rounded up], as the module's text says.
         first: The distance of the first changed row from the first row of the table below, in rows and modulo 2^64.
 
@@ -61,14 +62,16 @@ class ChangedRows:
         self.below = below
         self.num_rows = num_rows
         self.row_bytes = below.row_bytes
+        self.stride = below.stride
         self.words = huge_memory(8 * -(-num_rows // _ROWS_A_WORD)).view(np.uint64)
         _mark(rows, self.words)
         # Rows are told by their distance from the table below, so that one loop copies both: it must be a whole number.
-        memory = huge_memory(content.nbytes + below.row_bytes)
-        skipped = (below.address - memory.ctypes.data) % below.row_bytes
-        self._content = memory[skipped : skipped + content.nbytes].reshape(content.shape)
+        stride = self.stride
+        memory = huge_memory((len(content) + 1) * stride)
+        skipped = (below.address - memory.ctypes.data) % stride
+        self._content = memory[skipped : skipped + len(content) * stride].reshape(-1, stride)[:, : self.row_bytes]
         np.copyto(self._content, content)
-        self.first = np.uint64(((self._content.ctypes.data - below.address) // below.row_bytes) % (1 << 64))
+        self.first = np.uint64(((memory.ctypes.data + skipped - below.address) // stride) % (1 << 64))
 
     @property
     def address(self) -> int:

@@ -15,42 +15,28 @@ from typing import Any, Final
 
 import numba
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]  # it is in the manual
 from numba.core import types
-from numba.extending import intrinsic
 
-from multifacet.kernels.hashing import hash_rows
-from multifacet.serving.lookup.changed_ids import amend
-from multifacet.serving.lookup.changed_rows import locate
-from multifacet.serving.lookup.rows import DISK_US, PROBE_ROWS, ask_disk, gather_rows, now_us
-from multifacet.serving.release.sharding.hashed_shard import find_hashed
+from multifacet.serving.lookup.kernel_rows import copy_keyed, copy_rows, find_rows, keyed_table, size_of
+from multifacet.serving.lookup.plan_fields import (
+    FEATURE_FIELDS,
+    HEAD_BYTES,
+    MAP_FIELDS,
+    MAX_IDS,
+    NUM_FEATURES,
+    NUM_MAPS,
+    NUM_TABLES,
+    PLAN_HEAD,
+    TABLE_FIELDS,
+)
+from multifacet.serving.lookup.rows import DISK_US, PROBE_ROWS, ask_disk, now_us
 from multifacet.serving.wire.frames import HEADER_BYTES, MAGIC, ROW_ALIGNMENT, Kind
-from multifacet.tables.ids import find_ids
 
 NOT_FOR_KERNEL: Final = -1
 TOO_LITTLE_ROOM: Final = -2
 VERSION_BYTES: Final = 64
 VERSION_END: Final = HEADER_BYTES + 2 + VERSION_BYTES
 
-# Places in a plan: see `serving.lookup.kernel_plan`.
-NUM_FEATURES, NUM_MAPS, NUM_TABLES, MAX_IDS, HEAD_BYTES = range(5)
-PLAN_HEAD: Final = 5
-FEATURE_FIELDS: Final = 2  # where the name begins in the text, its length
-AMEND_FIELDS: Final = 12
-MAP_FIELDS: Final = 9 + AMEND_FIELDS
-"""Of a map: feature, kind, six fields of that kind, and the row of an unknown id or, if it is hashed, the table's size; then
-starts, buckets, keys, rows, ids and shift of the ids that deltas added, and of those that they dropped.
-
-exact           starts, buckets, keys, rows, ids, shift
-hashed          0, 0, 0, 0, 0, seed
-hashed shard    shard, shards, first row, rows of the whole table, 0, seed
-"""
-EXACT, HASHED, HASHED_SHARD = range(3)
-CHANGE_FIELDS: Final = 3
-TABLE_FIELDS: Final = 6 + CHANGE_FIELDS
-"""Of a table: map, address, rows, bytes of a row, where its message begins in the text, its length; then of changed rows the
-address of the words, their number, and the first row (see `serving.lookup.changed_rows`), zeros if there are none.
-"""
 RESULTS: Final = 3  # length of the answer, how much of it was sent, microseconds; then for each table rows and unknown ids
 
 _MAGIC: Final = tuple(MAGIC)
@@ -65,19 +51,6 @@ _COUNTS_BYTES: Final = 2 * (1 + _VARINT_BYTES)
 _SEND_FLAGS: Final = 0x40 | 0x4000  # MSG_DONTWAIT, MSG_NOSIGNAL
 
 _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
-
-
-def _array_at(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
-    pointer = types.CPointer(dtype.dtype)  # type: ignore[no-untyped-call]
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return pointer(types.int64, dtype), generate
-
-
-_pointer: Any = intrinsic(_array_at)
-"""``_pointer(address, dtype)``: a number as a pointer that `numba.carray` takes."""
 
 
 @numba.njit(nogil=True, cache=True)
@@ -175,89 +148,12 @@ def _feature(frame: Any, name: Any, name_bytes: Any, plan: Any, text: Any) -> An
 
 
 @numba.njit(nogil=True, cache=True)
-def _find(plan: Any, at: Any, ids: Any, rows: Any) -> Any:
-    """Rows of ids by the map whose fields begin at a place in the plan; how many are unknown."""
-    last = plan[at + 8]
-    if plan[at + 1] != EXACT:
-        seeds = carray(_pointer(plan[at + 7], np.uint64), (1,))
-        if plan[at + 1] == HASHED_SHARD:
-            return np.int64(find_hashed(ids, seeds[0], plan[at + 5], plan[at + 2], plan[at + 3], plan[at + 4], last, rows))
-        hash_rows(ids, seeds, last, rows.reshape((len(rows), 1)), 0, len(ids))
-        return np.int64(0)
-    starts = carray(_pointer(plan[at + 2], np.int32), (plan[at + 3],))
-    keys = carray(_pointer(plan[at + 4], np.int64), (plan[at + 6],))
-    places = carray(_pointer(plan[at + 5], np.int32), (plan[at + 6],))
-    unknown = np.int64(find_ids(starts, keys, places, np.uint64(plan[at + 7]), last, ids, rows))
-    if plan[at + 13] or plan[at + 19]:
-        added, added_keys, added_rows = _index(plan, at + 9)
-        dropped, dropped_keys, dropped_rows = _index(plan, at + 15)
-        shifts = np.uint64(plan[at + 14]), np.uint64(plan[at + 20])
-        unknown = np.int64(
-            amend(
-                added,
-                added_keys,
-                added_rows,
-                shifts[0],
-                dropped,
-                dropped_keys,
-                dropped_rows,
-                shifts[1],
-                unknown,
-                last,
-                ids,
-                rows,
-            )
-        )
-    return unknown
-
-
-@numba.njit(nogil=True, cache=True)
-def _index(plan: Any, at: Any) -> Any:
-    starts = carray(_pointer(plan[at], np.int32), (plan[at + 1],))
-    keys = carray(_pointer(plan[at + 2], np.int64), (plan[at + 4],))
-    return starts, keys, carray(_pointer(plan[at + 3], np.int32), (plan[at + 4],))
-
-
-@numba.njit(nogil=True, cache=True)
-def _gather(plan: Any, at: Any, rows: Any, words: Any, halves: Any, shorts: Any, out: Any, start: Any) -> None:
-    """Copy a table's rows, in the longest words that its rows are a whole number of."""
-    row_bytes = plan[at + 3]
-    if row_bytes & 7 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint64), (plan[at + 2], row_bytes >> 3)), rows, words, start)
-    elif row_bytes & 3 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint32), (plan[at + 2], row_bytes >> 2)), rows, halves, start)
-    elif row_bytes & 1 == 0:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint16), (plan[at + 2], row_bytes >> 1)), rows, shorts, start)
-    else:
-        gather_rows(carray(_pointer(plan[at + 1], np.uint8), (plan[at + 2], row_bytes)), rows, out, start)
-
-
-@numba.njit(nogil=True, cache=True)
-def _copy_rows(plan: Any, at: Any, rows: Any, places: Any, words: Any, halves: Any, shorts: Any, out: Any, start: Any) -> None:
-    """As `_gather`, for a table that may have changed rows; `places` is room for as many as there are rows."""
-    if plan[at + 6]:
-        marks = carray(_pointer(plan[at + 6], np.uint64), (plan[at + 7],))
-        locate(marks, np.uint64(plan[at + 8]), rows, places)
-        _gather(plan, at, places[: len(rows)], words, halves, shorts, out, start)
-    else:
-        _gather(plan, at, rows, words, halves, shorts, out, start)
-
-
-@numba.njit(nogil=True, cache=True)
-def _size(plan: Any, spans: Any, table: Any) -> Any:
-    """How many rows of a table are asked for, and where its fields begin in the plan."""
-    maps = PLAN_HEAD + FEATURE_FIELDS * plan[NUM_FEATURES]
-    at = maps + MAP_FIELDS * plan[NUM_MAPS] + TABLE_FIELDS * table
-    return spans[plan[maps + MAP_FIELDS * plan[at]], 1], at
-
-
-@numba.njit(nogil=True, cache=True)
 def _lengths(plan: Any, spans: Any) -> Any:
     """Bytes of the message up to its last number's tag, and of the rows."""
     message_bytes = plan[HEAD_BYTES] + 1
     rows_bytes = np.int64(0)
     for table in range(plan[NUM_TABLES]):
-        size, at = _size(plan, spans, table)
+        size, at = size_of(plan, spans, table)
         if size:
             message_bytes += 3 + plan[at + 5] + _COUNTS_BYTES
             rows_bytes += (size * plan[at + 3] + ROW_ALIGNMENT - 1) & ~(ROW_ALIGNMENT - 1)
@@ -265,8 +161,11 @@ def _lengths(plan: Any, spans: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_all(frame: Any, plan: Any, spans: Any, ids: Any, found: Any, results: Any) -> None:
-    """Ids to row numbers; `results` gets, for each table, where its own begin in `found`, and how many are unknown."""
+def _find_all(frame: Any, plan: Any, spans: Any, ids: Any, found: Any, results: Any, memory: Any, rows_start: Any) -> None:
+    """Ids to row numbers; `results` gets, for each table, where its own begin in `found`, and how many are unknown.
+
+    Rows that stand with their ids are copied at once to where they belong in the answer.
+    """
     maps = PLAN_HEAD + FEATURE_FIELDS * plan[NUM_FEATURES]
     tables = maps + MAP_FIELDS * plan[NUM_MAPS]
     start = np.int64(0)
@@ -280,7 +179,11 @@ def _find_all(frame: Any, plan: Any, spans: Any, ids: Any, found: Any, results: 
         aligned_bytes = aligned.view(np.uint8)
         for byte in range(8 * size):
             aligned_bytes[byte] = frame[first + byte]
-        unknown = _find(plan, at, aligned, found[start : start + size])
+        keyed, begin = keyed_table(plan, spans, position, rows_start)
+        if keyed:
+            unknown = copy_keyed(plan, at, keyed, aligned, found[start : start + size], memory, begin)
+        else:
+            unknown = find_rows(plan, at, aligned, found[start : start + size])
         for table in range(plan[NUM_TABLES]):
             if plan[tables + TABLE_FIELDS * table] == position:
                 results[RESULTS + 2 * table] = start
@@ -306,7 +209,7 @@ def _write_message(plan: Any, text: Any, spans: Any, results: Any, out: Any, pla
     """All of the answer's message but its last number."""
     place = _copy(text, 0, plan[HEAD_BYTES], out, place)
     for table in range(plan[NUM_TABLES]):
-        size, at = _size(plan, spans, table)
+        size, at = size_of(plan, spans, table)
         if size:
             out[place] = _FEATURES
             place = _write_varint(out, place + 1, plan[at + 5] + _COUNTS_BYTES, 2)
@@ -320,6 +223,13 @@ def _write_message(plan: Any, text: Any, spans: Any, results: Any, out: Any, pla
 
 
 @numba.njit(nogil=True, cache=True)
+def _pad(out: Any, end: Any) -> None:
+    while end & (ROW_ALIGNMENT - 1):
+        out[end] = 0
+        end += 1
+
+
+@numba.njit(nogil=True, cache=True)
 def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, place: Any, stream: Any) -> Any:
     """Rows into memory, and to the stream as they come, but for the last ones; how many bytes were sent.
 
@@ -328,28 +238,30 @@ def _write_rows(plan: Any, spans: Any, found: Any, results: Any, memory: Any, pl
     `results` gets each table's number of rows, and keeps its number of unknown ids.
     """
     out = memory.view(np.uint8)
-    halves, shorts = memory.view(np.uint32), memory.view(np.uint16)
-    base = np.uintp(out.ctypes.data)
+    base = np.uintp(memory.ctypes.data)
     sent = np.int64(0)
     length = results[0]
     clock = np.empty(2, np.int64)
     places = np.empty(_CHUNK_ROWS, np.uint64)
     for table in range(plan[NUM_TABLES]):
-        size, at = _size(plan, spans, table)
+        size, at = size_of(plan, spans, table)
         begin = results[RESULTS + 2 * table]
         results[RESULTS + 2 * table] = size
-        if size > PROBE_ROWS:
+        is_there = plan[at + 7] != 0
+        if size > PROBE_ROWS and not is_there:
             started_us = now_us(clock)
-            _copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, memory, halves, shorts, out, place)
+            copy_rows(plan, at, found[begin : begin + PROBE_ROWS], places, base + np.uintp(place))
             if now_us(clock) - started_us > DISK_US:
-                ask_disk(np.uintp(plan[at + 1]), np.uintp(plan[at + 3]), found[begin + PROBE_ROWS : begin + size])
+                stride, row_bytes = np.uintp(plan[at + 6]), np.uintp(plan[at + 3])
+                ask_disk(np.uintp(plan[at + 1]), stride, row_bytes, found[begin + PROBE_ROWS : begin + size])
         done = np.int64(0)
         while done < size:
-            step = min(np.int64(_CHUNK_ROWS), size - done)
+            step = size if is_there else min(np.int64(_CHUNK_ROWS), size - done)
             end = place + step * plan[at + 3]
             if end & 7:
-                memory[end >> 3] = 0
-            _copy_rows(plan, at, found[begin + done : begin + done + step], places, memory, halves, shorts, out, place)
+                _pad(out, end)
+            if not is_there:
+                copy_rows(plan, at, found[begin + done : begin + done + step], places, base + np.uintp(place))
             done += step
             place = (end + ROW_ALIGNMENT - 1) & ~(ROW_ALIGNMENT - 1)
             if stream >= 0 and place < length and step == _CHUNK_ROWS:
@@ -393,8 +305,8 @@ def answer(
     results[0] = HEADER_BYTES + message_bytes + rows_bytes
     if results[0] > 8 * len(memory):
         return TOO_LITTLE_ROOM
-    _find_all(frame, plan, spans, ids, found, results)
     out = memory.view(np.uint8)
+    _find_all(frame, plan, spans, ids, found, results, out, HEADER_BYTES + message_bytes)
     place = _write_header(frame, out, message_bytes, rows_bytes)
     place = _write_message(plan, text, spans, results, out, place)
     place = _write_varint(out, place, min(now_us(clock) - started_us, (1 << (7 * _LEAST_VARINT)) - 1), last_bytes)

@@ -9,20 +9,12 @@ import numpy as np
 
 from multifacet.kernels.hashing import seed_stream
 from multifacet.serving.errors import InvalidRequestError
-from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.lookup.changed_ids import ChangedIds, KnownIds
 from multifacet.serving.lookup.changed_rows import ChangedRows
-from multifacet.serving.lookup.kernel import (
-    AMEND_FIELDS,
-    CHANGE_FIELDS,
-    EXACT,
-    HASHED,
-    HASHED_SHARD,
-    RESULTS,
-    TOO_LITTLE_ROOM,
-    VERSION_BYTES,
-    answer,
-)
+from multifacet.serving.lookup.kernel import RESULTS, TOO_LITTLE_ROOM, VERSION_BYTES, answer
+from multifacet.serving.lookup.plan_fields import AMEND_FIELDS, CHANGE_FIELDS, EXACT, HASHED, HASHED_SHARD, PLACED
 from multifacet.serving.protocol import lookup_pb2
+from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.serving.release.sharding.hashed_shard import HashedShard
 from multifacet.serving.wire.frames import HEADER_BYTES, Kind, pack_header
 from multifacet.serving.wire.packing import pack_lookup
@@ -34,7 +26,7 @@ if TYPE_CHECKING:
     from multifacet.serving.lookup.rows import MappedRows, SendBuffer
     from multifacet.serving.release.manifest import ReleaseTable
     from multifacet.serving.release.release import Release
-    from multifacet.tables.ids import IdIndex, IdMap
+    from multifacet.tables.ids import IdIndex
 
 VERSION_HEAD = b"\x0a\x40"
 """Tag and length of a request's version, which its message begins with."""
@@ -72,7 +64,7 @@ class LookupPlan:
         self,
         release: Release,
         tables: Sequence[tuple[ReleaseTable, MappedRows | ChangedRows]],
-        id_maps: Mapping[str, IdMap | HashedShard | ChangedIds],
+        id_maps: Mapping[str, KnownIds],
         max_ids: int,
     ):
         version = release.version
@@ -103,6 +95,8 @@ class LookupPlan:
                 table.row_bytes,
                 len(text),
                 len(head),
+                rows.stride,
+                _is_keyed(table, rows, id_maps[table.id_map]),
                 *_change_fields(rows),
             )
             text += head
@@ -162,10 +156,10 @@ class LookupPlan:
             if self.answer(frame, send) is None:
                 raise InvalidRequestError(f"a lookup of feature {feature!r} is not understood by the kernel")
 
-    def _map_fields(self, id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
+    def _map_fields(self, id_map: KnownIds) -> tuple[int, ...]:
         return *self._whole_fields(id_map), *_amend_fields(id_map)
 
-    def _whole_fields(self, id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
+    def _whole_fields(self, id_map: KnownIds) -> tuple[int, ...]:
         index = id_map.index
         if not isinstance(id_map, ChangedIds) and index is None:
             seeds = seed_stream(id_map.seed, 1)
@@ -173,9 +167,16 @@ class LookupPlan:
             seed = seeds.ctypes.data
             if isinstance(id_map, HashedShard):
                 part = id_map.shard, id_map.num_shards, id_map.first_row, id_map.whole_rows
-                return HASHED_SHARD, *part, 0, seed, id_map.oov_row
-            return HASHED, 0, 0, 0, 0, 0, seed, id_map.num_rows
-        return EXACT, *_index_fields(index), id_map.oov_row or 0
+                return HASHED_SHARD, *part, 0, seed, 0, 0, id_map.oov_row
+            return HASHED, 0, 0, 0, 0, 0, seed, 0, 0, id_map.num_rows
+        if isinstance(index, PlacedIds):
+            return PLACED, *_place_fields(index), index.oov_row
+        return EXACT, *_index_fields(index), 0, 0, id_map.oov_row or 0
+
+
+def _is_keyed(table: ReleaseTable, rows: MappedRows | ChangedRows, id_map: KnownIds) -> bool:
+    """Whether the kernel may find and copy in one go: ids stand with these rows, and nothing lies over ids or rows."""
+    return bool(table.slot_bytes) and isinstance(id_map, PlacedIds) and not isinstance(rows, ChangedRows)
 
 
 def _change_fields(rows: MappedRows | ChangedRows) -> tuple[int, ...]:
@@ -184,10 +185,24 @@ def _change_fields(rows: MappedRows | ChangedRows) -> tuple[int, ...]:
     return rows.words.ctypes.data, len(rows.words), int(rows.first.view(np.int64))
 
 
-def _amend_fields(id_map: IdMap | HashedShard | ChangedIds) -> tuple[int, ...]:
+def _amend_fields(id_map: KnownIds) -> tuple[int, ...]:
     if not isinstance(id_map, ChangedIds):
         return (0,) * AMEND_FIELDS
     return *_index_fields(id_map.added), *_index_fields(id_map.dropped)
+
+
+def _place_fields(placed: PlacedIds) -> tuple[int, ...]:
+    places, keys = placed.places, placed.keys
+    return (
+        places.pilots.ctypes.data,
+        len(places.pilots),
+        keys.ctypes.data,
+        places.moved.ctypes.data,
+        places.num_ids,
+        int(places.offset.view(np.int64)),
+        keys.strides[0],
+        len(places.moved),
+    )
 
 
 def _index_fields(index: IdIndex | None) -> tuple[int, ...]:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from multifacet.artifacts import ArtifactError
-from multifacet.serving.lookup.changed_ids import ChangedIds
+from multifacet.serving.lookup.changed_ids import ChangedIds, KnownIds
 from multifacet.serving.lookup.changed_rows import ChangedRows, lay_over
 from multifacet.serving.lookup.kernel_plan import LookupPlan
+from multifacet.serving.lookup.placed_rows import gather_placed
 from multifacet.serving.lookup.rows import MappedRows, SendBuffer, touch
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.release.bases import check_base
+from multifacet.serving.release.manifest import KEY_BYTES
+from multifacet.serving.release.placing.placed_ids import PlacedIds
+from multifacet.serving.release.release import keys_of
 from multifacet.serving.release.sharding.hashed_shard import HashedShard
 from multifacet.serving.release.sharding.split import ids_by_row
 from multifacet.serving.wire.frames import padded
 from multifacet.serving.wire.packing import IdArray
+from multifacet.tables.ids import IdMap
 
 if TYPE_CHECKING:
     from multifacet.serving.release.manifest import ReleaseTable
     from multifacet.serving.release.mapped_files import MappedFiles
     from multifacet.serving.release.release import Release
-    from multifacet.tables.ids import IdMap
-
-KnownIds: TypeAlias = "IdMap | HashedShard | ChangedIds"
 
 _NO_ROWS = np.empty(0, np.int32)
 
@@ -123,14 +125,19 @@ class LookupHalf:
     def _map(self, *, populate: bool, huge_pages: bool) -> None:
         """Open the tables and id maps of a whole release."""
         release = self.release
-        self.id_maps.update({table.id_map: _load_id_map(release, table) for table in release.tables})
+        for table in release.tables:
+            mapped = _map(release, table, populate=populate and not huge_pages)
+            start = KEY_BYTES if table.slot_bytes else 0
+            self.rows[table.name] = rows = MappedRows(mapped, table.row_bytes, start, huge_pages=huge_pages)
+            if table.slot_bytes:
+                self.id_maps[table.id_map] = release.id_map(table.id_map, keys_of(rows.stored))
+        for table in release.tables:
+            if table.id_map not in self.id_maps:
+                self.id_maps[table.id_map] = _load_id_map(release, table)
+            self._check_size(table)
         for id_map in self.id_maps.values() if populate else ():
             for array in id_map.index.arrays.values() if id_map.index is not None else ():
                 touch(array)
-        for table in release.tables:
-            self._check_size(table)
-            mapped = _map(release, table, populate=populate and not huge_pages)
-            self.rows[table.name] = MappedRows(mapped, huge_pages=huge_pages)
 
     def _lay_over(self, base: LookupHalf) -> None:
         """Take the base's tables and id maps, with a delta's changes."""
@@ -170,6 +177,16 @@ class LookupHalf:
         start = 0
         for feature, _, table, key, rows in self._tables:
             if feature not in ids:
+                continue
+            mapping, given = self.id_maps[table.id_map], ids[feature]
+            if key not in found and table.slot_bytes and isinstance(mapping, PlacedIds) and isinstance(rows, MappedRows):
+                places = np.empty(len(given), np.int32)
+                num_unknown_ids, stop = gather_placed(
+                    mapping, rows, cast("npt.NDArray[np.int64]", given), places, memory, start
+                )
+                found[key] = places, num_unknown_ids
+                fetched.append(FetchedRows(table, len(places), num_unknown_ids, start))
+                start = stop
                 continue
             if key not in found:
                 found[key] = self._find(*key, ids)
@@ -223,15 +240,15 @@ def _lay_over(release: Release, table: ReleaseTable, below: MappedRows | Changed
     return lay_over(below, num_rows, rows, release.map_rows(table))
 
 
-def _load_id_map(release: Release, table: ReleaseTable) -> IdMap | HashedShard:
+def _load_id_map(release: Release, table: ReleaseTable) -> IdMap | HashedShard | PlacedIds:
     id_map = release.id_map(table.id_map)
-    if table.shard_rows and release.shard is not None and id_map.index is None:
+    if isinstance(id_map, IdMap) and table.shard_rows and release.shard is not None and id_map.index is None:
         return HashedShard(id_map, release.shard, release.num_shards)
     return id_map
 
 
 def _map(release: Release, table: ReleaseTable, *, populate: bool) -> npt.NDArray[np.uint8]:
-    rows = release.map_rows(table, populate=populate)
+    rows = release.map_slots(table, populate=populate)
     if populate:
         touch(rows)
     return rows

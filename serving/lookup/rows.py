@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import types
 
-from multifacet.kernels.memory import prefetch
+from multifacet.kernels.memory import copy_bytes, prefetch_at
 
 _AHEAD: Final = 16
 """Rows that are fetched into the cache before they are copied; 8 to 64 measure alike, without it is half as fast."""
@@ -21,13 +21,13 @@ _PAGE_BYTES: Final = mmap.PAGESIZE
 _WILL_NEED: Final = mmap.MADV_WILLNEED
 _CLOCK_MONOTONIC: Final = 1
 _HUGE_PAGE_BYTES: Final = 2 << 20
-_WORDS: Final[tuple[type[np.unsignedinteger[Any]], ...]] = (np.uint64, np.uint32, np.uint16, np.uint8)
+_LINE_BYTES: Final = 64
 
 _madvise: Any = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
 _clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
-Memory = tuple[npt.NDArray[Any], ...]
-"""The same bytes as words of 8, 4, 2 and 1 bytes."""
+Memory = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]
+"""The same bytes as words of 8 and of 1 bytes."""
 
 
 class SendBuffer:
@@ -53,18 +53,26 @@ class SendBuffer:
 
     def read(self, start: int, stop: int) -> memoryview:
         """A part of what was gathered; valid until memory is taken again."""
-        return self._memory[-1].data[start:stop]
+        return self._memory[1].data[start:stop]
 
 
 class MappedRows:
     """A table's rows in memory.
 
     Args:
-        table: uint8 [num_rows, row_bytes], contiguous, its start aligned to 8 bytes.
+        table: uint8 [num_rows, stored_bytes], contiguous, its start aligned to 8 bytes.
+        row_bytes: Bytes of a row, the last ones of the stored bytes but for those that pad them; None if they are all.
+        start: Where a row begins within its stored bytes.
         huge_pages: Whether to copy it into huge pages; see `huge_copy`.
 
+    Attributes:
+        stored: The table itself, uint8 [num_rows, stored_bytes]: what was given, or its copy.
+        stride: Bytes from one row to the next.
+        address: Where the first byte of the first row is.
+        layout: Address, stride and bytes of a row, as kernels take them.
+
     Raises:
-        ValueError: The table is not aligned.
+        ValueError: The table is not aligned, or its rows do not fit.
 
     Example:
         >>> table = MappedRows(np.arange(12, dtype=np.uint8).reshape(3, 4))
@@ -75,19 +83,17 @@ class MappedRows:
         [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
     """
 
-    def __init__(self, table: npt.NDArray[np.uint8], *, huge_pages: bool = False):
+    def __init__(self, table: npt.NDArray[np.uint8], row_bytes: int | None = None, start: int = 0, *, huge_pages: bool = False):
         if table.ctypes.data & 7 or not table.flags.c_contiguous:
             raise ValueError(f"a table of {table.shape} bytes is not contiguous or not aligned to 8 bytes")
-        rows = huge_copy(table) if huge_pages else table
         self.num_rows: int = table.shape[0]
-        self.row_bytes: int = table.shape[1]
-        self._width = next(place for place, word in enumerate(_WORDS) if self.row_bytes % word().itemsize == 0)
-        self._words: npt.NDArray[Any] = rows.view(_WORDS[self._width])
-
-    @property
-    def address(self) -> int:
-        """Where its first byte is."""
-        return int(self._words.ctypes.data)
+        self.stride: int = table.shape[1]
+        self.row_bytes: int = self.stride if row_bytes is None else row_bytes
+        if not 0 <= start <= self.stride - self.row_bytes:
+            raise ValueError(f"rows of {self.row_bytes} bytes from byte {start} do not fit into {self.stride} bytes")
+        self.stored = huge_copy(table) if huge_pages else table
+        self.address: int = int(self.stored.ctypes.data) + start
+        self.layout = np.uintp(self.address), np.uintp(self.stride), np.uintp(self.row_bytes)
 
     def gather(self, rows: npt.NDArray[np.int32] | npt.NDArray[np.uint64], memory: Memory, start: int) -> int:
         """Copy rows, releasing the interpreter's lock while it does.
@@ -104,7 +110,7 @@ class MappedRows:
         stop = start + len(rows) * self.row_bytes
         if stop & 7:
             memory[0][stop >> 3] = 0
-        gather_mapped(self._words, rows, memory[self._width], start)
+        gather_mapped(*self.layout, rows, memory[1], start)
         return (stop + 7) & ~7
 
 
@@ -138,28 +144,36 @@ def huge_memory(num_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 def _views(memory: npt.NDArray[np.uint64]) -> Memory:
-    return tuple(memory.view(word) for word in _WORDS)
+    return memory, memory.view(np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_rows(table: Any, rows: Any, memory: Any, start: int) -> None:
-    """Copy rows of words to a byte of memory in the same words; see `MappedRows.gather`."""
-    width = table.shape[1]
-    row_bytes = np.intp(width * table.itemsize)
+def gather_rows(address: Any, stride: Any, row_bytes: Any, rows: Any, out: Any) -> None:
+    """Copy rows from one place in memory to another, which does not overlap it.
+
+    Args:
+        address: Of the first row, uintp.
+        stride: Bytes from one row to the next, uintp.
+        row_bytes: Bytes of a row, uintp.
+        rows: As `MappedRows.gather`.
+        out: Address to copy to, uintp.
+    """
     for position in range(min(_AHEAD, len(rows))):
-        prefetch(table, np.intp(rows[position]) * row_bytes)
-        prefetch(table, np.intp(rows[position]) * row_bytes + row_bytes - 1)
-    place = start // table.itemsize
+        prefetch_row(address + np.uintp(rows[position]) * stride, row_bytes)
     for position in range(len(rows)):
         if position + _AHEAD < len(rows):
-            ahead = np.intp(rows[position + _AHEAD]) * row_bytes
-            for line in range(0, row_bytes, 64):
-                prefetch(table, ahead + line)
-            prefetch(table, ahead + row_bytes - 1)
-        row = rows[position]
-        for word in range(width):
-            memory[place + word] = table[row, word]
-        place += width
+            prefetch_row(address + np.uintp(rows[position + _AHEAD]) * stride, row_bytes)
+        copy_bytes(out, address + np.uintp(rows[position]) * stride, row_bytes)
+        out += row_bytes
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def prefetch_row(first: Any, row_bytes: Any) -> None:
+    """Begin to load every cache line of a row."""
+    line = first & ~np.uintp(_LINE_BYTES - 1)
+    while line < first + row_bytes:
+        prefetch_at(line)
+        line += np.uintp(_LINE_BYTES)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -170,19 +184,20 @@ def now_us(clock: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_mapped(table: Any, rows: Any, memory: Any, start: int) -> None:
-    """As `gather_rows`; if the first rows had to come from the disk, all others are asked for at once."""
+def gather_mapped(address: Any, stride: Any, row_bytes: Any, rows: Any, memory: Any, start: int) -> None:
+    """As `gather_rows`, to a byte of memory; if the first rows had to come from the disk, all others are asked for at once."""
+    out = np.uintp(memory.ctypes.data) + np.uintp(start)
     if len(rows) > PROBE_ROWS:
         clock = np.empty(2, np.int64)
         started_us = now_us(clock)
-        gather_rows(table, rows[:PROBE_ROWS], memory, start)
+        gather_rows(address, stride, row_bytes, rows[:PROBE_ROWS], out)
         if now_us(clock) - started_us > DISK_US:
-            ask_disk(np.uintp(table.ctypes.data), np.uintp(table.shape[1] * table.itemsize), rows[PROBE_ROWS:])
-    gather_rows(table, rows, memory, start)
+            ask_disk(address, stride, row_bytes, rows[PROBE_ROWS:])
+    gather_rows(address, stride, row_bytes, rows, out)
 
 
 @numba.njit(nogil=True, cache=True)
-def ask_disk(address: Any, row_bytes: Any, rows: Any) -> None:
+def ask_disk(address: Any, stride: Any, row_bytes: Any, rows: Any) -> None:
     """Have the system read the pages of rows of a mapped file, and do not wait for them.
 
     A page fault waits for its one page: rows on a disk would come one after the other, each at the disk's latency. Asked for
@@ -190,11 +205,12 @@ def ask_disk(address: Any, row_bytes: Any, rows: Any) -> None:
 
     Args:
         address: Of the first row.
+        stride: Bytes from one row to the next.
         row_bytes: Bytes of a row.
         rows: int32 [n].
     """
     for row in rows:
-        first = address + np.uintp(row) * row_bytes
+        first = address + np.uintp(row) * stride
         page = first & ~np.uintp(_PAGE_BYTES - 1)
         _madvise(page, first + row_bytes - page, np.int32(_WILL_NEED))
 

@@ -94,7 +94,9 @@ def check_base(delta: Release, base: Release) -> None:
         raise ArtifactError(f"{delta.path} has tables {[table.name for table in delta.tables]}, its base {list(tables)}")
     for table in delta.tables:
         other = tables[table.name]
-        same = table.model_copy(update={"rows": other.rows, "shard_rows": other.shard_rows, "delta": other.delta})
+        same = table.model_copy(
+            update={"rows": other.rows, "shard_rows": other.shard_rows, "delta": other.delta, "slot_bytes": other.slot_bytes}
+        )
         added = table.rows_of(delta.shard) - table.changes(delta.shard)[1]
         if same != other or added != other.rows_of(base.shard):
             raise ArtifactError(

@@ -5,13 +5,15 @@ This module does not import torch: a lookup server ships bytes and never decodes
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from multifacet.serving.release.parts import shard_folder
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+KEY_BYTES: Final = 8
+"""Of the id that stands before a row, in a table that has slots."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """A name that may become a file's name."""
 
@@ -64,6 +66,11 @@ class ReleaseTable(BaseModel):
         default=(),
         description="Number of rows in each shard, an out-of-vocabulary row included; empty if every lookup host has all rows.",
     )
+    slot_bytes: NonNegativeInt = Field(
+        default=0,
+        description="Bytes from one row to the next, each of which has its id before it, int64; the ids of the table's map are "
+        "there. 0: rows lie back to back, without ids.",
+    )
     delta: TableDelta | None = Field(default=None, description="Of a delta: which of its rows are in its own files.")
 
     def folder(self, shard: int | None) -> str:
@@ -88,6 +95,11 @@ class ReleaseTable(BaseModel):
             return 0, 0
         part = shard if self.shard_rows and shard is not None else 0
         return self.delta.changed[part], self.delta.added[part]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes from one row of its file to the next."""
+        return self.slot_bytes or self.row_bytes
 
     def stored_rows(self, shard: int | None) -> int:
         """Number of rows in that file."""
@@ -152,6 +164,21 @@ class ReleaseManifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _fit_slots(self) -> Self:
+        keyed = [table for table in self.tables if table.slot_bytes]
+        for table in keyed:
+            if self.base is not None or self.id_types.get(table.feature) != "int64":
+                raise ValueError(f"table {table.name!r} has slots with ids: only whole tables of int64 ids have them")
+            if table.slot_bytes < KEY_BYTES + table.row_bytes or table.slot_bytes % KEY_BYTES:
+                raise ValueError(
+                    f"table {table.name!r} has slots of {table.slot_bytes} bytes: {KEY_BYTES} + {table.row_bytes} or more, a "
+                    f"multiple of {KEY_BYTES}, were expected"
+                )
+        if len({table.id_map for table in keyed}) != len(keyed):
+            raise ValueError(f"the ids of one map stand in several tables: {[table.name for table in keyed]}")
+        return self
+
+    @model_validator(mode="after")
     def _agree(self) -> Self:
         names = [table.name for table in self.tables]
         if len(set(names)) != len(names):
@@ -203,6 +230,10 @@ class ReleaseManifest(BaseModel):
     def slot_tables(self) -> tuple[ReleaseTable, ...]:
         """The tables whose rows are slots of the upper model, in the order of these slots."""
         return tuple(table for table in self.tables if table.reads != "sequence")
+
+    def keyed_table(self, id_map: str) -> ReleaseTable | None:
+        """The table in which the ids of a map stand; None if the map has an index, or is hashed."""
+        return next((table for table in self.tables if table.id_map == id_map and table.slot_bytes), None)
 
     @property
     def history_tables(self) -> tuple[ReleaseTable, ...]:

@@ -16,7 +16,7 @@ from multifacet.serving.release.manifest import Name, Precision, ReleaseSequence
 from multifacet.serving.release.pooling import Pooling
 from multifacet.serving.release.release import Release
 from multifacet.serving.release.upper import UpperModel, load_program
-from multifacet.serving.release.writer import ReleaseWriter
+from multifacet.serving.release.writer import Layout, ReleaseWriter
 from multifacet.tables.codec import encode
 from multifacet.tables.ids import IdMap
 
@@ -139,6 +139,7 @@ def publish(
     *,
     precision: Precision = "int4",
     shards: int = 1,
+    layout: Layout = "plain",
     replace: bool = False,
 ) -> Release:
     """Write a release from a trained model.
@@ -151,6 +152,9 @@ def publish(
         release_path: Directory to write; it appears whole or not at all.
         precision: Format of the rows: int4, int8, fp16 or fp32.
         shards: How many lookup hosts to split the tables over; see `serving.release.sharding.split`.
+        layout: How rows of exact int64 ids lie: one behind the other with an index beside them (plain), or each where its id
+            says, with its id (placed): faster lookups, and more memory, 64 bytes a row instead of 50 for INT4 rows of 64
+            values. See `docs/release-format.md`.
         replace: Whether a release that is there already may be replaced.
 
     Returns:
@@ -172,6 +176,7 @@ def publish(
         num_shards=shards,
         sequence=model.manifest.release_sequence(),
         knows_until=model.manifest.lineage.knows_until,
+        layout=layout,
         replace=replace,
     )
     with writer:

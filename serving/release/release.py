@@ -34,9 +34,10 @@ from pydantic import ValidationError
 
 from multifacet.artifacts import MANIFEST_NAME, Artifact, ArtifactError
 from multifacet.serving.release.index_check import check_index
-from multifacet.serving.release.manifest import ReleaseManifest
+from multifacet.serving.release.manifest import KEY_BYTES, ReleaseManifest
 from multifacet.serving.release.mapped_files import MappedFiles, open_plain
 from multifacet.serving.release.parts import choose_shard, files_of
+from multifacet.serving.release.placing.placed_ids import PlacedIds
 from multifacet.tables.ids import IdMap
 
 if TYPE_CHECKING:
@@ -154,21 +155,26 @@ class Release:
         return self._artifact.file(POOLING)
 
     def map_rows(self, table: ReleaseTable, *, populate: bool = False) -> npt.NDArray[np.uint8]:
-        """Map a table's rows into memory, read-only; of a split table those of the shard that was opened.
+        """As `map_slots`, without what stands before the rows: uint8 [rows, row_bytes], not contiguous if there is any."""
+        start = KEY_BYTES if table.slot_bytes else 0
+        return self.map_slots(table, populate=populate)[:, start : start + table.row_bytes]
+
+    def map_slots(self, table: ReleaseTable, *, populate: bool = False) -> npt.NDArray[np.uint8]:
+        """Map a table into memory, read-only; of a split table the part of the shard that was opened.
 
         Args:
             table: One of `tables`.
             populate: Whether to map every page at once instead of at its first use.
 
         Returns:
-            uint8 [rows, row_bytes]; the file stays mapped as long as the array lives.
+            uint8 [rows, stored_bytes]; the file stays mapped as long as the array lives.
 
         Raises:
             ArtifactError: The table is split, and no shard was opened.
         """
         self._check_opened(table)
         if not table.stored_rows(self.shard):
-            return np.empty((0, table.row_bytes), np.uint8)
+            return np.empty((0, table.stored_bytes), np.uint8)
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
         descriptor = open_plain(self._artifact.file(table.file(self.shard)))
         try:
@@ -176,7 +182,7 @@ class Release:
         finally:
             os.close(descriptor)
         mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.stored_rows(self.shard), table.row_bytes)
+        return np.frombuffer(mapped, dtype=np.uint8).reshape(table.stored_rows(self.shard), table.stored_bytes)
 
     def changed_rows(self, table: ReleaseTable) -> npt.NDArray[np.int32]:
         """Read which of the base's rows a delta changes.
@@ -234,8 +240,12 @@ class Release:
         ]
         return MappedFiles(self.path, [(name, files[name]["sha256"]) for name in names])
 
-    def id_map(self, name: str) -> IdMap:
+    def id_map(self, name: str, keys: npt.NDArray[np.int64] | None = None) -> IdMap | PlacedIds:
         """Load an id map by its name.
+
+        Args:
+            name: Its name.
+            keys: Where ids that stand in a table are in memory (`keys_of`); None maps the table once more.
 
         Returns:
             Of a split table, an exact map of the ids of the shard that was opened, or a hashed map of the whole table.
@@ -248,7 +258,16 @@ class Release:
         self._check_opened(table)
         if self.base:
             raise ArtifactError(f"{self.path} is a delta: its ids are those of {self.base[:12]} and its own changes to them")
-        return self._load_map(self.path / table.folder(self.shard) / ID_MAPS, table)
+        keyed = self.manifest.keyed_table(name)
+        folder = self.path / table.folder(self.shard) / ID_MAPS
+        if keyed is None:
+            return self._load_map(folder, table)
+        try:
+            placed = PlacedIds.load(folder, name, keys_of(self.map_slots(keyed)) if keys is None else keys)
+        except (ValueError, OSError) as error:
+            raise ArtifactError(f"{folder / name} cannot be read as placed ids: {error}. Publish the model again.") from error
+        self._artifact.check_unreplaced()
+        return placed
 
     def _load_map(self, folder: Path, table: ReleaseTable) -> IdMap:
         name = table.id_map
@@ -286,6 +305,12 @@ class Release:
         )
 
 
+def keys_of(slots: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The ids that stand before the rows of a table but the last: int64 [rows - 1], a view of uint8 [rows, slot_bytes]."""
+    keys: npt.NDArray[np.int64] = slots[:-1, :KEY_BYTES].view("<i8")[:, 0]
+    return keys
+
+
 def _read(artifact: Artifact) -> ReleaseManifest:
     """The manifest, checked: of every part, whether it is there or not."""
     try:
@@ -295,7 +320,7 @@ def _read(artifact: Artifact) -> ReleaseManifest:
     files: Mapping[str, Mapping[str, object]] = artifact.manifest["files"]
     for table in manifest.tables:
         for shard in range(manifest.num_shards) if table.shard_rows else (None,):
-            sizes = {table.file(shard): (table.stored_rows(shard), table.row_bytes)}
+            sizes = {table.file(shard): (table.stored_rows(shard), table.stored_bytes)}
             if table.delta is not None:
                 sizes[table.changed_file(shard)] = (table.changes(shard)[0], _ROW_NUMBER.itemsize)
             for name, (rows, row_bytes) in sizes.items():

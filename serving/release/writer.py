@@ -6,25 +6,30 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, get_args
 
+import numpy as np
 import torch
 
 from multifacet.artifacts import MANIFEST_NAME, ArtifactError, ArtifactWriter
 from multifacet.serving.release.manifest import Precision, ReleaseManifest, ReleaseSequence, ReleaseTable
 from multifacet.serving.release.parts import shard_folder
+from multifacet.serving.release.placing.perfect_hash import PerfectHash
+from multifacet.serving.release.placing.placed_file import PlacedFile
+from multifacet.serving.release.placing.placed_ids import save_places, slot_bytes
 from multifacet.serving.release.pooling import Pooling
 from multifacet.serving.release.release import ID_MAPS, KIND, POOLING, UPPER, Release
 from multifacet.serving.release.sharding.shards import MAX_SHARDS, SHARD_SEED
-from multifacet.serving.release.sharding.split import TableSplit, split_of
+from multifacet.serving.release.sharding.split import RowStream, TableSplit, ids_by_row, split_of
 from multifacet.serving.release.upper import UpperModel
 from multifacet.tables.codec import row_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy.typing as npt
     from torch import Tensor
     from torch.export import ExportedProgram
 
@@ -32,8 +37,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Layout = Literal["plain", "placed"]
+"""How the rows of a release lie: see `ReleaseWriter`."""
 READ_ONLY = 0o444
 _FOLDER = 0o755
+
+
+class _Placing(NamedTuple):
+    """Ids in the order of the rows that come, and where these rows go."""
+
+    ids: npt.NDArray[np.int64]
+    places: PerfectHash
 
 
 class ReleaseWriter:
@@ -50,6 +64,7 @@ class ReleaseWriter:
         num_shards: How many lookup hosts to split the tables over; 1 for a release that each holds whole.
         sequence: The sequence that the model reads, if any; `add_pooling` then too.
         knows_until: Time until which the model knows of events, ISO 8601, if that is known.
+        layout: How rows lie: one behind the other (plain), or, where ids are exact int64, each where its id says (placed).
         replace: Whether a release that is there already may be replaced.
 
     Raises:
@@ -72,8 +87,11 @@ class ReleaseWriter:
         num_shards: int = 1,
         sequence: ReleaseSequence | None = None,
         knows_until: str | None = None,
+        layout: Layout = "plain",
         replace: bool = False,
     ):
+        if layout not in get_args(Layout):
+            raise ValueError(f"layout is {layout!r}: expected one of {', '.join(get_args(Layout))}")
         if not 1 <= num_shards <= MAX_SHARDS:
             raise ValueError(f"num_shards is {num_shards}: expected 1 to {MAX_SHARDS}")
         self._writer = ArtifactWriter(path, kind=KIND, replace=replace)
@@ -86,6 +104,8 @@ class ReleaseWriter:
         self._num_shards = num_shards
         self._sequence = sequence
         self._knows_until = knows_until
+        self._layout = layout
+        self._placings: dict[tuple[str, int | None], _Placing] = {}
         self._splits: dict[str, TableSplit | None] = {}
         self._tables: list[ReleaseTable] = []
 
@@ -134,6 +154,9 @@ class ReleaseWriter:
             ArtifactError: The rows are not as many or as long as they must be.
         """
         split = self._split(id_map)
+        is_placed = self._is_placed(id_map)
+        is_keyed = is_placed and all(other.id_map != id_map for other in self._tables)
+        stored_bytes = row_bytes(self._dim, self._precision)
         table = ReleaseTable(
             name=name,
             feature=feature,
@@ -142,18 +165,20 @@ class ReleaseWriter:
             rows=self._id_maps[id_map].num_rows,
             dim=self._dim,
             precision=self._precision,
-            row_bytes=row_bytes(self._dim, self._precision),
+            row_bytes=stored_bytes,
+            slot_bytes=slot_bytes(stored_bytes) if is_keyed else 0,
             id_map=id_map,
             reads=reads,
             list_length=list_length,
             shard_rows=() if split is None else split.shard_rows,
         )
         with ExitStack() as opened:
-            streams = []
+            streams: list[RowStream] = []
             for shard in range(self._num_shards) if split is not None else (None,):
                 path = self._writer.directory / table.file(shard)
                 path.parent.mkdir(exist_ok=True)
-                streams.append(opened.enter_context(path.open("wb")))
+                opening: AbstractContextManager[RowStream] = self._stream(path, table, shard) if is_placed else path.open("wb")
+                streams.append(opened.enter_context(opening))
             num_rows = 0
             for chunk in chunks:
                 if chunk.dtype != torch.uint8 or chunk.ndim != 2 or chunk.shape[1] != table.row_bytes:
@@ -172,6 +197,24 @@ class ReleaseWriter:
         if num_rows != table.rows:
             raise ArtifactError(f"table {name!r} came with {num_rows} rows, its id map {id_map!r} maps to {table.rows}")
         self._tables.append(table)
+
+    def _is_placed(self, id_map: str) -> bool:
+        """Whether rows stand where the ids of a map say."""
+        given = self._id_maps[id_map]
+        return self._layout == "placed" and given.index is not None and given.id_type == "int64"
+
+    def _stream(self, path: Path, table: ReleaseTable, shard: int | None) -> PlacedFile:
+        placing = self._placing(table.id_map, shard)
+        keys = placing.ids if table.slot_bytes else None
+        return PlacedFile(path, placing.places.numbers(placing.ids), keys, table.row_bytes, table.stored_bytes)
+
+    def _placing(self, id_map: str, shard: int | None) -> _Placing:
+        if (id_map, shard) not in self._placings:
+            split = self._split(id_map)
+            ordered = ids_by_row(self._id_maps[id_map] if split is None or shard is None else split.id_map(shard))
+            ids = ordered.astype(np.int64, copy=False)
+            self._placings[id_map, shard] = _Placing(ids, PerfectHash.build(ids))
+        return self._placings[id_map, shard]
 
     def _split(self, id_map: str) -> TableSplit | None:
         if id_map not in self._splits:
@@ -225,7 +268,10 @@ class ReleaseWriter:
                 folder = shard_folder(shard, self._num_shards) if shard is not None else "lookup"
                 directory = self._writer.directory / folder / ID_MAPS
                 directory.mkdir(parents=True, exist_ok=True)
-                (id_map if split is None or shard is None else split.id_map(shard)).save(directory, name)
+                if self._is_placed(name):
+                    save_places(self._placing(name, shard).places, directory, name)
+                else:
+                    (id_map if split is None or shard is None else split.id_map(shard)).save(directory, name)
         if not (self._writer.directory / UPPER).exists():
             raise ArtifactError(f"{self._writer.path}: no upper model was added")
         if self._sequence is not None and not (self._writer.directory / POOLING).exists():

@@ -57,6 +57,7 @@ class Deployed(Generic[T]):
         administered: Whether a server that can open nothing that it remembers starts all the same, to be mended.
         waits: Whether a server that remembers nothing waits to be told that its version is the current one.
         budget_bytes: Most bytes that all releases may have together.
+        gone: Told of a version that was let go of, and may be held still, by another path.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Deployed(Generic[T]):
         administered: bool = False,
         waits: bool = False,
         budget_bytes: int | None = None,
+        gone: Callable[[str], None] = lambda _version: None,
     ):
         self._loaded = loaded
         self._load = load
@@ -81,6 +83,7 @@ class Deployed(Generic[T]):
         self._administered = administered
         self._waits = waits
         self._budget_bytes = budget_bytes
+        self._gone = gone
         self._state = held.Holdings()
         self._opened: dict[str, tuple[str, T]] = {}
         self._cause: BaseException | None = None
@@ -178,13 +181,16 @@ class Deployed(Generic[T]):
             case events.Hold(version, path):
                 self._loaded.put(version, self._opened.pop(path)[1])
             case events.Drop(path):
-                self._opened.pop(path, None)
+                dropped = self._opened.pop(path, None)
+                if dropped is not None:
+                    self._gone(dropped[0])
             case events.Choose(version):
                 self._loaded.make_current(version)
             case events.Reopen(version):
                 self._loaded.reopen(version)
             case events.Forget(version):
                 self._loaded.forget(version)
+                self._gone(version)
             case events.Fail(fault):
                 self._failure = fault
             case _:

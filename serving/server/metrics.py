@@ -63,6 +63,15 @@ class _Tally:
         self.buckets = {phase: [0] * (len(_BOUNDS_US) + 1) for phase in phases}
         self.sums_us = dict.fromkeys(phases, 0)
 
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add another one's counts, given by their names."""
+        for name in ("requests", "rows", "unknown", "events", "versions", "sums_us"):
+            own = getattr(self, name)
+            for key, count in list(other[name].items()):
+                own[key] = own.get(key, 0) + count
+        for phase, counts in other["buckets"].items():
+            self.buckets[phase] = [sum(pair) for pair in zip(self.buckets[phase], counts, strict=True)]
+
 
 class ServerMetrics:
     """Metrics of one server, in a registry of its own.
@@ -82,6 +91,7 @@ class ServerMetrics:
         self._of_thread = threading.local()
         self._lock = threading.Lock()
         self._tallies: list[_Tally] = []
+        self._other_tallies: Callable[[], Sequence[Mapping[str, Any]]] = list
         self._event_sources: list[Callable[[], Mapping[str, int]]] = []
         self._status: Callable[[], Status] | None = None
         self._http: tuple[WSGIServer, threading.Thread] | None = None
@@ -114,6 +124,19 @@ class ServerMetrics:
         """Report events that something else counts, by name."""
         self._event_sources.append(source)
 
+    def add_tallies(self, source: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Add what other processes counted for this server, each as `tally` gives it."""
+        self._other_tallies = source
+
+    def tally(self) -> dict[str, Any]:
+        """What this process counted so far, for another one to add to its own; JSON."""
+        total = _Tally(self._phase_names)
+        with self._lock:
+            tallies = list(self._tallies)
+        for tally in tallies:
+            total.add(vars(tally))
+        return vars(total)
+
     def report_status(self, source: Callable[[], Status]) -> None:
         """Report what the server holds and does at each scrape."""
         self._status = source
@@ -127,6 +150,9 @@ class ServerMetrics:
         """The sums over all threads, as prometheus_client asks for them."""
         with self._lock:
             tallies = list(self._tallies)
+        for counted_elsewhere in self._other_tallies():
+            tallies.append(_Tally(self._phase_names))
+            tallies[-1].add(counted_elsewhere)
         for name, text, label, counters in (
             ("requests", "Requests answered, by gRPC status.", "code", [tally.requests for tally in tallies]),
             ("rows", "Rows answered or scored, by table.", "table", [tally.rows for tally in tallies]),

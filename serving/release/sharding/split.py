@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,16 @@ from multifacet.tables.ids import IdMap
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from multifacet.serving.release.placing.placed_ids import PlacedIds
     from multifacet.serving.wire.packing import IdArray
+
+
+class RowStream(Protocol):
+    """A file that takes rows one after the other."""
+
+    def write(self, rows: Any, /) -> int:
+        """Take the next rows; how many bytes they were."""
+        ...
 
 
 class TableSplit(Protocol):
@@ -27,7 +36,7 @@ class TableSplit(Protocol):
 
     shard_rows: tuple[int, ...]
 
-    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[IO[bytes]]) -> None:
+    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[RowStream]) -> None:
         """Write a chunk of the table, the chunks in order, to where each of its rows belongs.
 
         Args:
@@ -61,7 +70,7 @@ class ExactSplit:
         self._shards = shard_of(self._ids, num_shards).astype(np.uint16)
         self.shard_rows = tuple((np.bincount(self._shards, minlength=num_shards) + 1).tolist())
 
-    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[IO[bytes]]) -> None:
+    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[RowStream]) -> None:
         """As `TableSplit`."""
         shards = self._shards[first_row : first_row + len(rows)]
         order = np.argsort(shards, kind="stable")
@@ -93,7 +102,7 @@ class HashedSplit:
         self._parts = [HashedShard(id_map, shard, num_shards) for shard in range(num_shards)]
         self.shard_rows = tuple(part.num_rows for part in self._parts)
 
-    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[IO[bytes]]) -> None:
+    def write(self, rows: npt.NDArray[np.uint8], first_row: int, streams: Sequence[RowStream]) -> None:
         """As `TableSplit`."""
         stop = first_row + len(rows)
         for part, stream in zip(self._parts, streams, strict=True):
@@ -123,7 +132,7 @@ def split_of(id_map: IdMap, num_shards: int) -> TableSplit | None:
     return HashedSplit(id_map, num_shards) if can_split(id_map) else None
 
 
-def ids_by_row(id_map: IdMap) -> IdArray:
+def ids_by_row(id_map: IdMap | PlacedIds) -> IdArray:
     """The ids that an exact map knows, in the order of their rows."""
     if id_map.num_rows == 1:
         return np.empty(0, np.int64) if id_map.id_type == "int64" else np.empty(0, np.object_)

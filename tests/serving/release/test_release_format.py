@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,10 @@ def _expected(release, shard, table, external_id):
     return decode(torch.from_numpy(rows[row].copy())[None], table.dim, table.precision)[0].numpy()
 
 
+@pytest.mark.parametrize("layout", ["plain", "placed"])
 @pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
-def test_the_page_s_reader_reads_what_is_served(model, tmp_path, reader, precision):
-    release = publish(model.path, tmp_path / "release", precision=precision)
+def test_the_page_s_reader_reads_what_is_served(model, tmp_path, reader, precision, layout):
+    release = publish(model.path, tmp_path / "release", precision=precision, layout=layout)
     stranger = reader["ReleaseReader"](release.path)
     stranger.check()
     assert stranger.version == release.version
@@ -57,8 +57,9 @@ def test_the_page_s_reader_reads_what_is_served(model, tmp_path, reader, precisi
             np.testing.assert_allclose(given, _expected(release, None, table, external_id), rtol=1e-6)
 
 
-def test_it_reads_shards(model, tmp_path, reader):
-    published = publish(model.path, tmp_path / "release", shards=3)
+@pytest.mark.parametrize("layout", ["plain", "placed"])
+def test_it_reads_shards(model, tmp_path, reader, layout):
+    published = publish(model.path, tmp_path / "release", shards=3, layout=layout)
     pins = np.arange(-500, 1593, 13)
     assert [reader["shard_of"](int(pin), 3) for pin in pins] == shard_of(pins, 3).tolist()
     for shard in range(3):
@@ -73,10 +74,11 @@ def test_it_reads_shards(model, tmp_path, reader):
                 np.testing.assert_allclose(given, _expected(release, shard, table, pin), rtol=1e-6)
 
 
-def test_it_reads_deltas(model, release, change_model, tmp_path, reader):
+@pytest.mark.parametrize("layout", ["plain", "placed"])
+def test_it_reads_deltas(model, change_model, tmp_path, reader, layout):
     first = change_model(model, tmp_path / "m1", seed=1, added=[10_001, 10_002], dropped=[-500])
     second = change_model(first, tmp_path / "m2", seed=2, added=[-500], dropped=[10_001, 200])
-    shutil.copytree(release.path, tmp_path / "r0")
+    publish(model.path, tmp_path / "r0", layout=layout)
     stranger = reader["ReleaseReader"](tmp_path / "r0")
     for number, changed in enumerate((first, second), 1):
         delta = publish_delta(changed.path, tmp_path / f"r{number}", tmp_path / f"r{number - 1}")
