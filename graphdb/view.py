@@ -30,6 +30,7 @@ from multifacet.graphdb.windows.fingerprint import fingerprint_of
 from multifacet.graphdb.windows.members import Members, find_members, first_seen
 from multifacet.graphdb.windows.properties import property_tensor
 from multifacet.graphdb.windows.window import create_windows
+from multifacet.inputs import as_one_array
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -271,7 +272,7 @@ class GraphView:
         members = self._members_of(type)
         belongs = "" if members.table is None else f" WHERE idx IN (SELECT idx FROM {members.table})"
         nodes = self._cursor.sql(f"SELECT idx, id FROM {node_table(type)}{belongs} ORDER BY idx").to_arrow_table()
-        return pa.concat_arrays(nodes["id"].chunks) if nodes["id"].num_chunks else pa.array([], nodes["id"].type)
+        return as_one_array(nodes["id"])
 
     def stream_node_ids(self, type: str, *, batch_rows: int = 1 << 20) -> Iterator[pa.Array]:  # noqa: A002 - as in node_ids
         """External ids of a node type in the order of its rows, in parts; see `stream_edges`."""

@@ -9,6 +9,7 @@ from .arguments import one_of as one_of
 from .arguments import takes as takes
 from .arguments import whole as whole
 from .arguments import whole_numbers as whole_numbers
+from .arrow import as_one_array as as_one_array
 from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
 from .extras import import_extra as import_extra

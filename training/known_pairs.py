@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["PairIndex", "check_rows"]
+
+_MAX_ROWS: Final = 1 << 31  # rows are int32
 
 
 class PairIndex:
@@ -26,7 +28,7 @@ class PairIndex:
         num_right: rows of the right table.
 
     Raises:
-        ValueError: if the columns' lengths differ or a row lies outside its table.
+        ValueError: if the columns' lengths differ, a table has more rows than int32 names, or a row lies outside its table.
 
     Example:
         >>> pairs = PairIndex(np.array([0, 2, 0, 0]), np.array([3, 1, 1, 3]), num_left=3, num_right=4)
@@ -106,6 +108,9 @@ def check_rows(left: NDArray[Any], right: NDArray[Any], *, num_left: int, num_ri
     """
     if left.shape != right.shape or left.ndim != 1:
         raise ValueError(f"pairs need two columns of one length, got shapes {left.shape} and {right.shape}")
+    for name, num_rows in (("left", num_left), ("right", num_right)):
+        if num_rows > _MAX_ROWS:
+            raise ValueError(f"the {name} table has {num_rows} rows, and pairs name at most {_MAX_ROWS}")
     for name, rows, num_rows in (("left", left, num_left), ("right", right, num_right)):
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= num_rows):
             raise ValueError(f"{name} rows lie in 0..{num_rows - 1}, got {rows.min()}..{rows.max()}")

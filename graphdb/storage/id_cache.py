@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from multifacet.graphdb.sql import count, run
 from multifacet.graphdb.storage.layout import node_table
+from multifacet.inputs import as_one_array
 
 _MAX_CACHED_NODES = 5_000_000
 
@@ -36,11 +37,9 @@ class IdCache:
 
 
 def _ids(cursor: duckdb.DuckDBPyConnection, node: str) -> pa.Array:
-    nodes = cursor.sql(f"SELECT idx, id FROM {node_table(node)} ORDER BY idx").to_arrow_table().combine_chunks()
+    nodes = cursor.sql(f"SELECT idx, id FROM {node_table(node)} ORDER BY idx").to_arrow_table()
     idx = nodes["idx"].to_numpy()
-    ids = nodes["id"].combine_chunks()
-    if isinstance(ids, pa.ChunkedArray):
-        ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
+    ids = as_one_array(nodes["id"])
     if len(idx) == 0 or idx[-1] == len(idx) - 1:
         return ids
     positions = np.full(idx[-1] + 1, -1)

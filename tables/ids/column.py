@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from multifacet.inputs import as_one_array
 from multifacet.kernels.hashing import hash_strings
 from multifacet.kernels.threads import run_ranges
 
@@ -105,11 +106,8 @@ def to_arrow(ids: Ids, id_type: IdType | None = None) -> pa.Array:
         TypeError: The ids are of mixed types.
         ValueError: The ids are not one-dimensional.
     """
-    if isinstance(ids, pa.ChunkedArray):
-        chunks = ids.combine_chunks()
-        return chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
-    if isinstance(ids, pa.Array):
-        return ids
+    if isinstance(ids, pa.Array | pa.ChunkedArray):
+        return as_one_array(ids)
     torch = sys.modules.get("torch")  # where it was not imported there are no tensors, and it need not be for their sake
     values = ids.detach().cpu().numpy() if torch is not None and isinstance(ids, torch.Tensor) else ids
     if isinstance(values, np.ndarray) and values.ndim != 1:

@@ -37,6 +37,7 @@ _IDS_PER_BUCKET: Final = 2
 _BLOCK: Final = 256
 _MIN_IDS_PER_THREAD: Final = 1 << 13
 _IDS_PER_PART: Final = 1 << 15  # of `invert`: their part of the index is some 450 KiB
+_MAX_IDS: Final = 1 << 31
 _IDS_AT_ONCE: Final = 1 << 22
 
 
@@ -55,8 +56,10 @@ class IdIndex:
         """Indexes ids; position i gets row i.
 
         Raises:
-            ValueError: An id occurs twice.
+            ValueError: An id occurs twice, or rows do not fit into int32.
         """
+        if len(ids) >= _MAX_IDS:
+            raise ValueError(f"there are {len(ids)} ids, and an id map holds fewer than {_MAX_IDS}: shard the table first")
         bits = max(1, (len(ids) // _IDS_PER_BUCKET).bit_length())
         starts = np.zeros((1 << bits) + 1, np.int32)
         slots = np.empty(len(ids), np.int32)
