@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeedSource", "Planned"]
 
-_BUFFER_EDGES = 1 << 19
+_BUFFER_EDGES = 1 << 18
 _NUM_OPEN = 8
 _MAX_ROWS = np.iinfo(np.int32).max
 
