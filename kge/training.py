@@ -228,7 +228,7 @@ def _run(
         history.append(row)
         if patience is not None and _validations_since_best(history) == 0:
             state.keep_as_best()
-        if state.num_readers is not None and epoch < config.epochs:
+        if (state.num_readers or 1) > 1 and epoch < config.epochs:
             run.save(state)  # from between two epochs any number of processes can go on
         if progress is not None:
             progress(row)  # who listens tells it, and the log need not again

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FeedSource", "Planned"]
 
-_BUFFER_EDGES = 1 << 19
+_BUFFER_EDGES = 1 << 18
 _NUM_OPEN = 8
+_MAX_ROWS = np.iinfo(np.int32).max
 
 
 class Planned(NamedTuple):
@@ -258,6 +259,8 @@ def _refuse(feed: Feed, config: KgeConfig) -> None:
             "distinct_edges=False learns from an edge as often as its weight says, and a feed gives each pair once an epoch: "
             "leave it out, or train on the view"
         )
+    if wide := {name: count for name, count in feed.num_nodes.items() if count > _MAX_ROWS}:
+        raise ValueError(f"node types with more than {_MAX_ROWS} rows, {wide}: rows of one type are int32 in a training")
     known = [part.name for part in feed.relations]
     if unknown := [name for name in config.relation_weights if name not in known]:
         raise ValueError(f"relation_weights names {unknown}, but the feed has the relations {known}")
