@@ -17,8 +17,8 @@ from multifacet.serving.client.grpc_pending import GrpcPendingLookup, GrpcWatche
 from multifacet.serving.client.lookups import LookupConnection
 from multifacet.serving.protocol import lookup_pb2, lookup_pb2_grpc, ranker_pb2, ranker_pb2_grpc
 from multifacet.serving.secrets import ChangingFiles, TokenFile
-from multifacet.serving.tracing import client_span, tell_rank, trace_headers
-from multifacet.serving.wire.answers import WHOLE, Asked, RankAnswer, Shard, read_rank
+from multifacet.serving.tracing import client_span, tell_lookup, tell_rank, trace_headers
+from multifacet.serving.wire.answers import WHOLE, Asked, LookupAnswer, RankAnswer, Shard, read_lookup, read_rank
 from multifacet.serving.wire.channel import open_channel
 from multifacet.serving.wire.packing import pack_ids, pack_rank
 
@@ -150,17 +150,26 @@ class LookupClient(_Client, LookupConnection):
     ) -> GrpcPendingLookup | GrpcWatchedLookup:
         """Send a lookup and return at once; see `lookup`."""
         self._renew()
-        request = lookup_pb2.LookupRequest(
-            version=version,
-            features=[pack_ids(feature, values) for feature, values in ids.items()],
-            request_id=request_id,
-        )
+        request = _request(version, ids, request_id)
         deadline_s = self.timeout_s if timeout_s is None else timeout_s
         asked = Asked.of(version, self.shard, ids)
         metadata = trace_headers(self._token.metadata)
         if self._watched:
             return GrpcWatchedLookup(self._stub.Lookup, request, asked, self.server, deadline_s, metadata)
         return GrpcPendingLookup(self._start, request, asked, self.server, deadline_s, metadata)
+
+    def lookup(
+        self, version: str, ids: Mapping[str, npt.ArrayLike], *, timeout_s: float | None = None, request_id: str = ""
+    ) -> LookupAnswer:
+        """As `LookupConnection.lookup`, by a call that waits: gRPC takes 0.25 ms longer for one under way."""
+        with client_span("lookup", request__id=request_id, version=version, server_address=self.address) as hop:
+            self._renew()
+            request = _request(version, ids, request_id)
+            answer = read_lookup(
+                self._call(self._stub.Lookup, request, timeout_s), Asked.of(version, self.shard, ids), self.server
+            )
+            tell_lookup(hop, answer)
+            return answer
 
     def describe(self, *, timeout_s: float | None = None) -> lookup_pb2.LookupDescription:
         """What is loaded, and the limits."""
@@ -169,6 +178,11 @@ class LookupClient(_Client, LookupConnection):
             self._stub.Describe, lookup_pb2.LookupDescribeRequest(), timeout_s
         )
         return description
+
+
+def _request(version: str, ids: Mapping[str, npt.ArrayLike], request_id: str) -> lookup_pb2.LookupRequest:
+    features = [pack_ids(feature, values) for feature, values in ids.items()]
+    return lookup_pb2.LookupRequest(version=version, features=features, request_id=request_id)
 
 
 class RankerClient(_Client):

@@ -15,7 +15,7 @@ from multifacet.serving.lookup.rows import SendBuffer
 from multifacet.serving.protocol import lookup_pb2
 from multifacet.serving.tracing import tell_rows
 from multifacet.serving.wire.frames import Kind, padded
-from multifacet.serving.wire.packing import IdArray, check_features, check_id_type, count_ids, unpack_ids
+from multifacet.serving.wire.packing import IdArray, check_features, check_id_type, count_ids, pack_answer, unpack_ids
 
 if TYPE_CHECKING:
     from multifacet.serving.config import LookupConfig
@@ -43,8 +43,8 @@ class LookupAnswers:
         self._framed_send = SendBuffer()  # the kernel's answers
         self._general_send = SendBuffer()  # those of the general way; both are the framed server's one thread's
 
-    def _lookup(self, request: lookup_pb2.LookupRequest) -> lookup_pb2.LookupAnswer:
-        """A lookup whose rows are in the message."""
+    def _lookup(self, request: lookup_pb2.LookupRequest) -> bytes:
+        """A lookup whose rows are in the message, which is put together by one copy of them."""
         started_ns = time.perf_counter_ns()
         try:
             send = self._buffers.pop()
@@ -52,12 +52,12 @@ class LookupAnswers:
             send = SendBuffer()
         try:
             half, all_fetched = self._fetch(request, send)
-            tables = [each.describe(rows=bytes(send.read(each.start, each.start + each.num_bytes))) for each in all_fetched]
+            tables = [(each.describe(), send.read(each.start, each.start + each.num_bytes)) for each in all_fetched]
+            answer = lookup_pb2.LookupAnswer(version=half.release.version, tables=(), server_us=0, **half.shard_fields)
+            answer.server_us = self._observe(started_ns)
+            return pack_answer(answer, tables)
         finally:
             self._buffers.append(send)
-        return lookup_pb2.LookupAnswer(
-            version=half.release.version, tables=tables, server_us=self._observe(started_ns), **half.shard_fields
-        )
 
     def _lookup_framed(self, request: lookup_pb2.LookupRequest) -> tuple[bytes, memoryview]:
         """A lookup whose rows go from the mapped tables to where they are sent from, and are copied nowhere else."""

@@ -179,7 +179,8 @@ class LookupHalf:
             if feature not in ids:
                 continue
             mapping, given = self.id_maps[table.id_map], ids[feature]
-            if key not in found and table.slot_bytes and isinstance(mapping, PlacedIds) and isinstance(rows, MappedRows):
+            together = key not in found and table.slot_bytes and len(given)
+            if together and isinstance(mapping, PlacedIds) and isinstance(rows, MappedRows):
                 places = np.empty(len(given), np.int32)
                 num_unknown_ids, stop = gather_placed(
                     mapping, rows, cast("npt.NDArray[np.int64]", given), places, memory, start

@@ -251,7 +251,7 @@ class _Servicer(lookup_pb2_grpc.LookupServicer):
 
     def Lookup(  # noqa: N802
         self, request: lookup_pb2.LookupRequest, context: grpc.ServicerContext
-    ) -> lookup_pb2.LookupAnswer:
+    ) -> bytes:
         return self._server._listener.answer(lambda: self._server._lookup(request), context, request.request_id)
 
     def Describe(  # noqa: N802

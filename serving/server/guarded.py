@@ -118,7 +118,10 @@ class GuardedServer:
                 self.refuse(context, error)
                 raise
 
-        return grpc.stream_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+        serialize = handler.response_serializer
+        return grpc.stream_unary_rpc_method_handler(
+            call, response_serializer=lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
+        )
 
     def _guard_watch(self, handler: Any) -> Any:
         """A watch of the health service."""

@@ -144,12 +144,13 @@ def read_lookup(answer: lookup_pb2.LookupAnswer, asked: Asked, server: str) -> L
     """
     tables = {}
     for table in answer.tables:
-        if not table.row_bytes or len(table.rows) % table.row_bytes:
+        rows = table.rows  # each look at it is a copy
+        if not table.row_bytes or len(rows) % table.row_bytes:
             raise BrokenAnswerError(
-                f"{server}: table {table.table!r} came with {len(table.rows)} bytes of rows of {table.row_bytes} bytes"
+                f"{server}: table {table.table!r} came with {len(rows)} bytes of rows of {table.row_bytes} bytes"
             )
         tables[table.table] = TableRows(
-            rows=np.frombuffer(table.rows, dtype=np.uint8).reshape(-1, table.row_bytes),
+            rows=np.frombuffer(rows, dtype=np.uint8).reshape(-1, table.row_bytes),
             dim=table.dim,
             precision=table.precision,
             num_unknown_ids=table.num_unknown_ids,

@@ -13,6 +13,8 @@ from multifacet.serving.errors import InvalidRequestError
 from multifacet.serving.protocol import ids_pb2, lookup_pb2, ranker_pb2
 
 _INT64 = np.dtype("<i8")
+_TABLES_TAG, _ROWS_TAG = b"\x12", b"\x12"
+"""Of LookupAnswer.tables and of TableRows.rows: each is field 2, of a length that follows."""
 _MAX_NAMES_TOLD = 16
 _MAX_NAME_TOLD = 64
 IdArray = npt.NDArray[np.int64] | npt.NDArray[np.object_]
@@ -53,6 +55,28 @@ def as_ids(feature: str, ids: npt.ArrayLike) -> IdArray:
     if not all(isinstance(value, str) for value in strings.tolist()):
         raise InvalidRequestError(f"ids of feature {feature!r} have dtype {array.dtype}: expected integers or strings")
     return strings
+
+
+def pack_answer(answer: lookup_pb2.LookupAnswer, tables: Iterable[tuple[lookup_pb2.TableRows, memoryview]]) -> bytes:
+    """A lookup's answer as the bytes of its message.
+
+    protobuf would copy the rows into the table's message, that into the answer's, and that into bytes.
+
+    Args:
+        answer: All but the tables.
+        tables: Of each table its message without rows, and its rows.
+
+    Example:
+        >>> table = lookup_pb2.TableRows(table="pin", row_bytes=2)
+        >>> packed = pack_answer(lookup_pb2.LookupAnswer(version="v"), [(table, memoryview(b"abcd"))])
+        >>> lookup_pb2.LookupAnswer.FromString(packed).tables[0].rows
+        b'abcd'
+    """
+    parts: list[bytes | memoryview] = [answer.SerializeToString()]
+    for message, rows in tables:
+        head = message.SerializeToString() + _ROWS_TAG + _varint(len(rows))
+        parts += (_TABLES_TAG + _varint(len(head) + len(rows)) + head, rows)
+    return b"".join(parts)
 
 
 def pack_ids(feature: str, ids: npt.ArrayLike) -> ids_pb2.FeatureIds:

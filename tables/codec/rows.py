@@ -22,6 +22,7 @@ from torch import Tensor
 
 from multifacet.inputs import expect_type
 from multifacet.kernels.threads import run_ranges
+from multifacet.tables.codec.decoding import decode_int4, decode_int8
 from multifacet.tables.codec.refit import refit_rows
 from multifacet.tables.sharded_rows import encode_sharded, is_sharded
 
@@ -159,8 +160,9 @@ def decode(rows: Tensor, dim: int, precision: Precision) -> Tensor:
         stored = rows.clone(memory_format=torch.contiguous_format)
         return stored.view(torch.float16 if precision == "fp16" else torch.float32).float()
     vectors = torch.empty((len(rows), dim), dtype=torch.float32)
-    to_vectors = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat
-    _convert(rows, vectors, lambda chunk: to_vectors(chunk, _BITS[precision]))
+    source, target = rows.contiguous().numpy(), vectors.numpy()
+    fill = decode_int4 if precision == "int4" else decode_int8
+    run_ranges(lambda start, stop: fill(source, target, start, stop), len(rows), min_size=_chunk_rows(dim))
     return vectors
 
 

@@ -75,7 +75,8 @@ def test_clients_of_both_transports_get_the_same_answers(both, tmp_path):
     with LookupServer(config) as server:
         for address in (server.address, server.framed_address):
             with connect_lookup(address, timeout_s=30) as client:
-                for ids in (ASKED, {"pin": ASKED["pin"], "user": ASKED["user"]}, {"pin": PINS[:1]}):
+                few = {"pin": PINS[:1]}, {"pin": [], "user": ASKED["user"]}, {"pin": np.empty(0, np.int64)}, {"user": [5]}
+                for ids in (ASKED, {"pin": ASKED["pin"], "user": ASKED["user"]}, *few):
                     answers = [client.lookup(release.version, ids) for release in (plain, placed)]
                     for table, rows in answers[0].tables.items():
                         assert np.array_equal(rows.rows, answers[1].tables[table].rows), table

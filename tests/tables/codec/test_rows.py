@@ -221,3 +221,18 @@ def test_wrong_tensors_are_refused():
         decode(torch.zeros(2, 36, dtype=torch.int32), 64, "int4")
     with pytest.raises(ValueError, match="rows have 48 bytes; int4 rows of dim 64 have 36"):
         decode(torch.zeros(2, 48, dtype=torch.uint8), 64, "int4")
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("dim", [4, 12, 64, 100])
+def test_rows_of_any_bytes_are_decoded_as_fbgemm_does(precision, bits, dim):
+    """Whatever scale and bias are: subnormal, huge, negative, zero, and even what encode never writes."""
+    generator = np.random.default_rng(dim)
+    rows = torch.from_numpy(generator.integers(0, 256, (3000, row_bytes(dim, precision)), np.uint8))
+    expected = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(rows, bits)
+    decoded = decode(rows, dim, precision)
+    assert torch.equal(decoded.isnan(), expected.isnan())
+    finite = ~expected.isnan()
+    assert torch.equal(decoded[finite].view(torch.int32), expected[finite].view(torch.int32))
+    assert torch.equal(decode(rows[::3], dim, precision)[finite[::3]], expected[::3][finite[::3]])
+    assert decode(rows[:0], dim, precision).shape == (0, dim)
