@@ -144,7 +144,9 @@ def init(
     if as_json:
         emit_json({"pipeline": str(output), "schema": str(written), **chosen})
     else:
-        stdout.print(f"wrote {output} and {written}; look through them, then `multifacet run {output} --day ... --plan`")
+        stdout.print(
+            f"wrote {output} and {written}; look through them, then `multifacet run {output} --day ... --plan`", soft_wrap=True
+        )
 
 
 def _parse_days(text: str) -> tuple[dt.date, dt.date]:

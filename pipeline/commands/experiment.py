@@ -103,7 +103,7 @@ def experiment(
             ),
             title=f"{task.upper()} ROC-AUC, {settings.source.title}, {settings.num_seeds} seeds",
         )
-    stdout.print(f"results: {results}\npage: [bold]{page}[/bold]", soft_wrap=True, highlight=False)
+    stdout.print(f"results: {results}\npage: {page}", soft_wrap=True, highlight=False)
 
 
 def _source(kind: str, store: Path | None, folder: Path | None, spans: dict[str, str | None], *, quick: bool) -> Any:

@@ -168,7 +168,7 @@ def _show(state: State, *, as_json: bool, freshness: ReleaseFreshness | None = N
         return
     doing = f", {state.doing} begun" if state.doing else ""
     why = f" ({state.reason})" if state.reason else ""
-    stdout.print(f"rollout {state.number}: {state.done}{doing}{why}", highlight=False)
+    stdout.print(f"rollout {state.number}: {state.done}{doing}{why}", highlight=False, soft_wrap=True)
     stdout.print(f"  from {state.old_version[:12]} {state.old_path}", highlight=False, soft_wrap=True)
     stdout.print(f"  to   {state.new_version[:12]} {state.new_path}", highlight=False, soft_wrap=True)
     if freshness is not None:

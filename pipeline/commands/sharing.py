@@ -39,7 +39,7 @@ def push(
     if as_json:
         emit_json({"address": address, "fingerprint": fingerprint})
     else:
-        stdout.print(f"{address} holds {fingerprint[:12]}", highlight=False)
+        stdout.print(f"{address} holds {fingerprint[:12]}", highlight=False, soft_wrap=True)
 
 
 def pull(
@@ -56,4 +56,6 @@ def pull(
     if as_json:
         emit_json({"path": str(path), "kind": artifact.kind, "fingerprint": artifact.fingerprint})
     else:
-        stdout.print(f"{path}: {artifact.kind} {artifact.fingerprint[:12]}, whole and unchanged", highlight=False)
+        stdout.print(
+            f"{path}: {artifact.kind} {artifact.fingerprint[:12]}, whole and unchanged", highlight=False, soft_wrap=True
+        )

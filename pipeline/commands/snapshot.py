@@ -29,7 +29,7 @@ def show(path: Path_, as_json: AsJson = False) -> None:
     stdout.print(snapshot)
     emit_rows({"node type": name, "rows": snapshot.num_rows(name), "dim": snapshot.dim(name)} for name in snapshot.node_types)
     for title in ("window", "parents", "metrics", "config"):
-        stdout.print(f"[bold]{title}[/bold]")
+        stdout.print(title, style="bold")
         stdout.print_json(data=snapshot.manifest[title])
 
 
@@ -43,7 +43,9 @@ def verify(path: Path_, as_json: AsJson = False) -> None:
     if as_json:
         emit_json({"fingerprint": snapshot.fingerprint, "files": len(snapshot.manifest["files"]), "bytes": num_bytes})
     else:
-        stdout.print(f"{path}: {len(snapshot.manifest['files'])} files, {show_bytes(num_bytes)}, whole and unchanged")
+        stdout.print(
+            f"{path}: {len(snapshot.manifest['files'])} files, {show_bytes(num_bytes)}, whole and unchanged", soft_wrap=True
+        )
 
 
 @app.command()
@@ -84,8 +86,9 @@ def emit_drift(drift: Mapping[str, Mapping[str, Any]]) -> None:
         rows.append({"type": name, **counts, **rounded})
     emit_rows(rows)
     stdout.print(
-        "[dim]cos: cosine of a row with its old self (p5: of the worst twentieth); aligned: after the best common rotation; "
-        "length: new over old, median; same 10: share of the 10 nearest that stayed[/dim]"
+        "cos: cosine of a row with its old self (p5: of the worst twentieth); aligned: after the best common rotation; "
+        "length: new over old, median; same 10: share of the 10 nearest that stayed",
+        style="dim",
     )
 
 

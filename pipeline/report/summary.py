@@ -64,7 +64,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
     )
     reused = sum(stage["reused"] for stage in document["stages"])
     stdout.print(f"{document['seconds']:.0f} s, {reused} of {len(document['stages'])} stages reused")
-    stdout.print(f"report: [bold]{document['report']}[/bold]", soft_wrap=True, highlight=False)
+    stdout.print(f"report: {document['report']}", soft_wrap=True, highlight=False)
 
 
 def _signed(gain: Mapping[str, float] | None) -> str:

@@ -27,7 +27,7 @@ _FILE_WIDTH = 240
 _MAX_TABLE_ROWS = 1_000
 _BATCH_ROWS = 10_000
 
-stdout = Console(width=_width())
+stdout = Console(width=_width(), markup=False)
 
 #: The flag that every command takes.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; logs go to stderr.")]

@@ -136,6 +136,18 @@ def test_a_flipped_byte_in_a_snapshot_is_found_by_file(run: Any, tmp_path: Path)
     assert file.name in err.replace("\n", "")
 
 
+def test_names_are_printed_as_they_are(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "[red]a[/red] [b]"
+    folder.mkdir(parents=True)
+    (folder / "schema.toml").write_text(SCHEMA)
+    store = folder / ("long " * 30).strip()
+    code, out, _ = run("graph", "init", store, "--schema", folder / "schema.toml")
+    assert (code, out) == (0, f"created {store}\n")
+    code, _, err = run("graph", "stats", folder / "none")
+    assert code == 1
+    assert "[red]a[/red] [b]" in err
+
+
 def test_a_synthetic_world_becomes_a_store(run: Any, tmp_path: Path) -> None:
     code, out, _ = run(
         *("graph", "synth", tmp_path / "world.duckdb", "--folder", tmp_path / "world", "--json"),

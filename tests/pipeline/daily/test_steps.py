@@ -121,10 +121,10 @@ def test_a_condition_leaves_text_as_it_is(tmp_path: Path, suffix: str) -> None:
         section = LoadSection(
             relation="clicks", files=str(tmp_path / f"events.{suffix}"), src="user", dst="pin", where="clicked = 1"
         )
-        assert loads._load_one(store, section, [section.files])["loaded"] == 2
+        assert loads._load_one(store, section, [section.files], DAY)["loaded"] == 2
         assert set(store.view().node_ids("user").to_pylist()) == {"1e5", "100000"}
         assert set(store.view().node_ids("pin").to_pylist()) == {"0007", "7"}
         times = store.sql("SELECT time FROM edges_clicks").column("time").to_pylist()
         assert set(times) == {dt.datetime(2026, 1, 1)}
         with pytest.raises(ValueError, match="all of one kind"):
-            loads._load_one(store, section, [str(tmp_path / "events.jsonl")])
+            loads._load_one(store, section, [str(tmp_path / "events.jsonl")], DAY)
