@@ -121,6 +121,8 @@ def _cast(value: Any, kind: pa.DataType) -> pa.Scalar:
         value = aware if kind.tz else aware.replace(tzinfo=None)
     if isinstance(value, dt.datetime) and pa.types.is_timestamp(kind) and (value.tzinfo is None) == (kind.tz is not None):
         value = value.replace(tzinfo=dt.UTC) if kind.tz else value.astimezone(dt.UTC).replace(tzinfo=None)
+    if pa.types.is_temporal(kind) and not isinstance(value, str | dt.date | dt.time | dt.timedelta | pa.Scalar):
+        raise TypeError("a number has no unit of time")
     if isinstance(value, str):
         return pa.scalar(value).cast(kind)
     scalar = pa.scalar(value)

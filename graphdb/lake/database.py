@@ -7,7 +7,7 @@ import dataclasses
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 from typing_extensions import override
@@ -62,18 +62,14 @@ class DatabaseQuery(LakeTable):
                 msg = f"cannot read {self.address}: there is no such file"
                 raise GraphError(msg)
             target = f"file:{urllib.parse.quote(path)}?mode=ro"
-        with told(self.address), self._asked(driver, target) as reader:
-            schema = reader.schema
-        return [Piece(name=None, schema=schema, batches=lambda: self._read(driver, target, schema))]
-
-    def _read(self, driver: Any, target: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        with told(self.address), self._asked(driver, target) as reader:
-            if reader.schema != schema:
-                raise ValueError("the columns have changed since the load began")
-            yield from reader
-
-    @contextlib.contextmanager
-    def _asked(self, driver: Any, target: str) -> Iterator[pa.RecordBatchReader]:
-        with driver.connect(target) as connection, connection.cursor() as cursor:
+        with told(self.address), contextlib.ExitStack() as stack:
+            connection = stack.enter_context(driver.connect(target))
+            cursor = stack.enter_context(connection.cursor())
             cursor.execute(self.query)
-            yield cursor.fetch_record_batch()
+            reader = cursor.fetch_record_batch()
+            opened = stack.pop_all()  # asked once: what answers is read, and closed then
+        return [Piece(name=None, schema=reader.schema, batches=lambda: self._read(reader, opened))]
+
+    def _read(self, reader: pa.RecordBatchReader, opened: contextlib.ExitStack) -> Iterator[pa.RecordBatch]:
+        with told(self.address), opened:
+            yield from reader

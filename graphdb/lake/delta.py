@@ -43,4 +43,13 @@ class DeltaTable(LakeTable):
         with told(self.address):
             table = deltalake.DeltaTable(self.path, version=self.version, storage_options=dict(self.options) or None)
             root = str(table.table_uri).rstrip("/")
-            return pieces_of(table.to_pyarrow_dataset(), self, wanted, self.where, lambda path: f"{root}/{path}")
+            dataset = table.to_pyarrow_dataset()
+            # A column that was added later is null in older files: that is the table's word, not a file that lacks it.
+            return pieces_of(
+                dataset,
+                self,
+                wanted,
+                self.where,
+                name=lambda path: f"{root}/{path}",
+                schema_of=lambda _: dataset.schema,
+            )

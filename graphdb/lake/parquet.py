@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,15 @@ class ParquetTable(LakeTable):
             keys = _keys_of(found[0].removeprefix(root))
             partitioning = ds.partitioning(pa.schema([(key, pa.string()) for key in keys]), flavor="hive") if keys else None
             dataset = ds.dataset(found, filesystem=files, format="parquet", partitioning=partitioning, partition_base_dir=root)
-            return pieces_of(dataset, self, wanted, self.where, lambda path: f"{scheme}://{path}" if scheme else path)
+            partitions = [] if partitioning is None else list(partitioning.schema)
+            return pieces_of(
+                dataset,
+                self,
+                wanted,
+                self.where,
+                name=lambda path: f"{scheme}://{path}" if scheme else path,
+                schema_of=lambda fragment: _with(fragment.physical_schema, partitions),
+            )
 
     def _open(self) -> tuple[fs.FileSystem, str]:
         if "://" not in self.address:
@@ -77,7 +85,15 @@ class ParquetTable(LakeTable):
         return opened, root.rstrip("/") or root
 
 
-def pieces_of(dataset: Any, table: LakeTable, wanted: Sequence[str] | None, where: Any, name: Any) -> list[Piece]:
+def pieces_of(
+    dataset: Any,
+    table: LakeTable,
+    wanted: Sequence[str] | None,
+    where: Any,
+    *,
+    name: Callable[[str], str],
+    schema_of: Callable[[Any], pa.Schema],
+) -> list[Piece]:
     """Gives a pyarrow dataset's files as pieces, without those that conditions rule out.
 
     Args:
@@ -86,21 +102,29 @@ def pieces_of(dataset: Any, table: LakeTable, wanted: Sequence[str] | None, wher
         wanted: Columns.
         where: Conditions, as a user wrote them.
         name: Gives a piece's name from its file's path.
+        schema_of: Gives the columns that a file is read with.
     """
-    schema = dataset.schema
-    condition = as_expression(bind(as_conditions(where), schema, where=table.address))
-    columns = choose_columns(schema, wanted)
-    chosen = pa.schema([schema.field(column) for column in columns])
-    fragments = sorted(dataset.get_fragments(filter=condition), key=lambda fragment: fragment.path)
-    pieces = [
-        Piece(
-            name=name(fragment.path),
-            schema=chosen,
-            batches=_reading(fragment, schema, columns, condition, table.address),
-        )
-        for fragment in fragments
-    ]
-    return pieces or [Piece(name=None, schema=chosen, batches=lambda: iter(()))]
+    conditions = as_conditions(where)
+    condition = as_expression(bind(conditions, dataset.schema, where=table.address))
+    pieces = []
+    for fragment in sorted(dataset.get_fragments(filter=condition), key=lambda fragment: fragment.path):
+        schema = schema_of(fragment)
+        columns = choose_columns(schema, wanted)
+        own = as_expression(bind(conditions, schema, where=fragment.path))
+        chosen = pa.schema([schema.field(column) for column in columns])
+        batches = _reading(fragment, schema, columns, own, table.address)
+        pieces.append(Piece(name=name(fragment.path), schema=chosen, batches=batches))
+    if not pieces:
+        columns = choose_columns(dataset.schema, wanted)
+        chosen = pa.schema([dataset.schema.field(column) for column in columns])
+        pieces = [Piece(name=None, schema=chosen, batches=lambda: iter(()))]
+    return pieces
+
+
+def _with(schema: pa.Schema, partitions: Sequence[pa.Field]) -> pa.Schema:
+    """A file's own columns, and those that its folders' names say; these win, as they do for pyarrow."""
+    named = {field.name for field in partitions}
+    return pa.schema([*(field for field in schema if field.name not in named), *partitions])
 
 
 def _reading(fragment: Any, schema: pa.Schema, columns: list[str], condition: pc.Expression | None, address: str) -> Any:

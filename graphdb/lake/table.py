@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +37,15 @@ class Piece:
         return pa.RecordBatchReader.from_batches(self.schema, read())
 
 
-class LakeTable:
+class LakeTable(abc.ABC):
     """A table that a load reads in place."""
 
     @property
+    @abc.abstractmethod
     def address(self) -> str:
         """Where it is, for reports and messages; no secret stands in it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pieces(self, wanted: Sequence[str] | None) -> list[Piece]:
         """Gives the pieces that may hold rows of its conditions, in the order of their names.
 
@@ -56,7 +58,6 @@ class LakeTable:
         Raises:
             GraphError: The table cannot be read, or a condition does not fit it.
         """
-        raise NotImplementedError
 
 
 def choose_columns(schema: pa.Schema, wanted: Sequence[str] | None) -> list[str]:

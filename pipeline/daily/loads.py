@@ -35,13 +35,15 @@ def fingerprint(pipeline: Pipeline, day: dt.date) -> str:
     files: dict[str, Any] = {}
     for section in pipeline.load:
         found = _find(section, day)
-        if isinstance(found, LakeTable):
-            # A piece is written once. Rows without a place of their own are never known to be the same.
-            files |= {piece.name or f"{found.address} {uuid.uuid4()}": None for piece in found.pieces(None)}
-            continue
-        for name in found:
-            status = Path(name).stat()
-            files[name] = [status.st_size, status.st_mtime_ns]
+        if section.query is not None:
+            files[f"{section.address} {uuid.uuid4()}"] = None  # nobody can tell whether a database has the same rows
+        elif isinstance(found, LakeTable):
+            # A piece is written once.
+            files |= {piece.name or f"{found.address}, no rows": None for piece in found.pieces(None)}
+        else:
+            for name in found:
+                status = Path(name).stat()
+                files[name] = [status.st_size, status.st_mtime_ns]
     store = path.stat().st_ino if path.exists() else None
     sections = [section.model_dump(mode="json") for section in pipeline.load]
     return content_key({"sections": sections, "files": files, "store": store})

@@ -157,6 +157,7 @@ class _Service:
 
     def told(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Asks for the token, and tells a refusal as the protocol does: {"error": ...}."""
+        requests = import_extra("starlette.requests", "http")
 
         async def handle(request: Request) -> Response:
             token = self._token.token
@@ -167,6 +168,8 @@ class _Service:
                     return _json({"error": "this server asks for a token: send it as Authorization: Bearer"}, status=401)
             try:
                 return await answer(request)
+            except requests.ClientDisconnect:  # nobody reads what is answered
+                return _json({"error": "the client is gone"}, status=400)
             except ServingError as error:
                 status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
                 if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from multifacet.inputs import import_extra
 from multifacet.serving.addresses import Address
 from multifacet.serving.http.app import make_app
+from multifacet.serving.log_limit import limit_log
 
 if TYPE_CHECKING:
     from multifacet.serving.http.app import HttpConfig
@@ -28,6 +29,7 @@ def serve_http(config: HttpConfig) -> None:
     where: dict[str, Any] = (
         {"uds": str(address.unix_path)} if address.unix_path is not None else {"host": address.host, "port": address.port}
     )
+    limit_log()
     uvicorn.run(
         make_app(config),
         **where,

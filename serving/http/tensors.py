@@ -21,6 +21,7 @@ BINARY_HEADER: Final = "inference-header-content-length"
 _INTEGERS: Final[dict[str, np.dtype[Any]]] = {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"), "UINT32": np.dtype("<u4")}
 _FLOAT: Final = np.dtype("<f4")
 _MAX_INPUTS: Final = 1000
+_MAX_DIMENSIONS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +129,12 @@ def _read_tensor(described: Any, body: bytes, at: int) -> tuple[npt.NDArray[Any]
         raise InvalidRequestError(f"inputs holds {_brief(described)}: expected objects with a name, a shape and a datatype")
     name, kind, shape = described["name"], described.get("datatype"), described.get("shape")
     where = f"input {name[:200]!r}"
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 31 for size in shape):
-        raise InvalidRequestError(f"{where}: shape is {_brief(shape)}: expected a list of sizes")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(type(size) is int and 0 <= size < 1 << 31 for size in shape)
+    ):
+        raise InvalidRequestError(f"{where}: shape is {_brief(shape)}: expected a list of at most {_MAX_DIMENSIONS} sizes")
     count = math.prod(shape)
     size = _parameters(described, where).get("binary_data_size")
     if size is not None:
@@ -143,7 +148,10 @@ def _read_tensor(described: Any, body: bytes, at: int) -> tuple[npt.NDArray[Any]
         values = _from_json(described.get("data"), kind, count, where)
     if values.size != count:
         raise InvalidRequestError(f"{where}: {values.size} values came, and shape {shape} has {count}")
-    return values.reshape(shape), at
+    try:
+        return values.reshape(shape), at
+    except ValueError as error:  # no values, in sizes whose product no array has
+        raise InvalidRequestError(f"{where}: no array has the shape {shape}") from error
 
 
 def _from_bytes(data: bytes, kind: Any, where: str) -> npt.NDArray[Any]:

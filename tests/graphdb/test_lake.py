@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from multifacet.graphdb import GraphError, GraphSchema, GraphStore, NodeType, Relation
@@ -199,6 +200,7 @@ def test_no_row_fulfils_the_conditions(create: Callable[[GraphSchema], GraphStor
         ("pin >= 3.5", "column 'pin' is int64, and the condition's value '3.5' is none"),
         ("time >= yesterday", "'yesterday' is none"),
         ("time like 3", "is no condition"),
+        (("time", ">=", 20261101), "20261101 is none"),
         (("pin", "in", [3]), "is no condition"),
         (("pin", "=", None), "None is none"),
     ],
@@ -252,11 +254,35 @@ def test_a_damaged_file_loads_nothing(create: Callable[[GraphSchema], GraphStore
     assert edges_of(store) == []
 
 
+def test_files_of_other_columns_are_read_by_their_own(create: Callable[[GraphSchema], GraphStore], tmp_path: Path) -> None:
+    """As files that are loaded by their paths: nothing is null because the first file did not have it."""
+    rows = events(DAYS)
+    for day, change in zip(DAYS, (pa.Table.combine_chunks, narrow, without_weight), strict=True):
+        folder = tmp_path / "views" / f"day={day.date()}"
+        folder.mkdir(parents=True)
+        pq.write_table(change(of_day(rows, day.date())), folder / "part.parquet")
+    table = ParquetTable(path=tmp_path / "views", where=["time < 2026-11-03", "day < 2026-11-03"])
+    store = create(schema_of("all"))
+    load(store, table)
+    assert edges_of(store) == expected(rows.slice(0, 20))
+    with pytest.raises(GraphError, match=r"column 'weight' is missing, .*2026-11-03.* has"):
+        load(create(schema_of("all")), ParquetTable(path=tmp_path / "views", where="time < 2027-01-01"))
+
+
+def narrow(rows: pa.Table) -> pa.Table:
+    """The same values in another order of columns, and text in another type."""
+    return rows.select(["weight", "time", "pin", "user"]).set_column(3, "user", rows["user"].cast(pa.large_string()))
+
+
+def without_weight(rows: pa.Table) -> pa.Table:
+    return rows.drop_columns("weight")
+
+
 def test_what_folders_say_is_text(create: Callable[[GraphSchema], GraphStore], tmp_path: Path) -> None:
     for name in ("007", "7", "a%2Fb"):
         folder = tmp_path / "views" / f"user={name}"
         folder.mkdir(parents=True)
-        pa.parquet.write_table(events(DAYS[:1]).drop_columns("user"), folder / "part.parquet")
+        pq.write_table(events(DAYS[:1]).drop_columns("user"), folder / "part.parquet")
     (tmp_path / "views" / "_SUCCESS").touch()
     store = create(schema_of("all"))
     load(store, ParquetTable(path=tmp_path / "views"))
